@@ -1,0 +1,1 @@
+//! The file system client: library, chunk map cache, FUSE mount.

@@ -1,0 +1,1 @@
+//! The chunk server: chunk store on a journal, and the replication protocol.

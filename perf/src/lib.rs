@@ -1,0 +1,1 @@
+//! pcs-bench and the benchmarks behind every published figure.

@@ -1,0 +1,12 @@
+//! One completion loop per core over io_uring: disk, net, timers, buffers, journal.
+//!
+//! Read [`node`] first: it is the seam through which everything above speaks to the world.
+
+pub mod buf;
+pub mod node;
+
+pub use buf::{BLOCK_BYTES, Buf, BufMut};
+pub use node::{
+    BodyLength, ConnId, Durability, Event, FileHandle, Framing, HEAD_BYTES, Io, Node, OpId, OpenHow, RawFrame,
+    TimerId, Timestamp,
+};

@@ -1,0 +1,1 @@
+//! Whole-system tests: the deterministic simulator, and real processes with a real mount.

@@ -1,0 +1,109 @@
+//! Talk between a chunk server's shards and the MDS (rkyv, validated before use).
+//!
+//! Each shard keeps its own session with the master MDS: shards share nothing, not even this.
+
+use crate::{ChunkId, CsId, Epoch, Grant, LeaseId, ShardIndex, Status};
+use rkyv::{Archive, Deserialize, Serialize};
+use std::net::SocketAddr;
+
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct ChunkReport {
+    pub chunk: ChunkId,
+    pub epoch: Epoch,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub enum CsRequest {
+    /// First message of a shard after the handshake. `incarnation` grows with every start of the process.
+    Register {
+        cs: CsId,
+        shard: ShardIndex,
+        shards: u16,
+        /// Where clients and other CS reach this shard.
+        addr: SocketAddr,
+        incarnation: u64,
+        host_id: [u8; 16],
+        host: String,
+        tier: u8,
+        space: Space,
+        flags: String,
+    },
+    /// The chunks this shard holds, in pages; `last` ends the list. The MDS answers each page with Deleted
+    /// commands for chunks that no longer exist.
+    Report { chunks: Vec<ChunkReport>, last: bool },
+    /// At least once a second. Answered by Done.
+    Heartbeat { space: Space, load: Load },
+    /// As primary: these replicas can't be reached or failed; write on without them. Answered by Sets.
+    Suspect { chunks: Vec<ChunkReport>, cs: Vec<CsId>, reason: String },
+    /// As primary: the learner has everything. Answered by Sets with it in sync.
+    Joined { chunk: ChunkId, epoch: Epoch, cs: CsId },
+    /// As primary of a chunk at this epoch: is this still the set? Answered by Sets.
+    AskSet { chunk: ChunkId },
+    /// Commands to delete were carried out.
+    Deleted { chunks: Vec<ChunkId> },
+    /// Something an administrator should see in the event log.
+    Event { severity: crate::mds_api::Severity, message: String },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct Space {
+    pub total_bytes: u64,
+    pub free_bytes: u64,
+    pub chunks: u64,
+}
+
+/// Counters since the start of the shard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+pub struct Load {
+    pub reads: u64,
+    pub writes: u64,
+    pub read_bytes: u64,
+    pub write_bytes: u64,
+    /// Mean of the last second.
+    pub io_latency_us: u32,
+    pub queue_depth: u32,
+    pub journal_used_bytes: u64,
+    pub journal_total_bytes: u64,
+    pub cpu_us: u64,
+}
+
+/// Answer to the ShardStat frame.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+pub struct ShardStat {
+    pub cs: CsId,
+    pub shard: ShardIndex,
+    pub load: Load,
+    pub chunks: u64,
+    pub active_primaries: u64,
+    pub reconciliations: u64,
+    pub fills: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct ChunkSet {
+    pub chunk: ChunkId,
+    pub epoch: Epoch,
+    pub grant: Grant,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub enum CsReply {
+    Done,
+    Failed { status: Status, detail: String, master: Option<SocketAddr> },
+    /// Registered; leases with these ids are dead and their writes must be refused.
+    Registered { heartbeat_ms: u32, revoked: Vec<LeaseId> },
+    /// Replica sets that hold now. A chunk that is missing here does not exist any more.
+    Sets { sets: Vec<ChunkSet> },
+}
+
+/// MDS to CS shard, unasked.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub enum CsCommand {
+    /// To the primary: fill the learners of this set, then report Joined for each.
+    Repair { set: ChunkSet },
+    /// Drop these chunks, whatever their epoch.
+    Delete { chunks: Vec<ChunkId> },
+    Revoke { leases: Vec<LeaseId> },
+    /// The session is over (this CS was dropped, or another process with its id has registered).
+    Expelled { why: String },
+}

@@ -1,0 +1,30 @@
+//! Messages between the processes of a cluster: bytes to types and back, no I/O.
+//!
+//! - [`frame`]: the 64-byte header every message starts with;
+//! - [`data`]: the data path (client, primary, secondaries): fixed layouts;
+//! - [`mds_api`], [`cs_api`]: requests to the metadata service: rkyv;
+//! - [`hello`], [`auth`]: version negotiation and mutual authentication.
+
+#[macro_use]
+mod codec;
+pub mod auth;
+pub mod cs_api;
+pub mod data;
+pub mod frame;
+pub mod hello;
+pub mod ids;
+pub mod mds_api;
+pub mod status;
+
+pub use data::{BlockCrc, DataMeta, Grant, Prepared, Replica, Role, TailEntry};
+pub use frame::{Frame, FrameError, Head, Kind, flags, framing};
+pub use ids::*;
+pub use rkyv;
+pub use status::Status;
+
+/// Block size of the whole system, bytes.
+pub use shards::BLOCK_BYTES;
+/// Default chunk size, bytes.
+pub const DEFAULT_CHUNK_BYTES: u32 = 64 << 20;
+/// Largest payload of one data request, bytes.
+pub const MAX_IO_BYTES: usize = 1 << 20;

@@ -1,0 +1,291 @@
+//! Requests of clients and tools to the MDS, and its replies (rkyv, validated before use).
+//!
+//! Mutating requests are executed exactly once: the frame's request id, unique and growing within a client
+//! session, names the operation; the replicated state remembers the last replies of each session, so a request
+//! repeated after a fail-over gets the first answer again.
+
+use crate::{ChunkId, ClientId, CsId, Epoch, FileId, Grant, LeaseId, MdsId, Status};
+use rkyv::{Archive, Deserialize, Serialize};
+use std::net::SocketAddr;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub enum FileKind {
+    File,
+    Directory,
+    Symlink,
+}
+
+/// Attributes as `stat` shows them. Times are Unix milliseconds.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct FileAttr {
+    pub file: FileId,
+    pub kind: FileKind,
+    pub mode: u32,
+    pub size_bytes: u64,
+    /// Chunks that exist times chunk size is an upper bound; thin space is known to the CS only.
+    pub allocated_bytes: u64,
+    pub mtime_ms: u64,
+    pub ctime_ms: u64,
+    /// Directories: number of subdirectories + 2; else 1 (0 once unlinked and still open).
+    pub links: u32,
+    pub chunk_bytes: u32,
+    pub replicas: ReplicaPolicy,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+pub struct ReplicaPolicy {
+    pub normal: u8,
+    pub minimum: u8,
+    pub tier: u8,
+    pub domain: FailureDomain,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FailureDomain {
+    Disk,
+    Host,
+    Rack,
+    Row,
+    Room,
+}
+
+/// Fields to change; `None` stays. A smaller `size_bytes` drops the chunks behind it; the client has zeroed
+/// the rest of the last block before.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct AttrChange {
+    pub mode: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub size_bytes: Option<u64>,
+    pub mtime_ms: Option<u64>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct DirEntry {
+    pub name: String,
+    pub attr: FileAttr,
+}
+
+/// Where one chunk of a file lies.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct ChunkMap {
+    /// Position of the chunk in the file, in chunks.
+    pub index: u32,
+    pub chunk: ChunkId,
+    pub epoch: Epoch,
+    pub grant: Grant,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub enum LeaseMode {
+    Read,
+    Write,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub enum MdsRequest {
+    /// Starts a client session. Repeated by the same `nonce` it returns the same session.
+    OpenSession { host: String, mount_point: String, nonce: u64 },
+    /// Keeps the session and all its leases alive.
+    KeepAlive { client: ClientId },
+    /// Ends the session and its leases.
+    CloseSession { client: ClientId },
+
+    Lookup { parent: FileId, name: String },
+    GetAttr { file: FileId },
+    SetAttr { client: ClientId, file: FileId, change: AttrChange },
+    /// Creates and, with `open`, grants a write lease in the same round trip.
+    Create { client: ClientId, parent: FileId, name: String, kind: FileKind, mode: u32, uid: u32, gid: u32, symlink_target: String, exclusive: bool, open: bool },
+    Unlink { client: ClientId, parent: FileId, name: String, directory: bool },
+    /// `no_replace`: fails with Exists; `exchange`: swaps the two names.
+    Rename { client: ClientId, from_parent: FileId, from_name: String, to_parent: FileId, to_name: String, no_replace: bool, exchange: bool },
+    ReadDir { directory: FileId, after: String, limit: u32 },
+    ReadLink { file: FileId },
+    GetXattr { file: FileId, name: String },
+    SetXattr { client: ClientId, file: FileId, name: String, value: Vec<u8>, create_only: bool, replace_only: bool },
+    ListXattr { file: FileId },
+    RemoveXattr { client: ClientId, file: FileId, name: String },
+
+    Open { client: ClientId, file: FileId, mode: LeaseMode },
+    /// Ends the lease; the last size and mtime come with it.
+    Release { client: ClientId, file: FileId, lease: LeaseId, size_bytes: Option<u64>, mtime_ms: Option<u64> },
+    /// Records the size a writer has reached (never shrinks).
+    Extend { client: ClientId, file: FileId, lease: LeaseId, size_bytes: u64, mtime_ms: u64 },
+
+    /// Maps of the chunks `first .. first + count`; absent chunks are left out (holes).
+    Map { file: FileId, first: u32, count: u32 },
+    /// Makes sure the chunks exist (placing replicas) and returns their maps.
+    Allocate { client: ClientId, file: FileId, lease: LeaseId, first: u32, count: u32 },
+    /// The asker could not use the chunk at this epoch. `unreachable` names CS it failed to reach.
+    /// The MDS changes the replica set if it must, and returns the map that holds now.
+    Refresh { chunk: ChunkId, epoch: Epoch, unreachable: Vec<CsId> },
+    StatFs,
+
+    // Administration.
+    /// Gives a new chunk server its id.
+    NewCs { host_id: [u8; 16], host: String },
+    /// An attribute by the name the guide gives it: replicas, tier, failure-domain, chunk-size.
+    SetPolicy { file: FileId, name: String, value: String, recursive: bool },
+    /// Path of a file in the cluster to its attributes.
+    Resolve { path: String },
+    ClusterStat,
+    Events { after: u64, limit: u32 },
+    /// All chunks with an id above `after`, for checks; at most `limit`.
+    ListChunks { after: ChunkId, limit: u32 },
+    /// Says that the replica of a chunk on `cs` holds wrong data; the MDS has it filled again from the others.
+    ReportBadReplica { chunk: ChunkId, epoch: Epoch, cs: CsId },
+    /// Adds a metadata server to the quorum.
+    AddMds { addr: SocketAddr, raft_addr: SocketAddr },
+    RemoveMds { id: MdsId },
+    /// Takes away all leases of a file.
+    Revoke { file: FileId },
+    /// Which chunk servers and metadata servers exist.
+    ListServices,
+    GetConfig,
+    SetConfig { key: String, value: String },
+}
+
+#[derive(Clone, PartialEq, Debug, Archive, Serialize, Deserialize)]
+pub enum MdsReply {
+    Done,
+    /// The request failed. `detail` says what and what to do; for NotMaster `master` is where to ask.
+    Failed { status: Status, detail: String, master: Option<SocketAddr> },
+    Session { client: ClientId, lease_timeout_ms: u32 },
+    /// Answer to KeepAlive: leases of the session that were revoked since.
+    Alive { revoked: Vec<LeaseId> },
+    Attr(FileAttr),
+    Created { attr: FileAttr, lease: Option<LeaseId> },
+    Opened { attr: FileAttr, lease: LeaseId },
+    Entries { entries: Vec<DirEntry>, more: bool },
+    Link { target: String },
+    Xattr { value: Vec<u8> },
+    XattrNames { names: Vec<String> },
+    Maps { chunks: Vec<ChunkMap> },
+    Fs(FsStat),
+    NewCs { cs: CsId },
+    Stat(Box<ClusterStat>),
+    Events { events: Vec<Event>, last: u64 },
+    Mds { id: MdsId },
+    Config { entries: Vec<(String, String)> },
+}
+
+/// MDS to client, unasked.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub enum ClientNote {
+    Revoked { leases: Vec<LeaseId> },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+pub struct FsStat {
+    /// Physical, summed over all CS.
+    pub total_bytes: u64,
+    pub free_bytes: u64,
+    /// Free divided by the root directory's replicas.
+    pub available_bytes: u64,
+    pub files: u64,
+    pub chunks: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CsStatus {
+    /// All shards are registered.
+    Active,
+    /// Silent for less than `mds.wd.offline_tout`.
+    Inactive,
+    /// Silent for longer: its chunks are copied elsewhere.
+    Offline,
+    Dropped,
+    Failed,
+}
+
+#[derive(Clone, PartialEq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+pub struct CsInfo {
+    pub cs: CsId,
+    pub status: CsStatus,
+    pub host: String,
+    pub tier: u8,
+    pub total_bytes: u64,
+    pub free_bytes: u64,
+    pub replicas: u64,
+    pub shard_addrs: Vec<SocketAddr>,
+    pub io_latency_us: u32,
+    pub queue_depth: u32,
+    pub flags: String,
+    pub read_bytes_per_s: u64,
+    pub write_bytes_per_s: u64,
+    pub read_ops_per_s: u64,
+    pub write_ops_per_s: u64,
+}
+
+#[derive(Clone, PartialEq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+pub struct MdsInfo {
+    pub mds: MdsId,
+    pub addr: SocketAddr,
+    pub master: bool,
+    pub available: bool,
+    pub commits: u64,
+    pub uptime_ms: u64,
+    pub memory_bytes: u64,
+}
+
+#[derive(Clone, PartialEq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+pub struct ClientInfo {
+    pub client: ClientId,
+    pub host: String,
+    pub mount_point: String,
+    pub leases: u32,
+}
+
+/// How many chunks are in which state (the guide's words).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+pub struct ChunkCounts {
+    pub total: u64,
+    pub healthy: u64,
+    pub standby: u64,
+    pub degraded: u64,
+    pub urgent: u64,
+    pub blocked: u64,
+    pub offline: u64,
+    pub replicating: u64,
+    pub overcommitted: u64,
+    pub deleting: u64,
+    pub void: u64,
+    pub unique: u64,
+}
+
+#[derive(Clone, PartialEq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+pub struct ClusterStat {
+    pub cluster: String,
+    /// healthy, degraded, failure, unknown.
+    pub status: String,
+    pub fs: FsStat,
+    pub default_policy: ReplicaPolicy,
+    pub mds: Vec<MdsInfo>,
+    pub cs: Vec<CsInfo>,
+    pub clients: Vec<ClientInfo>,
+    pub chunks: ChunkCounts,
+    pub epoch_uptime_ms: u64,
+    pub license: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    Info,
+    Warn,
+    Err,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+pub struct Event {
+    pub number: u64,
+    pub time_ms: u64,
+    /// JRN, MDS, CS, CLN …
+    pub system: String,
+    pub severity: Severity,
+    pub message: String,
+}
