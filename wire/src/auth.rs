@@ -50,7 +50,8 @@ const HEADING: &str = "pstorage-auth-digest 1";
 impl ClusterKey {
     pub fn from_password(password: &str, salt: PasswordSalt) -> Result<Self, String> {
         salt.check()?;
-        let params = argon2::Params::new(salt.memory_kib, salt.passes, salt.lanes, Some(32)).map_err(|e| e.to_string())?;
+        let params = argon2::Params::new(salt.memory_kib, salt.passes, salt.lanes, Some(32))
+            .map_err(|e| e.to_string())?;
         let mut key = [0u8; 32];
         argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params)
             .hash_password_into(password.as_bytes(), &salt.salt, &mut key)

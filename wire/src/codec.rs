@@ -4,7 +4,8 @@
 #[macro_export]
 macro_rules! encode {
     ($value:expr) => {
-        $crate::rkyv::to_bytes::<$crate::rkyv::rancor::Error>($value).expect("control messages always serialise")
+        $crate::rkyv::to_bytes::<$crate::rkyv::rancor::Error>($value)
+            .expect("control messages always serialise")
     };
 }
 
@@ -12,6 +13,7 @@ macro_rules! encode {
 #[macro_export]
 macro_rules! decode {
     ($type:ty, $bytes:expr) => {
-        $crate::rkyv::from_bytes::<$type, $crate::rkyv::rancor::Error>($bytes).map_err(|e| format!("{}: {e}", stringify!($type)))
+        $crate::rkyv::from_bytes::<$type, $crate::rkyv::rancor::Error>($bytes)
+            .map_err(|e| format!("{}: {e}", stringify!($type)))
     };
 }

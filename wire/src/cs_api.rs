@@ -53,7 +53,19 @@ pub struct Space {
 }
 
 /// Counters since the start of the shard.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Debug,
+    Default,
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct Load {
     pub reads: u64,
     pub writes: u64,
@@ -68,7 +80,9 @@ pub struct Load {
 }
 
 /// Answer to the ShardStat frame.
-#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize,
+)]
 pub struct ShardStat {
     pub cs: CsId,
     pub shard: ShardIndex,
@@ -89,21 +103,38 @@ pub struct ChunkSet {
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub enum CsReply {
     Done,
-    Failed { status: Status, detail: String, master: Option<SocketAddr> },
+    Failed {
+        status: Status,
+        detail: String,
+        master: Option<SocketAddr>,
+    },
     /// Registered; leases with these ids are dead and their writes must be refused.
-    Registered { heartbeat_ms: u32, revoked: Vec<LeaseId> },
+    Registered {
+        heartbeat_ms: u32,
+        revoked: Vec<LeaseId>,
+    },
     /// Replica sets that hold now. A chunk that is missing here does not exist any more.
-    Sets { sets: Vec<ChunkSet> },
+    Sets {
+        sets: Vec<ChunkSet>,
+    },
 }
 
 /// MDS to CS shard, unasked.
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub enum CsCommand {
     /// To the primary: fill the learners of this set, then report Joined for each.
-    Repair { set: ChunkSet },
+    Repair {
+        set: ChunkSet,
+    },
     /// Drop these chunks, whatever their epoch.
-    Delete { chunks: Vec<ChunkId> },
-    Revoke { leases: Vec<LeaseId> },
+    Delete {
+        chunks: Vec<ChunkId>,
+    },
+    Revoke {
+        leases: Vec<LeaseId>,
+    },
     /// The session is over (this CS was dropped, or another process with its id has registered).
-    Expelled { why: String },
+    Expelled {
+        why: String,
+    },
 }

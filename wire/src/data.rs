@@ -136,11 +136,19 @@ impl DataMeta {
             return Err(format!("{} bytes, at least {META_BYTES} expected", bytes.len()));
         }
         let (crc_count, grant_len) = (u32_at(24) as usize, u32_at(28) as usize);
-        let expected = META_BYTES.checked_add(grant_len).and_then(|n| n.checked_add(crc_count.checked_mul(4)?));
+        let expected =
+            META_BYTES.checked_add(grant_len).and_then(|n| n.checked_add(crc_count.checked_mul(4)?));
         if expected != Some(bytes.len()) {
-            return Err(format!("{crc_count} checksums and a grant of {grant_len} bytes in {} bytes", bytes.len()));
+            return Err(format!(
+                "{crc_count} checksums and a grant of {grant_len} bytes in {} bytes",
+                bytes.len()
+            ));
         }
-        let grant = if grant_len == 0 { None } else { Some(decode_grant(&bytes[META_BYTES..META_BYTES + grant_len])?) };
+        let grant = if grant_len == 0 {
+            None
+        } else {
+            Some(decode_grant(&bytes[META_BYTES..META_BYTES + grant_len])?)
+        };
         let crcs = bytes[META_BYTES + grant_len..]
             .chunks_exact(4)
             .map(|c| BlockCrc(u32::from_le_bytes(c.try_into().expect("4 bytes"))))
@@ -156,7 +164,10 @@ impl DataMeta {
 }
 
 fn decode_grant(bytes: &[u8]) -> Result<Grant, String> {
-    if bytes.len() < 8 || bytes.len() != 8 + REPLICA_BYTES * bytes[0] as usize || bytes[0] as usize > MAX_REPLICAS {
+    if bytes.len() < 8
+        || bytes.len() != 8 + REPLICA_BYTES * bytes[0] as usize
+        || bytes[0] as usize > MAX_REPLICAS
+    {
         return Err(format!("grant of {} bytes", bytes.len()));
     }
     let mut replicas = Vec::with_capacity(bytes[0] as usize);

@@ -18,9 +18,19 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Archive, Serialize, Deserialize)]
 pub enum Peer {
-    Client { client: ClientId, generation: u64 },
-    CsShard { cs: CsId, shard: ShardIndex, generation: u64 },
-    Mds { mds: MdsId, generation: u64 },
+    Client {
+        client: ClientId,
+        generation: u64,
+    },
+    CsShard {
+        cs: CsId,
+        shard: ShardIndex,
+        generation: u64,
+    },
+    Mds {
+        mds: MdsId,
+        generation: u64,
+    },
     /// An administrator's command, or a client before it has a session.
     Tool,
 }
@@ -29,7 +39,9 @@ impl Peer {
     /// Whether `self` replaces connections of `older`: the same peer with a smaller generation.
     pub fn replaces(&self, older: &Peer) -> bool {
         match (self, older) {
-            (Peer::Client { client: a, generation: g }, Peer::Client { client: b, generation: h }) => a == b && g > h,
+            (Peer::Client { client: a, generation: g }, Peer::Client { client: b, generation: h }) => {
+                a == b && g > h
+            }
             (
                 Peer::CsShard { cs: a, shard: s, generation: g },
                 Peer::CsShard { cs: b, shard: t, generation: h },
@@ -68,7 +80,11 @@ const CLIENT: &str = "pstorage initiator 1";
 fn message<T>(kind: Kind, status: Status, value: &T) -> Frame
 where
     T: for<'a> Serialize<
-        rkyv::api::high::HighSerializer<rkyv::util::AlignedVec, rkyv::ser::allocator::ArenaHandle<'a>, rkyv::rancor::Error>,
+        rkyv::api::high::HighSerializer<
+            rkyv::util::AlignedVec,
+            rkyv::ser::allocator::ArenaHandle<'a>,
+            rkyv::rancor::Error,
+        >,
     >,
 {
     let mut head = Head::new(kind, 0);
@@ -134,12 +150,23 @@ impl Initiator {
             Kind::Challenge => {
                 let c = decode!(Challenge, &frame.meta).map_err(|e| fail(Status::BadRequest, e))?;
                 if !(VERSION_OLDEST..=VERSION).contains(&c.version) {
-                    return Err(fail(Status::Version, format!("server chose protocol version {}", c.version)));
+                    return Err(fail(
+                        Status::Version,
+                        format!("server chose protocol version {}", c.version),
+                    ));
                 }
-                if !self.key.verify(SERVER, &transcript(&self.hello, c.version, &c.peer, &c.nonce).parts(), &c.proof) {
-                    return Err(fail(Status::WrongPassword, "the server does not hold this cluster's key".into()));
+                if !self.key.verify(
+                    SERVER,
+                    &transcript(&self.hello, c.version, &c.peer, &c.nonce).parts(),
+                    &c.proof,
+                ) {
+                    return Err(fail(
+                        Status::WrongPassword,
+                        "the server does not hold this cluster's key".into(),
+                    ));
                 }
-                let proof = self.key.prove(CLIENT, &transcript(&self.hello, c.version, &c.peer, &c.nonce).parts());
+                let proof =
+                    self.key.prove(CLIENT, &transcript(&self.hello, c.version, &c.peer, &c.nonce).parts());
                 self.accepted = Some((c.peer, c.version));
                 Ok(Step::Send(Frame::new(Head::new(Kind::Proof, 0), &proof, shards::Buf::empty())))
             }
@@ -195,7 +222,8 @@ impl Acceptor {
                         format!("this server belongs to cluster '{}', not '{}'", self.cluster, hello.cluster),
                     ));
                 }
-                let proof = self.key.prove(SERVER, &transcript(&hello, version, &self.me, &self.nonce).parts());
+                let proof =
+                    self.key.prove(SERVER, &transcript(&hello, version, &self.me, &self.nonce).parts());
                 let challenge = Challenge { version, peer: self.me, nonce: self.nonce, proof };
                 self.hello = Some((hello, version));
                 Ok(Step::Send(message(Kind::Challenge, Status::Ok, &challenge)))
@@ -204,7 +232,11 @@ impl Acceptor {
                 let proof: [u8; 32] = (&*frame.meta)
                     .try_into()
                     .map_err(|_| fail(Status::BadRequest, format!("proof of {} bytes", frame.meta.len())))?;
-                if !self.key.verify(CLIENT, &transcript(hello, *version, &self.me, &self.nonce).parts(), &proof) {
+                if !self.key.verify(
+                    CLIENT,
+                    &transcript(hello, *version, &self.me, &self.nonce).parts(),
+                    &proof,
+                ) {
                     return Err(fail(Status::WrongPassword, "wrong password or key for this cluster".into()));
                 }
                 Ok(Step::Finished {
@@ -247,7 +279,12 @@ impl Transcript {
 }
 
 fn transcript(hello: &Hello, version: u16, acceptor: &Peer, nonce: &[u8; 32]) -> Transcript {
-    Transcript { hello: encode!(hello), peer: encode!(acceptor), version: version.to_le_bytes(), nonce: *nonce }
+    Transcript {
+        hello: encode!(hello),
+        peer: encode!(acceptor),
+        version: version.to_le_bytes(),
+        nonce: *nonce,
+    }
 }
 
 #[cfg(test)]

@@ -28,3 +28,8 @@ pub use shards::BLOCK_BYTES;
 pub const DEFAULT_CHUNK_BYTES: u32 = 64 << 20;
 /// Largest payload of one data request, bytes.
 pub const MAX_IO_BYTES: usize = 1 << 20;
+
+/// The checksum of headers and metadata: CRC-32 (IEEE).
+pub fn crc(bytes: &[u8]) -> u32 {
+    crc32fast::hash(bytes)
+}

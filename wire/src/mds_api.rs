@@ -34,7 +34,9 @@ pub struct FileAttr {
     pub gid: u32,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize,
+)]
 pub struct ReplicaPolicy {
     pub normal: u8,
     pub minimum: u8,
@@ -42,7 +44,20 @@ pub struct ReplicaPolicy {
     pub domain: FailureDomain,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Debug,
+    PartialOrd,
+    Ord,
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum FailureDomain {
     Disk,
@@ -88,88 +103,246 @@ pub enum LeaseMode {
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub enum MdsRequest {
     /// Starts a client session. Repeated by the same `nonce` it returns the same session.
-    OpenSession { host: String, mount_point: String, nonce: u64 },
+    OpenSession {
+        host: String,
+        mount_point: String,
+        nonce: u64,
+    },
     /// Keeps the session and all its leases alive.
-    KeepAlive { client: ClientId },
+    KeepAlive {
+        client: ClientId,
+    },
     /// Ends the session and its leases.
-    CloseSession { client: ClientId },
+    CloseSession {
+        client: ClientId,
+    },
 
-    Lookup { parent: FileId, name: String },
-    GetAttr { file: FileId },
-    SetAttr { client: ClientId, file: FileId, change: AttrChange },
+    Lookup {
+        parent: FileId,
+        name: String,
+    },
+    GetAttr {
+        file: FileId,
+    },
+    SetAttr {
+        client: ClientId,
+        file: FileId,
+        change: AttrChange,
+    },
     /// Creates and, with `open`, grants a write lease in the same round trip.
-    Create { client: ClientId, parent: FileId, name: String, kind: FileKind, mode: u32, uid: u32, gid: u32, symlink_target: String, exclusive: bool, open: bool },
-    Unlink { client: ClientId, parent: FileId, name: String, directory: bool },
+    Create {
+        client: ClientId,
+        parent: FileId,
+        name: String,
+        kind: FileKind,
+        mode: u32,
+        uid: u32,
+        gid: u32,
+        symlink_target: String,
+        exclusive: bool,
+        open: bool,
+    },
+    Unlink {
+        client: ClientId,
+        parent: FileId,
+        name: String,
+        directory: bool,
+    },
     /// `no_replace`: fails with Exists; `exchange`: swaps the two names.
-    Rename { client: ClientId, from_parent: FileId, from_name: String, to_parent: FileId, to_name: String, no_replace: bool, exchange: bool },
-    ReadDir { directory: FileId, after: String, limit: u32 },
-    ReadLink { file: FileId },
-    GetXattr { file: FileId, name: String },
-    SetXattr { client: ClientId, file: FileId, name: String, value: Vec<u8>, create_only: bool, replace_only: bool },
-    ListXattr { file: FileId },
-    RemoveXattr { client: ClientId, file: FileId, name: String },
+    Rename {
+        client: ClientId,
+        from_parent: FileId,
+        from_name: String,
+        to_parent: FileId,
+        to_name: String,
+        no_replace: bool,
+        exchange: bool,
+    },
+    ReadDir {
+        directory: FileId,
+        after: String,
+        limit: u32,
+    },
+    ReadLink {
+        file: FileId,
+    },
+    GetXattr {
+        file: FileId,
+        name: String,
+    },
+    SetXattr {
+        client: ClientId,
+        file: FileId,
+        name: String,
+        value: Vec<u8>,
+        create_only: bool,
+        replace_only: bool,
+    },
+    ListXattr {
+        file: FileId,
+    },
+    RemoveXattr {
+        client: ClientId,
+        file: FileId,
+        name: String,
+    },
 
-    Open { client: ClientId, file: FileId, mode: LeaseMode },
+    Open {
+        client: ClientId,
+        file: FileId,
+        mode: LeaseMode,
+    },
     /// Ends the lease; the last size and mtime come with it.
-    Release { client: ClientId, file: FileId, lease: LeaseId, size_bytes: Option<u64>, mtime_ms: Option<u64> },
+    Release {
+        client: ClientId,
+        file: FileId,
+        lease: LeaseId,
+        size_bytes: Option<u64>,
+        mtime_ms: Option<u64>,
+    },
     /// Records the size a writer has reached (never shrinks).
-    Extend { client: ClientId, file: FileId, lease: LeaseId, size_bytes: u64, mtime_ms: u64 },
+    Extend {
+        client: ClientId,
+        file: FileId,
+        lease: LeaseId,
+        size_bytes: u64,
+        mtime_ms: u64,
+    },
 
     /// Maps of the chunks `first .. first + count`; absent chunks are left out (holes).
-    Map { file: FileId, first: u32, count: u32 },
+    Map {
+        file: FileId,
+        first: u32,
+        count: u32,
+    },
     /// Makes sure the chunks exist (placing replicas) and returns their maps.
-    Allocate { client: ClientId, file: FileId, lease: LeaseId, first: u32, count: u32 },
+    Allocate {
+        client: ClientId,
+        file: FileId,
+        lease: LeaseId,
+        first: u32,
+        count: u32,
+    },
     /// The asker could not use the chunk at this epoch. `unreachable` names CS it failed to reach.
     /// The MDS changes the replica set if it must, and returns the map that holds now.
-    Refresh { chunk: ChunkId, epoch: Epoch, unreachable: Vec<CsId> },
+    Refresh {
+        chunk: ChunkId,
+        epoch: Epoch,
+        unreachable: Vec<CsId>,
+    },
     StatFs,
 
     // Administration.
     /// Gives a new chunk server its id.
-    NewCs { host_id: [u8; 16], host: String },
+    NewCs {
+        host_id: [u8; 16],
+        host: String,
+    },
     /// An attribute by the name the guide gives it: replicas, tier, failure-domain, chunk-size.
-    SetPolicy { file: FileId, name: String, value: String, recursive: bool },
+    SetPolicy {
+        file: FileId,
+        name: String,
+        value: String,
+        recursive: bool,
+    },
     /// Path of a file in the cluster to its attributes.
-    Resolve { path: String },
+    Resolve {
+        path: String,
+    },
     ClusterStat,
-    Events { after: u64, limit: u32 },
+    Events {
+        after: u64,
+        limit: u32,
+    },
     /// All chunks with an id above `after`, for checks; at most `limit`.
-    ListChunks { after: ChunkId, limit: u32 },
+    ListChunks {
+        after: ChunkId,
+        limit: u32,
+    },
     /// Says that the replica of a chunk on `cs` holds wrong data; the MDS has it filled again from the others.
-    ReportBadReplica { chunk: ChunkId, epoch: Epoch, cs: CsId },
+    ReportBadReplica {
+        chunk: ChunkId,
+        epoch: Epoch,
+        cs: CsId,
+    },
     /// Adds a metadata server to the quorum.
-    AddMds { addr: SocketAddr, raft_addr: SocketAddr },
-    RemoveMds { id: MdsId },
+    AddMds {
+        addr: SocketAddr,
+        raft_addr: SocketAddr,
+    },
+    RemoveMds {
+        id: MdsId,
+    },
     /// Takes away all leases of a file.
-    Revoke { file: FileId },
+    Revoke {
+        file: FileId,
+    },
     /// Which chunk servers and metadata servers exist.
     ListServices,
     GetConfig,
-    SetConfig { key: String, value: String },
+    SetConfig {
+        key: String,
+        value: String,
+    },
 }
 
 #[derive(Clone, PartialEq, Debug, Archive, Serialize, Deserialize)]
 pub enum MdsReply {
     Done,
     /// The request failed. `detail` says what and what to do; for NotMaster `master` is where to ask.
-    Failed { status: Status, detail: String, master: Option<SocketAddr> },
-    Session { client: ClientId, lease_timeout_ms: u32 },
+    Failed {
+        status: Status,
+        detail: String,
+        master: Option<SocketAddr>,
+    },
+    Session {
+        client: ClientId,
+        lease_timeout_ms: u32,
+    },
     /// Answer to KeepAlive: leases of the session that were revoked since.
-    Alive { revoked: Vec<LeaseId> },
+    Alive {
+        revoked: Vec<LeaseId>,
+    },
     Attr(FileAttr),
-    Created { attr: FileAttr, lease: Option<LeaseId> },
-    Opened { attr: FileAttr, lease: LeaseId },
-    Entries { entries: Vec<DirEntry>, more: bool },
-    Link { target: String },
-    Xattr { value: Vec<u8> },
-    XattrNames { names: Vec<String> },
-    Maps { chunks: Vec<ChunkMap> },
+    Created {
+        attr: FileAttr,
+        lease: Option<LeaseId>,
+    },
+    Opened {
+        attr: FileAttr,
+        lease: LeaseId,
+    },
+    Entries {
+        entries: Vec<DirEntry>,
+        more: bool,
+    },
+    Link {
+        target: String,
+    },
+    Xattr {
+        value: Vec<u8>,
+    },
+    XattrNames {
+        names: Vec<String>,
+    },
+    Maps {
+        chunks: Vec<ChunkMap>,
+    },
     Fs(FsStat),
-    NewCs { cs: CsId },
+    NewCs {
+        cs: CsId,
+    },
     Stat(Box<ClusterStat>),
-    Events { events: Vec<Event>, last: u64 },
-    Mds { id: MdsId },
-    Config { entries: Vec<(String, String)> },
+    Events {
+        events: Vec<Event>,
+        last: u64,
+    },
+    Mds {
+        id: MdsId,
+    },
+    Config {
+        entries: Vec<(String, String)>,
+    },
 }
 
 /// MDS to client, unasked.
@@ -178,7 +351,19 @@ pub enum ClientNote {
     Revoked { leases: Vec<LeaseId> },
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Debug,
+    Default,
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct FsStat {
     /// Physical, summed over all CS.
     pub total_bytes: u64,
@@ -189,7 +374,9 @@ pub struct FsStat {
     pub chunks: u64,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum CsStatus {
     /// All shards are registered.
@@ -241,7 +428,19 @@ pub struct ClientInfo {
 }
 
 /// How many chunks are in which state (the guide's words).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Debug,
+    Default,
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct ChunkCounts {
     pub total: u64,
     pub healthy: u64,
@@ -272,7 +471,20 @@ pub struct ClusterStat {
     pub license: String,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Debug,
+    PartialOrd,
+    Ord,
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     Info,
@@ -280,7 +492,9 @@ pub enum Severity {
     Err,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize,
+)]
 pub struct Event {
     pub number: u64,
     pub time_ms: u64,
