@@ -5,9 +5,13 @@
 //!   can be used for O_DIRECT once its length is rounded up;
 //! - a [`BufMut`] is the only handle to its memory; a [`Buf`] is read-only and may be shared (cloned,
 //!   sliced, sent to other threads) without a copy;
-//! - memory is zeroed when it is first allocated, never handed out uninitialised.
+//! - memory is zeroed when it is first allocated, never handed out uninitialised;
+//! - freed memory goes to a list of the freeing thread by size, so that a shard in steady state asks the
+//!   allocator for no payload memory.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
@@ -23,6 +27,45 @@ struct Slab {
 unsafe impl Send for Slab {}
 // SAFETY: as above; shared access is read-only.
 unsafe impl Sync for Slab {}
+
+/// Bytes a thread keeps for reuse; beyond that memory goes back to the allocator.
+const KEEP_BYTES: usize = 64 << 20;
+
+#[derive(Default)]
+struct Pool {
+    by_capacity: HashMap<usize, Vec<Slab>>,
+    kept_bytes: usize,
+}
+
+thread_local! {
+    static POOL: RefCell<Pool> = RefCell::default();
+}
+
+/// Memory of exactly this capacity from the thread's pool, with old content.
+fn reuse(capacity_bytes: usize) -> Option<Slab> {
+    POOL.try_with(|pool| {
+        let mut pool = pool.borrow_mut();
+        let slab = pool.by_capacity.get_mut(&capacity_bytes)?.pop()?;
+        pool.kept_bytes -= capacity_bytes;
+        Some(slab)
+    })
+    .ok()
+    .flatten()
+}
+
+/// Takes memory into the thread's pool; false when it is full or the thread is ending.
+fn keep(start: *mut u8, capacity_bytes: usize) -> bool {
+    POOL.try_with(|pool| {
+        let Ok(mut pool) = pool.try_borrow_mut() else { return false };
+        if pool.kept_bytes + capacity_bytes > KEEP_BYTES {
+            return false;
+        }
+        pool.kept_bytes += capacity_bytes;
+        pool.by_capacity.entry(capacity_bytes).or_default().push(Slab { start, capacity_bytes });
+        true
+    })
+    .unwrap_or(false)
+}
 
 impl Slab {
     fn layout(capacity_bytes: usize) -> Layout {
@@ -42,6 +85,9 @@ impl Slab {
 
 impl Drop for Slab {
     fn drop(&mut self) {
+        if keep(self.start, self.capacity_bytes) {
+            return;
+        }
         // SAFETY: allocated in `new` with this same layout and freed only here.
         unsafe { dealloc(self.start, Self::layout(self.capacity_bytes)) }
     }
@@ -56,8 +102,16 @@ pub struct BufMut {
 impl BufMut {
     /// A zeroed buffer of `len` bytes; capacity is rounded up to whole blocks.
     pub fn zeroed(len: usize) -> Self {
+        let mut buf = Self::scratch(len);
+        buf.fill(0);
+        buf
+    }
+
+    /// A buffer with arbitrary old content, for callers that overwrite all of it before anybody reads it.
+    pub fn scratch(len: usize) -> Self {
         let capacity = len.max(1).next_multiple_of(BLOCK_BYTES);
-        BufMut { slab: Arc::new(Slab::new(capacity)), len }
+        let slab = reuse(capacity).unwrap_or_else(|| Slab::new(capacity));
+        BufMut { slab: Arc::new(slab), len }
     }
 
     pub fn from_slice(bytes: &[u8]) -> Self {
@@ -136,7 +190,9 @@ impl Buf {
     /// Takes the memory back for writing if this is the only view of it.
     pub fn try_into_mut(mut self) -> Result<BufMut, Buf> {
         match self.slab.take() {
-            Some(slab) if self.offset == 0 && Arc::strong_count(&slab) == 1 => Ok(BufMut { slab, len: self.len }),
+            Some(slab) if self.offset == 0 && Arc::strong_count(&slab) == 1 => {
+                Ok(BufMut { slab, len: self.len })
+            }
             slab => {
                 self.slab = slab;
                 Err(self)

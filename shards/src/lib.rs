@@ -2,8 +2,12 @@
 //!
 //! Read [`node`] first: it is the seam through which everything above speaks to the world.
 
+pub mod blocking;
 pub mod buf;
+pub mod host;
 pub mod node;
+pub mod ring;
+pub mod sim;
 
 pub use buf::{BLOCK_BYTES, Buf, BufMut};
 pub use node::{

@@ -1,0 +1,60 @@
+//! Small facts about this machine and process, for binaries.
+
+use std::time::Duration;
+
+pub fn kernel_version() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map_or_else(|_| "unknown".into(), |v| v.trim().to_string())
+}
+
+pub fn host_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_else(|| "localhost".into())
+}
+
+/// Random bytes from the kernel, fit for keys and nonces.
+pub fn random_bytes<const N: usize>() -> [u8; N] {
+    let mut bytes = [0u8; N];
+    let mut have = 0;
+    while have < N {
+        // SAFETY: the pointer and length describe the rest of a live array.
+        let got = unsafe { libc::getrandom(bytes[have..].as_mut_ptr().cast(), N - have, 0) };
+        assert!(
+            got > 0 || std::io::Error::last_os_error().raw_os_error() == Some(libc::EINTR),
+            "getrandom failed"
+        );
+        have += got.max(0) as usize;
+    }
+    bytes
+}
+
+/// CPU time this process has used, user and system.
+pub fn cpu_time() -> Duration {
+    let Ok(usage) = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF) else {
+        return Duration::ZERO;
+    };
+    let us = |t: nix::sys::time::TimeVal| Duration::new(t.tv_sec() as u64, t.tv_usec() as u32 * 1000);
+    us(usage.user_time()) + us(usage.system_time())
+}
+
+/// Resident memory of this process, bytes; 0 when /proc is not there.
+pub fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096
+}
+
+/// Blocks SIGTERM and SIGINT in this thread and those it starts later; call first in `main`.
+pub fn block_termination_signals() {
+    let _ = termination_signals().thread_block();
+}
+
+/// Waits for SIGTERM or SIGINT (blocked before).
+pub fn wait_for_termination() {
+    while termination_signals().wait().is_err() {}
+}
+
+fn termination_signals() -> nix::sys::signal::SigSet {
+    let mut set = nix::sys::signal::SigSet::empty();
+    set.add(nix::sys::signal::Signal::SIGTERM);
+    set.add(nix::sys::signal::Signal::SIGINT);
+    set
+}

@@ -1,0 +1,263 @@
+//! Files and disk operations of a loop.
+
+use super::world::{BlobDone, Happening, Operation, World};
+use crate::buf::{BLOCK_BYTES, Buf, BufMut};
+use crate::node::{Durability, FileHandle, OpId, OpenHow};
+use io_uring::{opcode, types};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+/// Most parts one writev takes (UIO_MAXIOV).
+const MOST_PARTS: usize = 1024;
+
+#[derive(Default)]
+pub(super) struct Files {
+    open: Vec<File>,
+}
+
+impl Files {
+    pub fn open(&mut self, dir: &Path, path: &str, how: OpenHow) -> io::Result<FileHandle> {
+        let full = dir.join(path);
+        if how.create
+            && let Some(parent) = full.parent()
+        {
+            std::fs::create_dir_all(parent)?;
+        }
+        let mut options = OpenOptions::new();
+        options.read(true).write(!how.read_only).create(how.create && !how.read_only).truncate(false);
+        options.custom_flags(if how.direct { libc::O_DIRECT } else { 0 });
+        let file = options.open(&full).map_err(|e| explain_open(e, &full, how.direct))?;
+        self.open.push(file);
+        Ok(FileHandle(self.open.len() as u32 - 1))
+    }
+
+    pub fn len(&self, file: FileHandle) -> io::Result<u64> {
+        Ok(self.open[file.0 as usize].metadata()?.len())
+    }
+
+    pub fn fd(&self, file: FileHandle) -> RawFd {
+        self.open[file.0 as usize].as_raw_fd()
+    }
+}
+
+fn explain_open(error: io::Error, path: &Path, direct: bool) -> io::Error {
+    let hint = if direct && error.raw_os_error() == Some(libc::EINVAL) {
+        ": its file system does not support direct I/O (O_DIRECT); use a directory on ext4, XFS or a block device"
+    } else {
+        ""
+    };
+    io::Error::new(error.kind(), format!("{}: {error}{hint}", path.display()))
+}
+
+enum What {
+    Read { buf: BufMut },
+    Write { parts: Vec<Buf>, durable: bool },
+    Sync,
+    Punch { len: u64 },
+    Allocate { len: u64 },
+}
+
+pub(super) struct DiskOp {
+    fd: RawFd,
+    op: OpId,
+    offset: u64,
+    /// Bytes to move, and moved so far.
+    total: usize,
+    done: usize,
+    what: What,
+    /// Rebuilt before each submission; points into `what`.
+    iovecs: Vec<libc::iovec>,
+}
+
+impl DiskOp {
+    fn new(fd: RawFd, op: OpId, offset: u64, total: usize, what: What) -> DiskOp {
+        DiskOp { fd, op, offset, total, done: 0, what, iovecs: Vec::new() }
+    }
+
+    pub fn read(fd: RawFd, offset: u64, len: usize, op: OpId) -> DiskOp {
+        DiskOp::new(fd, op, offset, len, What::Read { buf: BufMut::scratch(len) })
+    }
+
+    pub fn write(fd: RawFd, offset: u64, parts: Vec<Buf>, durability: Durability, op: OpId) -> DiskOp {
+        let total = parts.iter().map(|p| p.len()).sum();
+        DiskOp::new(fd, op, offset, total, What::Write { parts, durable: durability == Durability::Durable })
+    }
+
+    pub fn sync(fd: RawFd, op: OpId) -> DiskOp {
+        DiskOp::new(fd, op, 0, 0, What::Sync)
+    }
+
+    pub fn punch(fd: RawFd, offset: u64, len: u64, op: OpId) -> DiskOp {
+        DiskOp::new(fd, op, offset, 0, What::Punch { len })
+    }
+
+    pub fn allocate(fd: RawFd, len: u64, op: OpId) -> DiskOp {
+        DiskOp::new(fd, op, 0, 0, What::Allocate { len })
+    }
+
+    /// The iovecs of what is still to be written.
+    fn gather(&mut self) {
+        self.iovecs.clear();
+        let What::Write { parts, .. } = &self.what else { return };
+        let mut skip = self.done;
+        for part in parts {
+            if skip >= part.len() {
+                skip -= part.len();
+                continue;
+            }
+            if self.iovecs.len() == MOST_PARTS {
+                break;
+            }
+            let rest = &part[skip..];
+            skip = 0;
+            self.iovecs.push(libc::iovec { iov_base: rest.as_ptr() as *mut _, iov_len: rest.len() });
+        }
+    }
+
+    fn entry(&mut self) -> io_uring::squeue::Entry {
+        let fd = types::Fd(self.fd);
+        let at = self.offset + self.done as u64;
+        self.gather();
+        match &mut self.what {
+            What::Read { buf } => {
+                let rest = &mut buf[self.done..];
+                opcode::Read::new(fd, rest.as_mut_ptr(), rest.len() as u32).offset(at).build()
+            }
+            What::Write { durable, .. } => {
+                let flags = if *durable { libc::RWF_DSYNC } else { 0 };
+                opcode::Writev::new(fd, self.iovecs.as_ptr(), self.iovecs.len() as u32)
+                    .offset(at)
+                    .rw_flags(flags)
+                    .build()
+            }
+            What::Sync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+            What::Punch { len } => opcode::Fallocate::new(fd, *len)
+                .offset(at)
+                .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
+                .build(),
+            What::Allocate { len } => opcode::Fallocate::new(fd, *len).offset(0).mode(0).build(),
+        }
+    }
+}
+
+impl World {
+    pub fn start_disk(&mut self, op: DiskOp) {
+        if op.total == 0 && matches!(op.what, What::Read { .. } | What::Write { .. }) {
+            self.happenings.push_back(Happening::Disk { op: op.op, result: Ok(Buf::empty()) });
+            return;
+        }
+        let mut op = Box::new(op);
+        let entry = op.entry();
+        self.submit(Operation::Disk(op), entry);
+    }
+
+    pub fn disk_done(&mut self, mut op: Box<DiskOp>, result: i32) {
+        if result < 0 {
+            let error = io::Error::from_raw_os_error(-result);
+            if matches!(-result, libc::EINTR | libc::EAGAIN) {
+                return self.again(op);
+            }
+            self.happenings.push_back(Happening::Disk { op: op.op, result: Err(error) });
+            return;
+        }
+        op.done += result as usize;
+        let ended = match &op.what {
+            // Direct reads end at the end of the file in whole sectors; anything short is the end.
+            What::Read { .. } => op.done >= op.total || result == 0 || !op.done.is_multiple_of(BLOCK_BYTES),
+            What::Write { .. } if result == 0 => {
+                let error = io::Error::new(io::ErrorKind::WriteZero, "the disk took no byte");
+                self.happenings.push_back(Happening::Disk { op: op.op, result: Err(error) });
+                return;
+            }
+            What::Write { .. } => op.done >= op.total,
+            _ => true,
+        };
+        if !ended {
+            return self.again(op);
+        }
+        let (id, done) = (op.op, op.done);
+        let data = match op.what {
+            What::Read { mut buf } => {
+                buf[done..].fill(0);
+                buf.freeze()
+            }
+            _ => Buf::empty(),
+        };
+        self.happenings.push_back(Happening::Disk { op: id, result: Ok(data) });
+    }
+
+    fn again(&mut self, mut op: Box<DiskOp>) {
+        let entry = op.entry();
+        self.submit(Operation::Disk(op), entry);
+    }
+}
+
+/// Replaces small files atomically on a thread of its own: open, write, sync, rename and syncing the directory
+/// have no batch to win from, and must not hold up the loop.
+pub(super) struct BlobWriter {
+    done: Option<BlobDone>,
+    jobs: Option<mpsc::Sender<(PathBuf, Vec<u8>, OpId)>>,
+}
+
+impl BlobWriter {
+    pub fn new(done: BlobDone) -> Self {
+        BlobWriter { done: Some(done), jobs: None }
+    }
+
+    pub fn put(&mut self, path: PathBuf, bytes: Vec<u8>, op: OpId) {
+        if let Some(done) = self.done.take() {
+            let (sender, jobs) = mpsc::channel::<(PathBuf, Vec<u8>, OpId)>();
+            std::thread::Builder::new()
+                .name("blobs".into())
+                .spawn(move || {
+                    for (path, bytes, op) in jobs {
+                        done(op, replace_file(&path, &bytes).map(|()| Buf::empty()));
+                    }
+                })
+                .expect("a thread can be started");
+            self.jobs = Some(sender);
+        }
+        let jobs = self.jobs.as_ref().expect("started above");
+        jobs.send((path, bytes, op)).expect("the thread lives as long as its sender");
+    }
+}
+
+/// Writes a file aside, syncs it, renames it over the old one and syncs the directory.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let parent = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent)?;
+    let aside = path.with_extension("new");
+    let mut file = File::create(&aside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    drop(file);
+    std::fs::rename(&aside, path)?;
+    File::open(parent)?.sync_all()
+}
+
+pub(super) fn none_if_missing<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+pub(super) fn list(dir: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in none_if_missing(std::fs::read_dir(dir))?.into_iter().flatten() {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+pub(super) fn space(dir: &Path) -> io::Result<(u64, u64)> {
+    let stat = nix::sys::statvfs::statvfs(dir)?;
+    let unit = stat.fragment_size() as u64;
+    Ok((stat.blocks() as u64 * unit, stat.blocks_available() as u64 * unit))
+}

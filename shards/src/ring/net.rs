@@ -1,0 +1,549 @@
+//! Connections of a loop: accept, connect, framed receive, gathered send.
+//!
+//! Receiving: bytes arrive in a staging buffer; a header tells the lengths of metadata and payload, which get
+//! buffers of their own. What of them has already arrived is copied out of staging; the rest is received straight
+//! into them, and what follows into staging again, by one recvmsg.
+
+use super::world::{Happening, Operation, World};
+use crate::buf::{Buf, BufMut};
+use crate::node::{ConnId, HEAD_BYTES, RawFrame};
+use io_uring::{cqueue, opcode, squeue, types};
+use std::collections::VecDeque;
+use std::io;
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::RawFd;
+
+/// Small enough that a large payload is received mostly in place, large enough for a batch of small frames.
+const STAGING_BYTES: usize = 32 << 10;
+/// Most bytes gathered into one send.
+const SEND_BYTES: usize = 2 << 20;
+const SEND_PARTS: usize = 256;
+const CONNECT_TIMEOUT_S: u64 = 3;
+
+pub(super) struct Listener {
+    fd: RawFd,
+}
+
+impl Listener {
+    pub fn close_descriptor(&self) {
+        close(self.fd);
+    }
+}
+
+pub(super) struct Connection {
+    fd: RawFd,
+    queue: VecDeque<RawFrame>,
+    pub unsent_bytes: usize,
+    connected: bool,
+    receiving: bool,
+    sending: bool,
+    /// Close once the queue is empty.
+    closing: bool,
+    /// `Closed` was delivered; waits for its operations to end.
+    pub dead: bool,
+    queued_for_send: bool,
+}
+
+impl Connection {
+    fn new(fd: RawFd, connected: bool) -> Self {
+        Connection {
+            fd,
+            queue: VecDeque::new(),
+            unsent_bytes: 0,
+            connected,
+            receiving: false,
+            sending: false,
+            closing: false,
+            dead: false,
+            queued_for_send: false,
+        }
+    }
+
+    pub fn close_descriptor(&self) {
+        close(self.fd);
+    }
+}
+
+/// A frame whose header has arrived.
+struct Partial {
+    head: [u8; HEAD_BYTES],
+    meta: BufMut,
+    meta_have: usize,
+    payload: BufMut,
+    payload_have: usize,
+}
+
+/// A receive under way and all that stays of the stream between two of them.
+pub(super) struct ReceiveOp {
+    conn: ConnId,
+    staging: Box<[u8; STAGING_BYTES]>,
+    /// Unparsed bytes are `staging[..have]`.
+    have: usize,
+    partial: Option<Partial>,
+    iovecs: [libc::iovec; 3],
+    message: libc::msghdr,
+}
+
+pub(super) struct SendOp {
+    conn: ConnId,
+    frames: Vec<RawFrame>,
+    total: usize,
+    sent: usize,
+    iovecs: Vec<libc::iovec>,
+    message: libc::msghdr,
+}
+
+fn empty_message() -> libc::msghdr {
+    // SAFETY: all-zero is a valid msghdr: no name, no parts, no control data.
+    unsafe { std::mem::zeroed() }
+}
+
+const NO_PART: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+
+fn part(bytes: &[u8]) -> libc::iovec {
+    libc::iovec { iov_base: bytes.as_ptr() as *mut _, iov_len: bytes.len() }
+}
+
+fn close(fd: RawFd) {
+    // SAFETY: closes a descriptor this module owns, once (callers keep that invariant).
+    unsafe { libc::close(fd) };
+}
+
+fn shutdown(fd: RawFd) {
+    // SAFETY: no pointers; a failure means the peer was faster.
+    unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
+}
+
+impl ReceiveOp {
+    fn new(conn: ConnId) -> Self {
+        ReceiveOp {
+            conn,
+            staging: Box::new([0; STAGING_BYTES]),
+            have: 0,
+            partial: None,
+            iovecs: [NO_PART; 3],
+            message: empty_message(),
+        }
+    }
+
+    fn entry(&mut self, fd: RawFd) -> squeue::Entry {
+        let mut parts = 0;
+        if let Some(p) = &mut self.partial {
+            for (buf, have) in [(&p.meta, p.meta_have), (&p.payload, p.payload_have)] {
+                if have < buf.len() {
+                    self.iovecs[parts] = part(&buf[have..]);
+                    parts += 1;
+                }
+            }
+        }
+        self.iovecs[parts] = part(&self.staging[self.have..]);
+        self.message.msg_iov = self.iovecs.as_mut_ptr();
+        self.message.msg_iovlen = (parts + 1) as _;
+        opcode::RecvMsg::new(types::Fd(fd), &mut self.message).build()
+    }
+
+    /// Takes `count` received bytes; complete frames come out through `emit`.
+    fn take(
+        &mut self,
+        mut count: usize,
+        framing: crate::Framing,
+        mut emit: impl FnMut(RawFrame),
+    ) -> Result<(), String> {
+        if let Some(p) = &mut self.partial {
+            let to_meta = count.min(p.meta.len() - p.meta_have);
+            p.meta_have += to_meta;
+            count -= to_meta;
+            let to_payload = count.min(p.payload.len() - p.payload_have);
+            p.payload_have += to_payload;
+            count -= to_payload;
+        }
+        self.have += count;
+        let mut at = 0;
+        loop {
+            if let Some(p) = &mut self.partial {
+                let complete = p.meta_have == p.meta.len() && p.payload_have == p.payload.len();
+                if !complete {
+                    break;
+                }
+                let p = self.partial.take().expect("looked at above");
+                emit(RawFrame { head: p.head, meta: freeze(p.meta), payload: freeze(p.payload) });
+            }
+            let rest = &self.staging[at..self.have];
+            let Some(head) = rest.first_chunk::<HEAD_BYTES>() else { break };
+            let lengths = framing(head)?;
+            let body = &rest[HEAD_BYTES..];
+            let mut meta = BufMut::scratch(lengths.meta_bytes);
+            let mut payload = BufMut::scratch(lengths.payload_bytes);
+            let meta_have = body.len().min(meta.len());
+            meta[..meta_have].copy_from_slice(&body[..meta_have]);
+            let payload_have = (body.len() - meta_have).min(payload.len());
+            payload[..payload_have].copy_from_slice(&body[meta_have..meta_have + payload_have]);
+            at += HEAD_BYTES + meta_have + payload_have;
+            self.partial = Some(Partial { head: *head, meta, meta_have, payload, payload_have });
+        }
+        self.staging.copy_within(at..self.have, 0);
+        self.have -= at;
+        Ok(())
+    }
+}
+
+fn freeze(buf: BufMut) -> Buf {
+    if buf.is_empty() { Buf::empty() } else { buf.freeze() }
+}
+
+impl SendOp {
+    fn entry(&mut self, fd: RawFd) -> squeue::Entry {
+        self.iovecs.clear();
+        let mut skip = self.sent;
+        for frame in &self.frames {
+            for bytes in [&frame.head[..], &frame.meta, &frame.payload] {
+                if skip >= bytes.len() {
+                    skip -= bytes.len();
+                    continue;
+                }
+                self.iovecs.push(part(&bytes[skip..]));
+                skip = 0;
+            }
+        }
+        self.message.msg_iov = self.iovecs.as_mut_ptr();
+        self.message.msg_iovlen = self.iovecs.len() as _;
+        opcode::SendMsg::new(types::Fd(fd), &self.message)
+            .flags((libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32)
+            .build()
+    }
+}
+
+fn frame_bytes(frame: &RawFrame) -> usize {
+    HEAD_BYTES + frame.meta.len() + frame.payload.len()
+}
+
+impl World {
+    pub fn start_listening(&mut self, at: SocketAddr) -> io::Result<SocketAddr> {
+        let fd = socket(at)?;
+        let bound = bind_and_listen(fd, at).map_err(|e| {
+            close(fd);
+            io::Error::new(e.kind(), format!("cannot listen on {at}: {e}"))
+        })?;
+        self.listeners.push(Listener { fd });
+        self.arm_accept(self.listeners.len() - 1);
+        Ok(bound)
+    }
+
+    fn arm_accept(&mut self, listener: usize) {
+        let entry = opcode::AcceptMulti::new(types::Fd(self.listeners[listener].fd))
+            .flags(libc::SOCK_CLOEXEC)
+            .build();
+        self.submit(Operation::Accept(listener), entry);
+    }
+
+    pub fn accepted(&mut self, listener: usize, user_data: u64, result: i32, flags: u32) {
+        if cqueue::more(flags) {
+            self.keep(user_data, Operation::Accept(listener));
+        } else {
+            self.arm_accept(listener);
+        }
+        if result < 0 {
+            tracing::warn!(error = %io::Error::from_raw_os_error(-result), "accept failed");
+            return;
+        }
+        let fd = result;
+        tune(fd);
+        let peer = peer_address(fd).unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
+        let conn = self.add_connection(Connection::new(fd, true));
+        self.happenings.push_back(Happening::Accepted { conn, peer });
+        self.arm_receive(Box::new(ReceiveOp::new(conn)));
+    }
+
+    fn add_connection(&mut self, connection: Connection) -> ConnId {
+        let conn = ConnId(self.next_conn);
+        self.next_conn += 1;
+        self.connections.insert(conn, connection);
+        conn
+    }
+
+    pub fn start_connecting(&mut self, to: SocketAddr) -> ConnId {
+        let fd = match socket(to) {
+            Ok(fd) => fd,
+            Err(error) => {
+                let conn = ConnId(self.next_conn);
+                self.next_conn += 1;
+                self.happenings
+                    .push_back(Happening::Closed { conn, why: format!("no socket for {to}: {error}") });
+                return conn;
+            }
+        };
+        tune(fd);
+        let conn = self.add_connection(Connection::new(fd, false));
+        let addr = Box::new(raw_address(to));
+        let timeout = Box::new(types::Timespec::new().sec(CONNECT_TIMEOUT_S));
+        let connect = opcode::Connect::new(types::Fd(fd), (&raw const addr.0).cast(), addr.1).build();
+        let limit = opcode::LinkTimeout::new(&*timeout).build();
+        self.submit(
+            Operation::Connect { conn, _addr: addr, _timeout: timeout },
+            connect.flags(squeue::Flags::IO_LINK),
+        );
+        self.submit(Operation::Ignored, limit);
+        conn
+    }
+
+    pub fn connect_done(&mut self, conn: ConnId, result: i32) {
+        let Some(connection) = self.connections.get_mut(&conn) else { return };
+        if result < 0 {
+            let why = match -result {
+                libc::ECANCELED => "timed out".to_string(),
+                errno => io::Error::from_raw_os_error(errno).to_string(),
+            };
+            return self.closed(conn, why);
+        }
+        connection.connected = true;
+        if connection.closing && connection.queue.is_empty() {
+            return self.closed(conn, "closed by this side".into());
+        }
+        self.happenings.push_back(Happening::Connected { conn });
+        self.arm_receive(Box::new(ReceiveOp::new(conn)));
+        self.want_send(conn);
+    }
+
+    fn arm_receive(&mut self, mut receive: Box<ReceiveOp>) {
+        let Some(connection) = self.connections.get_mut(&receive.conn) else { return };
+        connection.receiving = true;
+        let entry = receive.entry(connection.fd);
+        self.submit(Operation::Receive(receive), entry);
+    }
+
+    pub fn received(&mut self, mut receive: Box<ReceiveOp>, result: i32) {
+        let conn = receive.conn;
+        let Some(connection) = self.connections.get_mut(&conn) else { return };
+        connection.receiving = false;
+        if connection.dead {
+            return self.bury(conn);
+        }
+        let closing = connection.closing;
+        match result {
+            0 if closing => self.closed(conn, "closed by this side".into()),
+            0 => self.closed(conn, "closed by the peer".into()),
+            n if n == -libc::EINTR || n == -libc::EAGAIN => self.arm_receive(receive),
+            n if n < 0 => self.closed(conn, io::Error::from_raw_os_error(-n).to_string()),
+            n => {
+                let (framing, happenings) = (self.framing, &mut self.happenings);
+                let taken = receive.take(n as usize, framing, |frame| {
+                    if !closing {
+                        happenings.push_back(Happening::Frame { conn, frame });
+                    }
+                });
+                match taken {
+                    Ok(()) => self.arm_receive(receive),
+                    Err(why) => {
+                        tracing::warn!(conn = conn.0, %why, "closing connection: bad frame");
+                        self.closed(conn, why);
+                    }
+                }
+            }
+        }
+    }
+
+    pub fn queue_frame(&mut self, conn: ConnId, frame: RawFrame) {
+        let Some(connection) = self.connections.get_mut(&conn) else { return };
+        if connection.dead || connection.closing {
+            return;
+        }
+        connection.unsent_bytes += frame_bytes(&frame);
+        connection.queue.push_back(frame);
+        self.want_send(conn);
+    }
+
+    fn want_send(&mut self, conn: ConnId) {
+        let Some(c) = self.connections.get_mut(&conn) else { return };
+        if c.connected && !c.sending && !c.dead && !c.queued_for_send && !c.queue.is_empty() {
+            c.queued_for_send = true;
+            self.wants_send.push(conn);
+        }
+    }
+
+    /// Starts one send for every connection that has frames: called once a turn, so that all frames a node
+    /// queued in a turn leave together.
+    pub fn start_sends(&mut self) {
+        while let Some(conn) = self.wants_send.pop() {
+            let Some(c) = self.connections.get_mut(&conn) else { continue };
+            c.queued_for_send = false;
+            if c.dead || c.sending {
+                continue;
+            }
+            let (mut frames, mut total) = (Vec::new(), 0);
+            while frames.len() * 3 + 3 <= SEND_PARTS {
+                match c.queue.front() {
+                    Some(next) if total == 0 || total + frame_bytes(next) <= SEND_BYTES => {
+                        total += frame_bytes(next);
+                        frames.extend(c.queue.pop_front());
+                    }
+                    _ => break,
+                }
+            }
+            if frames.is_empty() {
+                continue;
+            }
+            c.sending = true;
+            let fd = c.fd;
+            let mut send = Box::new(SendOp {
+                conn,
+                frames,
+                total,
+                sent: 0,
+                iovecs: Vec::new(),
+                message: empty_message(),
+            });
+            let entry = send.entry(fd);
+            self.submit(Operation::Send(send), entry);
+        }
+    }
+
+    pub fn sent(&mut self, mut send: Box<SendOp>, result: i32) {
+        let conn = send.conn;
+        let Some(c) = self.connections.get_mut(&conn) else { return };
+        if c.dead {
+            c.sending = false;
+            return self.bury(conn);
+        }
+        if result < 0 && !matches!(-result, libc::EINTR | libc::EAGAIN) {
+            c.sending = false;
+            return self.closed(conn, io::Error::from_raw_os_error(-result).to_string());
+        }
+        send.sent += result.max(0) as usize;
+        c.unsent_bytes = c.unsent_bytes.saturating_sub(result.max(0) as usize);
+        if send.sent < send.total {
+            let entry = send.entry(c.fd);
+            return self.submit(Operation::Send(send), entry);
+        }
+        c.sending = false;
+        if c.closing && c.queue.is_empty() {
+            shutdown(c.fd);
+        } else {
+            self.want_send(conn);
+        }
+    }
+
+    pub fn start_closing(&mut self, conn: ConnId) {
+        let Some(c) = self.connections.get_mut(&conn) else { return };
+        if c.dead || std::mem::replace(&mut c.closing, true) {
+            return;
+        }
+        if c.connected && c.queue.is_empty() && !c.sending {
+            shutdown(c.fd);
+        }
+    }
+
+    fn closed(&mut self, conn: ConnId, why: String) {
+        let Some(c) = self.connections.get_mut(&conn) else { return };
+        c.dead = true;
+        c.queue.clear();
+        shutdown(c.fd);
+        self.happenings.push_back(Happening::Closed { conn, why });
+        self.bury(conn);
+    }
+
+    /// Forgets a dead connection once the kernel has let go of it.
+    fn bury(&mut self, conn: ConnId) {
+        if let Some(c) = self.connections.get(&conn)
+            && c.dead
+            && !c.receiving
+            && !c.sending
+        {
+            c.close_descriptor();
+            self.connections.remove(&conn);
+        }
+    }
+}
+
+fn socket(family_of: SocketAddr) -> io::Result<RawFd> {
+    let family = if family_of.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    // SAFETY: no pointers.
+    let fd = unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
+}
+
+fn set_option(fd: RawFd, level: i32, name: i32, value: i32) {
+    // SAFETY: passes a live i32 with its size. A refused option only costs speed.
+    unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), size_of::<i32>() as u32) };
+}
+
+/// Small frames leave at once; a dead path is noticed by keep-alive even when nothing is sent.
+fn tune(fd: RawFd) {
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
+    set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 5);
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 2);
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 3);
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 10_000);
+}
+
+fn bind_and_listen(fd: RawFd, at: SocketAddr) -> io::Result<SocketAddr> {
+    set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);
+    let (storage, len) = raw_address(at);
+    // SAFETY: storage holds a socket address of `len` bytes.
+    if unsafe { libc::bind(fd, (&raw const storage).cast(), len) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: no pointers.
+    if unsafe { libc::listen(fd, 1024) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    address_by(fd, libc::getsockname)
+}
+
+fn peer_address(fd: RawFd) -> io::Result<SocketAddr> {
+    address_by(fd, libc::getpeername)
+}
+
+type AddressCall =
+    unsafe extern "C" fn(libc::c_int, *mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int;
+
+fn address_by(fd: RawFd, call: AddressCall) -> io::Result<SocketAddr> {
+    // SAFETY: all-zero is a valid sockaddr_storage.
+    let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+    let mut len = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    // SAFETY: storage is large enough for any address and len says so.
+    if unsafe { call(fd, (&raw mut storage).cast(), &mut len) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if i32::from(storage.ss_family) == libc::AF_INET {
+        // SAFETY: the family says it is a sockaddr_in, which fits into the storage.
+        let v4: libc::sockaddr_in = unsafe { std::ptr::read((&raw const storage).cast()) };
+        Ok(SocketAddrV4::new(u32::from_be(v4.sin_addr.s_addr).into(), u16::from_be(v4.sin_port)).into())
+    } else {
+        // SAFETY: only AF_INET6 remains: sockets are made by `socket` above.
+        let v6: libc::sockaddr_in6 = unsafe { std::ptr::read((&raw const storage).cast()) };
+        Ok(SocketAddrV6::new(v6.sin6_addr.s6_addr.into(), u16::from_be(v6.sin6_port), 0, v6.sin6_scope_id)
+            .into())
+    }
+}
+
+fn raw_address(addr: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
+    // SAFETY: all-zero is a valid sockaddr_storage.
+    let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+    let len = match addr {
+        SocketAddr::V4(a) => {
+            let raw = libc::sockaddr_in {
+                sin_family: libc::AF_INET as _,
+                sin_port: a.port().to_be(),
+                sin_addr: libc::in_addr { s_addr: u32::from(*a.ip()).to_be() },
+                sin_zero: [0; 8],
+            };
+            // SAFETY: sockaddr_storage is larger and at least as aligned.
+            unsafe { std::ptr::write((&raw mut storage).cast(), raw) };
+            size_of::<libc::sockaddr_in>()
+        }
+        SocketAddr::V6(a) => {
+            let raw = libc::sockaddr_in6 {
+                sin6_family: libc::AF_INET6 as _,
+                sin6_port: a.port().to_be(),
+                sin6_flowinfo: 0,
+                sin6_addr: libc::in6_addr { s6_addr: a.ip().octets() },
+                sin6_scope_id: a.scope_id(),
+            };
+            // SAFETY: as above.
+            unsafe { std::ptr::write((&raw mut storage).cast(), raw) };
+            size_of::<libc::sockaddr_in6>()
+        }
+    };
+    (storage, len as libc::socklen_t)
+}

@@ -1,0 +1,16 @@
+//! The second driver of the seam in [`crate::node`]: a world of virtual time, network and disks in which the
+//! real nodes run, on one thread, and one seed is one run.
+//!
+//! - [`TestIo`]: the [`crate::Io`] of a single component; the test pumps its completions by hand.
+
+mod disk;
+mod faults;
+mod files;
+mod image;
+mod rng;
+mod test_io;
+
+pub use disk::{CrashKind, SECTOR_BYTES, VirtualDisk};
+pub use faults::{FaultEffect, FaultOn, FaultRule};
+pub use rng::Rng;
+pub use test_io::{NetAsk, TestIo};
