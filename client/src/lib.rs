@@ -1,1 +1,23 @@
-//! The file system client: library, chunk map cache, FUSE mount.
+//! The file system client: everything between a program's read or write and the frames on the wire.
+//!
+//! - [`core::ClientCore`]: the state machine (a [`shards::Node`]): sessions, leases, chunk maps, data path;
+//! - [`Cluster`]: the library for programs, blocking and with callbacks, around a core on its own thread;
+//! - [`fuse`]: the mount on top of it;
+//! - [`setup`]: the files of a cluster below `--etc` (bs.list, auth_digest.key).
+//!
+//! Invariant of the whole crate: a write is reported done only when the primary of every chunk it touches has
+//! acked it, which means it is durable on all in-sync replicas.
+
+pub mod call;
+//pub mod cluster;
+pub mod config;
+pub mod core;
+pub mod error;
+//pub mod fuse;
+pub mod setup;
+
+pub use call::{Call, Done, FileMap, OpenFile, Stats};
+//pub use cluster::{Cluster, File};
+pub use config::ClientConfig;
+pub use self::core::ClientCore;
+pub use error::{ClientError, Result};

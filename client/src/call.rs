@@ -1,0 +1,118 @@
+//! What programs ask of a [`crate::ClientCore`]: one message per request, each with its completion.
+//!
+//! A completion runs on the core's thread and must not block: it hands the result on (a channel, a FUSE reply).
+
+use crate::error::Result;
+use shards::Buf;
+use wire::mds_api::{AttrChange, ChunkMap, FileAttr, FileKind, LeaseMode, MdsReply, MdsRequest};
+use wire::{ClientId, FileId};
+
+/// Called exactly once with the outcome.
+pub type Done<T> = Box<dyn FnOnce(Result<T>) + Send>;
+
+/// Where the chunks of a file lie.
+#[derive(Clone, PartialEq, Debug)]
+pub struct FileMap {
+    pub attr: FileAttr,
+    /// Existing chunks in order; holes are left out.
+    pub chunks: Vec<ChunkMap>,
+}
+
+/// A file opened or created.
+#[derive(Clone, PartialEq, Debug)]
+pub struct OpenFile {
+    pub attr: FileAttr,
+}
+
+/// Data or hole, for [`Call::Seek`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SeekFor {
+    Data,
+    Hole,
+}
+
+/// Counters since the start of the client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stats {
+    pub reads: u64,
+    pub writes: u64,
+    pub read_bytes: u64,
+    pub write_bytes: u64,
+    /// Requests that had to be sent again.
+    pub retries: u64,
+    /// Chunk maps asked for anew after a failure.
+    pub refreshes: u64,
+    pub checksum_errors: u64,
+    pub connects: u64,
+    pub mds_requests: u64,
+    /// Times the session moved to another metadata server or was opened anew.
+    pub mds_connects: u64,
+    /// Reads of edge blocks for writes that do not cover whole blocks.
+    pub edge_reads: u64,
+    /// Longest time one read or write of a program took.
+    pub longest_us: u64,
+}
+
+/// A request. `client` fields inside `MdsRequest`s are filled in by the core.
+pub enum Call {
+    /// Completes when the session with the cluster stands, or fails with the reason why it can't.
+    Ready { done: Done<ClientId> },
+    /// Any request to the metadata service, as it is.
+    Mds { request: MdsRequest, done: Done<MdsReply> },
+
+    Lookup { parent: FileId, name: String, done: Done<FileAttr> },
+    GetAttr { file: FileId, done: Done<FileAttr> },
+    /// Changes attributes; a size goes through [`Call::Truncate`]'s machinery.
+    SetAttr { file: FileId, change: AttrChange, done: Done<FileAttr> },
+    /// Entries of a directory after the name `after`, with sizes as this client knows them.
+    ReadDir { directory: FileId, after: String, limit: u32, done: Done<(Vec<wire::mds_api::DirEntry>, bool)> },
+
+    Open { file: FileId, mode: LeaseMode, done: Done<OpenFile> },
+    /// Creates a file and opens it for writing.
+    Create { parent: FileId, name: String, mode: u32, uid: u32, gid: u32, exclusive: bool, done: Done<OpenFile> },
+    /// Creates a directory, a symlink, or a file without opening it.
+    Make { parent: FileId, name: String, kind: FileKind, mode: u32, uid: u32, gid: u32, target: String, done: Done<FileAttr> },
+    /// One `Close` per `Open`/`Create`, with the same mode (`Create` opens for writing).
+    Close { file: FileId, mode: LeaseMode, done: Done<()> },
+
+    /// At most `len` bytes; fewer at the end of the file.
+    Read { file: FileId, offset: u64, len: usize, done: Done<Buf> },
+    /// `sync`: also record the size (O_SYNC, O_DSYNC).
+    Write { file: FileId, offset: u64, data: Buf, sync: bool, done: Done<()> },
+    /// All writes handed in before are durable and the size is recorded.
+    Sync { file: FileId, done: Done<()> },
+    /// Zeroes a range. `keep_size`: does not grow the file.
+    Zero { file: FileId, offset: u64, len: u64, keep_size: bool, done: Done<()> },
+    /// Makes the file at least `offset + len` long (thin: takes no space).
+    Reserve { file: FileId, offset: u64, len: u64, done: Done<()> },
+    /// First position of data or of a hole at or behind `offset`; `None` behind the end.
+    Seek { file: FileId, offset: u64, what: SeekFor, done: Done<Option<u64>> },
+    Map { file: FileId, done: Done<FileMap> },
+    Stats { done: Done<Stats> },
+}
+
+impl std::fmt::Debug for Call {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = match self {
+            Call::Ready { .. } => "Ready",
+            Call::Mds { .. } => "Mds",
+            Call::Lookup { .. } => "Lookup",
+            Call::GetAttr { .. } => "GetAttr",
+            Call::SetAttr { .. } => "SetAttr",
+            Call::ReadDir { .. } => "ReadDir",
+            Call::Open { .. } => "Open",
+            Call::Create { .. } => "Create",
+            Call::Make { .. } => "Make",
+            Call::Close { .. } => "Close",
+            Call::Read { .. } => "Read",
+            Call::Write { .. } => "Write",
+            Call::Sync { .. } => "Sync",
+            Call::Zero { .. } => "Zero",
+            Call::Reserve { .. } => "Reserve",
+            Call::Seek { .. } => "Seek",
+            Call::Map { .. } => "Map",
+            Call::Stats { .. } => "Stats",
+        };
+        f.write_str(name)
+    }
+}

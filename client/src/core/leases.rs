@@ -1,0 +1,640 @@
+//! Open files: their leases, reference counts and sizes.
+//!
+//! One lease per file and client, however many handles are open: a read lease while only readers are, a write
+//! lease from the first writer until the last handle is closed.
+//!
+//! Invariants:
+//! - at most one of Open, Release and "record the size" is under way per file (`asking`, `releasing`, `recording`);
+//! - under a write lease the size kept here is the truth; the MDS learns it by Extend, SetAttr or Release;
+//! - a file whose lease was lost fails all requests until it is opened again.
+
+use super::locks::RangeLocks;
+use super::maps::Slot;
+use super::{ClientCore, Then};
+use crate::call::OpenFile;
+use crate::config::EXTEND_AFTER;
+use crate::error::{ClientError, Result};
+use shards::{Io, Timestamp};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use wire::mds_api::{FileAttr, LeaseMode, MdsReply, MdsRequest};
+use wire::{FileId, LeaseId, Status};
+
+/// Pause before asking again for something another client or a recovery holds.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
+pub(super) struct File {
+    pub attr: FileAttr,
+    pub lease: Option<(LeaseId, LeaseMode)>,
+    pub lost: Option<String>,
+    readers: u32,
+    writers: u32,
+    asking: bool,
+    releasing: bool,
+    /// The session that held the lease is gone: ask the next one for it.
+    recover: bool,
+    /// Waiting for a lease: asked for by `open`.
+    opening: Vec<(LeaseMode, Then<OpenFile>)>,
+    /// Waiting for Release to end.
+    on_closed: Vec<Then<()>>,
+    /// Parts that wait until the lease is there again.
+    pub waiting_lease: Vec<u64>,
+
+    pub size: u64,
+    pub mtime_ms: u64,
+    unrecorded_since: Option<Timestamp>,
+    mtime_unrecorded: bool,
+    pub recording: bool,
+    /// With the size that must be recorded.
+    after_record: Vec<(u64, Then<()>)>,
+    /// Nothing but zeros lies behind the size.
+    pub tail_clean: bool,
+
+    pub locks: RangeLocks<Then<()>>,
+    /// Requests of programs under way.
+    active: u32,
+    /// Changes under way, by start; for `sync`.
+    changes: BTreeSet<u64>,
+    syncs: Vec<(u64, Then<()>)>,
+
+    pub slots: BTreeMap<u32, Slot>,
+    /// Grows when cached maps are thrown away: answers to older questions are too.
+    pub maps_version: u64,
+    /// Where the last write ended: writers that go on there get their next chunk ahead.
+    pub last_write_end: u64,
+    /// Block and contents that the last write left partly filled.
+    pub edge: Option<(u64, shards::Buf)>,
+}
+
+impl File {
+    fn new(attr: FileAttr) -> Self {
+        File {
+            size: attr.size_bytes,
+            mtime_ms: attr.mtime_ms,
+            attr,
+            lease: None,
+            lost: None,
+            readers: 0,
+            writers: 0,
+            asking: false,
+            releasing: false,
+            recover: false,
+            opening: Vec::new(),
+            on_closed: Vec::new(),
+            waiting_lease: Vec::new(),
+            unrecorded_since: None,
+            mtime_unrecorded: false,
+            recording: false,
+            after_record: Vec::new(),
+            tail_clean: false,
+            locks: RangeLocks::default(),
+            active: 0,
+            changes: BTreeSet::new(),
+            syncs: Vec::new(),
+            slots: BTreeMap::new(),
+            maps_version: 0,
+            last_write_end: 0,
+            edge: None,
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        self.readers + self.writers > 0
+    }
+
+    pub fn unrecorded(&self) -> bool {
+        self.unrecorded_since.is_some()
+    }
+
+    pub fn chunk_bytes(&self) -> u64 {
+        u64::from(self.attr.chunk_bytes.max(shards::BLOCK_BYTES as u32))
+    }
+
+    fn covers(&self, mode: LeaseMode) -> bool {
+        self.lost.is_none()
+            && self.lease.is_some_and(|(_, held)| held == LeaseMode::Write || mode == LeaseMode::Read)
+    }
+
+    fn add(&mut self, mode: LeaseMode) {
+        match mode {
+            LeaseMode::Read => self.readers += 1,
+            LeaseMode::Write => self.writers += 1,
+        }
+    }
+
+    /// Attributes with what only this client knows.
+    pub fn current_attr(&self) -> FileAttr {
+        FileAttr { size_bytes: self.size, mtime_ms: self.mtime_ms, ..self.attr.clone() }
+    }
+
+    /// Takes over fresh attributes of the MDS, keeping what it has not been told yet.
+    pub fn refresh_attr(&mut self, mut attr: FileAttr) {
+        if self.lease.is_some_and(|(_, m)| m == LeaseMode::Write) || self.unrecorded() || self.recording {
+            attr.size_bytes = self.size;
+            if self.mtime_unrecorded {
+                attr.mtime_ms = self.mtime_ms;
+            }
+        }
+        self.size = attr.size_bytes;
+        self.mtime_ms = attr.mtime_ms;
+        self.attr = attr;
+    }
+
+    /// A write has ended at `end`.
+    pub fn grown_to(&mut self, end: u64, now: Timestamp, wall_ms: u64) {
+        self.mtime_ms = wall_ms;
+        self.mtime_unrecorded = true;
+        if end > self.size {
+            self.size = end;
+            self.unrecorded_since.get_or_insert(now);
+        }
+    }
+
+    /// A program has set the time itself: it stays until the next write.
+    pub fn mtime_given(&mut self, mtime_ms: u64) {
+        self.mtime_ms = mtime_ms;
+        self.mtime_unrecorded = false;
+    }
+
+    /// The MDS was told the size by other means.
+    pub fn size_set(&mut self, size: u64, wall_ms: u64) {
+        self.size = size;
+        self.unrecorded_since = None;
+        self.mtime_ms = wall_ms;
+        self.mtime_unrecorded = false;
+    }
+}
+
+impl ClientCore {
+    /// The file if it is open and usable.
+    pub(super) fn open_file(&mut self, file: FileId) -> Result<&mut File> {
+        match self.files.get_mut(&file) {
+            Some(f) if f.lost.is_some() => {
+                Err(ClientError::LeaseLost { detail: f.lost.clone().unwrap_or_default() })
+            }
+            Some(f) => Ok(f),
+            None => Err(ClientError::Closed("the file is not open")),
+        }
+    }
+
+    pub(super) fn open(&mut self, io: &mut dyn Io, file: FileId, mode: LeaseMode, then: Then<OpenFile>) {
+        if !self.files.contains_key(&file) {
+            let unknown = FileAttr {
+                file,
+                kind: wire::mds_api::FileKind::File,
+                mode: 0,
+                size_bytes: 0,
+                allocated_bytes: 0,
+                mtime_ms: 0,
+                ctime_ms: 0,
+                links: 1,
+                chunk_bytes: wire::DEFAULT_CHUNK_BYTES,
+                replicas: wire::mds_api::ReplicaPolicy {
+                    normal: 1,
+                    minimum: 1,
+                    tier: 0,
+                    domain: wire::mds_api::FailureDomain::Host,
+                },
+                uid: 0,
+                gid: 0,
+            };
+            self.files.insert(file, File::new(unknown));
+        }
+        let f = self.files.get_mut(&file).expect("inserted above");
+        f.opening.push((mode, then));
+        if !f.asking && !f.releasing {
+            self.serve_opening(io, file);
+        }
+    }
+
+    /// Completes the opens the lease allows; asks for a stronger lease for the others.
+    fn serve_opening(&mut self, io: &mut dyn Io, file: FileId) {
+        let Some(f) = self.files.get_mut(&file) else { return };
+        let (ready, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut f.opening).into_iter().partition(|(mode, _)| f.covers(*mode));
+        f.opening = waiting;
+        let mode = match f.opening.iter().any(|(m, _)| *m == LeaseMode::Write) {
+            true => LeaseMode::Write,
+            false => LeaseMode::Read,
+        };
+        let ask = !f.opening.is_empty();
+        for (mode, _) in &ready {
+            f.add(*mode);
+        }
+        let attr = f.current_attr();
+        if ask {
+            let until = io.now().after(self.config.busy_wait);
+            self.ask_lease(io, file, mode, until);
+        }
+        for (_, then) in ready {
+            then(self, io, Ok(OpenFile { attr: attr.clone() }));
+        }
+    }
+
+    fn ask_lease(&mut self, io: &mut dyn Io, file: FileId, mode: LeaseMode, until: Timestamp) {
+        let Some(f) = self.files.get_mut(&file) else { return };
+        f.asking = true;
+        let client = self.mds.client().unwrap_or_default();
+        let request = MdsRequest::Open { client, file, mode };
+        self.mds_call(
+            io,
+            request,
+            Box::new(move |core, io, reply| match reply {
+                Ok(MdsReply::Opened { attr, lease }) => core.lease_granted(io, file, mode, lease, attr),
+                Err(e) if e.status() == Some(Status::FileBusy) && io.now() < until => {
+                    core.after(
+                        io,
+                        ASK_AGAIN,
+                        Box::new(move |core, io| core.ask_lease(io, file, mode, until)),
+                    );
+                }
+                Err(e) => core.lease_refused(io, file, mode, e),
+                Ok(other) => core.lease_refused(io, file, mode, unexpected(&other)),
+            }),
+        );
+    }
+
+    fn lease_granted(&mut self, io: &mut dyn Io, file: FileId, mode: LeaseMode, lease: LeaseId, attr: FileAttr) {
+        let Some(f) = self.files.get_mut(&file) else {
+            // Closed while a new session asked for its lease.
+            let client = self.mds.client().unwrap_or_default();
+            let request = MdsRequest::Release { client, file, lease, size_bytes: None, mtime_ms: None };
+            return self.mds_call(io, request, Box::new(|_, _, _| ()));
+        };
+        f.asking = false;
+        let fresh = f.lease.is_none() || f.lost.is_some();
+        if fresh {
+            f.tail_clean = attr.allocated_bytes == 0;
+            f.forget_maps(0);
+            f.edge = None;
+        }
+        f.lost = None;
+        f.lease = None; // What follows takes the size of the MDS unless ours is ahead of it.
+        let theirs = attr.size_bytes;
+        f.refresh_attr(attr);
+        f.size = f.size.max(theirs);
+        f.lease = Some((lease, mode));
+        let waiting = std::mem::take(&mut f.waiting_lease);
+        for part in waiting {
+            self.part_run(io, part);
+        }
+        self.serve_opening(io, file);
+        self.maybe_release(io, file);
+    }
+
+    fn lease_refused(&mut self, io: &mut dyn Io, file: FileId, mode: LeaseMode, why: ClientError) {
+        let Some(f) = self.files.get_mut(&file) else { return };
+        f.asking = false;
+        // An open for reading may still do when writing was refused.
+        let (failed, other): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut f.opening).into_iter().partition(|(m, _)| *m == mode || mode == LeaseMode::Read);
+        f.opening = other;
+        if f.lease.is_none() && f.is_open() && f.lost.is_none() {
+            self.file_lost(io, file, &why.to_string());
+        }
+        for (_, then) in failed {
+            then(self, io, Err(why.clone()));
+        }
+        self.serve_opening(io, file);
+        self.maybe_release(io, file);
+    }
+
+    /// A file just created came with its write lease.
+    pub(super) fn created_open(&mut self, io: &mut dyn Io, attr: FileAttr, lease: LeaseId) -> OpenFile {
+        let file = attr.file;
+        let f = self.files.entry(file).or_insert_with(|| File::new(attr.clone()));
+        if f.lease.is_none() {
+            f.tail_clean = attr.allocated_bytes == 0;
+        }
+        f.refresh_attr(attr);
+        f.lost = None;
+        f.lease = Some((lease, LeaseMode::Write));
+        f.add(LeaseMode::Write);
+        let opened = OpenFile { attr: f.current_attr() };
+        if !f.asking && !f.releasing {
+            self.serve_opening(io, file);
+        }
+        opened
+    }
+
+    pub(super) fn close(&mut self, io: &mut dyn Io, file: FileId, mode: LeaseMode, then: Then<()>) {
+        let Some(f) = self.files.get_mut(&file) else { return then(self, io, Err(ClientError::Closed("the file is not open"))) };
+        let count = match mode {
+            LeaseMode::Read => &mut f.readers,
+            LeaseMode::Write => &mut f.writers,
+        };
+        if *count == 0 {
+            return then(self, io, Err(ClientError::Closed("the file is not open in this mode")));
+        }
+        *count -= 1;
+        if f.is_open() {
+            return then(self, io, Ok(()));
+        }
+        f.on_closed.push(then);
+        self.maybe_release(io, file);
+    }
+
+    /// The client stops: whoever still holds the file has lost it.
+    pub(super) fn close_all(&mut self, io: &mut dyn Io, file: FileId) {
+        if let Some(f) = self.files.get_mut(&file) {
+            (f.readers, f.writers) = (0, 0);
+            self.maybe_release(io, file);
+        }
+    }
+
+    /// Gives the lease back once nobody needs it.
+    fn maybe_release(&mut self, io: &mut dyn Io, file: FileId) {
+        let Some(f) = self.files.get_mut(&file) else { return };
+        let idle = !f.is_open()
+            && f.opening.is_empty()
+            && f.active == 0
+            && f.locks.is_idle()
+            && !(f.asking || f.releasing || f.recording);
+        if !idle {
+            return;
+        }
+        let Some((lease, _)) = f.lease.filter(|_| f.lost.is_none()) else {
+            let on_closed = std::mem::take(&mut f.on_closed);
+            let lost = f.lost.take();
+            self.files.remove(&file);
+            for then in on_closed {
+                let outcome = lost.clone().map_or(Ok(()), |detail| Err(ClientError::LeaseLost { detail }));
+                then(self, io, outcome);
+            }
+            return;
+        };
+        f.releasing = true;
+        let size_bytes = f.unrecorded().then_some(f.size);
+        let mtime_ms = f.mtime_unrecorded.then_some(f.mtime_ms);
+        let client = self.mds.client().unwrap_or_default();
+        let request = MdsRequest::Release { client, file, lease, size_bytes, mtime_ms };
+        self.mds_call(
+            io,
+            request,
+            Box::new(move |core, io, reply| core.released(io, file, lease, reply.map(|_| ()))),
+        );
+    }
+
+    fn released(&mut self, io: &mut dyn Io, file: FileId, lease: LeaseId, result: Result<()>) {
+        let Some(f) = self.files.get_mut(&file) else { return };
+        f.releasing = false;
+        if result.is_err() && f.lease.is_none_or(|(now, _)| now != lease) && f.lost.is_none() {
+            // The session changed meanwhile; the lease of the new one is released as well.
+            return self.maybe_release(io, file);
+        }
+        if let Err(error) = &result {
+            tracing::warn!(%file, %error, size = f.size, "release_failed");
+        }
+        f.lease = None;
+        f.unrecorded_since = None;
+        f.mtime_unrecorded = false;
+        let on_closed = std::mem::take(&mut f.on_closed);
+        if f.opening.is_empty() {
+            self.files.remove(&file);
+        } else {
+            self.serve_opening(io, file);
+        }
+        for then in on_closed {
+            then(self, io, result.clone());
+        }
+    }
+
+    /// A request of a program on an open file begins; `change` for those that `sync` waits for.
+    pub(super) fn op_begin(&mut self, file: FileId, change: bool) -> Result<u64> {
+        let id = self.next_id();
+        let f = self.open_file(file)?;
+        f.active += 1;
+        if change {
+            f.changes.insert(id);
+        }
+        Ok(id)
+    }
+
+    pub(super) fn op_end(&mut self, io: &mut dyn Io, file: FileId, op: u64) {
+        let Some(f) = self.files.get_mut(&file) else { return };
+        f.active -= 1;
+        if f.changes.remove(&op) {
+            let oldest = f.changes.first().copied().unwrap_or(u64::MAX);
+            let (ready, waiting): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut f.syncs).into_iter().partition(|(after, _)| *after < oldest);
+            f.syncs = waiting;
+            for (_, then) in ready {
+                then(self, io, Ok(()));
+            }
+        }
+        self.maybe_release(io, file);
+    }
+
+    /// Holds `blocks` of the file for `op`, then goes on.
+    pub(super) fn lock(&mut self, io: &mut dyn Io, file: FileId, op: u64, blocks: super::locks::Blocks, then: Then<()>) {
+        let Some(f) = self.files.get_mut(&file) else {
+            return then(self, io, Err(ClientError::Closed("the file is not open")));
+        };
+        if let Some(then) = f.locks.lock(op, blocks, then) {
+            then(self, io, Ok(()));
+        }
+    }
+
+    pub(super) fn unlock(&mut self, io: &mut dyn Io, file: FileId, op: u64) {
+        let Some(f) = self.files.get_mut(&file) else { return };
+        for then in f.locks.unlock(op) {
+            then(self, io, Ok(()));
+        }
+    }
+
+    /// All changes begun before are durable and the size is recorded.
+    pub(super) fn sync(&mut self, io: &mut dyn Io, file: FileId, then: Then<()>) {
+        let op = match self.op_begin(file, false) {
+            Ok(op) => op,
+            Err(e) => return then(self, io, Err(e)),
+        };
+        let f = self.files.get_mut(&file).expect("begun above");
+        let record: Then<()> = Box::new(move |core, io, _| {
+            core.record_size(
+                io,
+                file,
+                Box::new(move |core, io, result| {
+                    then(core, io, result);
+                    core.op_end(io, file, op);
+                }),
+            );
+        });
+        match f.changes.first() {
+            Some(oldest) if *oldest < op => f.syncs.push((op, record)),
+            _ => record(self, io, Ok(())),
+        }
+    }
+
+    /// Makes the MDS know the size reached by now.
+    pub(super) fn record_size(&mut self, io: &mut dyn Io, file: FileId, then: Then<()>) {
+        let f = match self.open_file(file) {
+            Ok(f) => f,
+            Err(e) => return then(self, io, Err(e)),
+        };
+        if !f.unrecorded() {
+            return then(self, io, Ok(()));
+        }
+        f.after_record.push((f.size, then));
+        self.start_record(io, file);
+    }
+
+    fn start_record(&mut self, io: &mut dyn Io, file: FileId) {
+        let Some(f) = self.files.get_mut(&file) else { return };
+        if f.recording {
+            return;
+        }
+        let Some((lease, _)) = f.lease.filter(|_| f.lost.is_none()) else {
+            if f.lost.is_some() {
+                let detail = f.lost.clone().unwrap_or_default();
+                return self.recorded(io, file, 0, Err(ClientError::LeaseLost { detail }));
+            }
+            // The session is being renewed.
+            return self.after(io, ASK_AGAIN, Box::new(move |core, io| core.start_record(io, file)));
+        };
+        f.recording = true;
+        let (size_bytes, mtime_ms) = (f.size, f.mtime_ms);
+        let client = self.mds.client().unwrap_or_default();
+        let request = MdsRequest::Extend { client, file, lease, size_bytes, mtime_ms };
+        self.mds_call(
+            io,
+            request,
+            Box::new(move |core, io, reply| {
+                let Some(f) = core.files.get_mut(&file) else { return };
+                f.recording = false;
+                let stale = reply.as_ref().is_err_and(|e| {
+                    matches!(e.status(), Some(Status::LeaseLost | Status::StaleHandle))
+                });
+                if stale && f.lost.is_none() && f.lease.is_none_or(|(now, _)| now != lease) {
+                    return core.start_record(io, file); // Under the lease of the new session.
+                }
+                if stale && f.lost.is_none() {
+                    core.file_lost(io, file, "the metadata server no longer knows it");
+                }
+                core.recorded(io, file, size_bytes, reply.map(|_| ()));
+            }),
+        );
+    }
+
+    fn recorded(&mut self, io: &mut dyn Io, file: FileId, size: u64, result: Result<()>) {
+        let Some(f) = self.files.get_mut(&file) else { return };
+        if result.is_ok() && f.size <= size {
+            f.unrecorded_since = None;
+        } else if let Some(since) = &mut f.unrecorded_since {
+            *since = io.now();
+        }
+        let (done, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut f.after_record)
+            .into_iter()
+            .partition(|(wanted, _)| result.is_err() || *wanted <= size);
+        f.after_record = waiting;
+        let more = !f.after_record.is_empty();
+        for (_, then) in done {
+            then(self, io, result.clone());
+        }
+        if more {
+            self.start_record(io, file);
+        }
+        self.maybe_release(io, file);
+    }
+
+    /// Keeps everybody else from telling the MDS a size until [`Self::end_size_change`].
+    pub(super) fn begin_size_change(&mut self, io: &mut dyn Io, file: FileId, then: Then<()>) {
+        let Some(f) = self.files.get_mut(&file) else {
+            return then(self, io, Err(ClientError::Closed("the file is not open")));
+        };
+        if f.recording {
+            let again: Then<()> = Box::new(move |core, io, _| core.begin_size_change(io, file, then));
+            f.after_record.push((0, again));
+        } else {
+            f.recording = true;
+            then(self, io, Ok(()));
+        }
+    }
+
+    pub(super) fn end_size_change(&mut self, io: &mut dyn Io, file: FileId) {
+        let Some(f) = self.files.get_mut(&file) else { return };
+        f.recording = false;
+        let size = if f.unrecorded() { 0 } else { f.size };
+        self.recorded(io, file, size, Ok(()));
+    }
+
+    pub(super) fn leases_tick(&mut self, io: &mut dyn Io) {
+        let now = io.now();
+        let due = |f: &File| {
+            !f.recording
+                && !f.releasing
+                && f.lease.is_some()
+                && f.lost.is_none()
+                && f.unrecorded_since.is_some_and(|since| now.since(since) >= EXTEND_AFTER)
+        };
+        let files: Vec<FileId> = self.files.iter().filter(|(_, f)| due(f)).map(|(id, _)| *id).collect();
+        for file in files {
+            self.start_record(io, file);
+        }
+    }
+
+    pub(super) fn leases_revoked(&mut self, io: &mut dyn Io, leases: &[LeaseId]) {
+        let hit: Vec<FileId> = self
+            .files
+            .iter()
+            .filter(|(_, f)| f.lease.is_some_and(|(id, _)| leases.contains(&id)))
+            .map(|(id, _)| *id)
+            .collect();
+        for file in hit {
+            self.file_lost(io, file, "it was revoked");
+        }
+    }
+
+    /// All requests on the file fail from now on; caches of it are told.
+    pub(super) fn file_lost(&mut self, io: &mut dyn Io, file: FileId, why: &str) {
+        let Some(f) = self.files.get_mut(&file) else { return };
+        if f.lost.is_some() {
+            return;
+        }
+        tracing::warn!(%file, why, unrecorded = f.unrecorded(), "lease_lost");
+        f.lost = Some(why.to_string());
+        f.lease = None;
+        f.unrecorded_since = None;
+        f.mtime_unrecorded = false;
+        let mut waiting = std::mem::take(&mut f.waiting_lease);
+        waiting.extend(f.slots.values_mut().flat_map(|s| std::mem::take(&mut s.waiting)));
+        for part in waiting {
+            self.part_run(io, part);
+        }
+        if let Some(notify) = &mut self.on_lease_lost {
+            notify(file);
+        }
+        self.maybe_release(io, file);
+    }
+
+    pub(super) fn leases_lost_with_session(&mut self) {
+        for f in self.files.values_mut() {
+            if f.lease.take().is_some() && !f.asking {
+                (f.asking, f.recover) = (true, true);
+            }
+        }
+    }
+
+    /// A new session: asks for the leases of all open files again. Whoever took a file meanwhile keeps it.
+    pub(super) fn leases_recover(&mut self, io: &mut dyn Io) {
+        let files: Vec<(FileId, LeaseMode)> = self
+            .files
+            .iter_mut()
+            .filter_map(|(id, f)| {
+                let write = f.writers > 0 || f.unrecorded() || !f.changes.is_empty();
+                let mode = if write { LeaseMode::Write } else { LeaseMode::Read };
+                (std::mem::take(&mut f.recover) && f.lost.is_none()).then_some((*id, mode))
+            })
+            .collect();
+        let until = io.now().after(self.config.busy_wait);
+        for (file, mode) in files {
+            if let Some(notify) = &mut self.on_lease_lost {
+                notify(file); // Somebody may have written meanwhile.
+            }
+            self.ask_lease(io, file, mode, until);
+        }
+    }
+}
+
+pub(super) fn unexpected(reply: &MdsReply) -> ClientError {
+    ClientError::Io { detail: format!("the metadata server sent an unexpected answer: {reply:?}") }
+}
