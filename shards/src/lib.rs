@@ -5,6 +5,7 @@
 pub mod blocking;
 pub mod buf;
 pub mod host;
+pub mod journal;
 pub mod node;
 pub mod ring;
 pub mod sim;
