@@ -9,15 +9,15 @@
 //! acked it, which means it is durable on all in-sync replicas.
 
 pub mod call;
-//pub mod cluster;
+pub mod cluster;
 pub mod config;
 pub mod core;
 pub mod error;
-//pub mod fuse;
+pub mod fuse;
 pub mod setup;
 
 pub use call::{Call, Done, FileMap, OpenFile, Stats};
-//pub use cluster::{Cluster, File};
+pub use cluster::{Cluster, File};
 pub use config::ClientConfig;
 pub use self::core::ClientCore;
 pub use error::{ClientError, Result};

@@ -81,7 +81,7 @@ mod tests {
     fn bs_list_takes_comments_ports_and_says_what_is_wrong() {
         let list = parse_bs_list("# mds\n127.0.0.1:2600\n10.0.0.2  # no port\n[::1]:7\n\n").unwrap();
         assert_eq!(list.len(), 3);
-        assert_eq!(list[1], "10.0.0.2:2510".parse().unwrap());
+        assert_eq!(list[1], SocketAddr::from(([10, 0, 0, 2], 2510)));
         assert!(parse_bs_list("no host here!:x").is_err());
     }
 

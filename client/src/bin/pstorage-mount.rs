@@ -1,0 +1,258 @@
+//! `pstorage-mount`: mounts a cluster at a directory.
+//!
+//! Started without `-f`, the program starts itself again as a daemon (a new process with the same words, so that its
+//! command line names the mount point), waits until that one has mounted, and passes its verdict on: exit status
+//! 0 when the mount is ready, else the reason on standard error. The daemon ends when the mount is unmounted by
+//! whatever means, after handing in everything; SIGTERM unmounts.
+
+use clap::Parser;
+use client::fuse::{self, MountOptions};
+use client::{Cluster, ClientConfig, ClientError};
+use nix::mount::{MntFlags, umount2};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+use wire::{FileId, Status};
+
+/// Mounts a pstorage cluster.
+#[derive(Parser)]
+#[command(name = "pstorage-mount", version)]
+struct Args {
+    /// Name of the cluster.
+    #[arg(short = 'c', long = "cluster")]
+    cluster: String,
+    /// Where to mount: an empty directory.
+    dir: PathBuf,
+    /// Directory of the configuration.
+    #[arg(long, env = "PSTORAGE_ETC", default_value = "/etc/pstorage")]
+    etc: PathBuf,
+    /// Log file.
+    #[arg(short = 'l', long = "log")]
+    log: Option<PathBuf>,
+    /// Owner to show for all files instead of the stored one.
+    #[arg(short = 'u', long = "user")]
+    user: Option<String>,
+    /// Group to show for all files instead of the stored one.
+    #[arg(short = 'g', long = "group")]
+    group: Option<String>,
+    /// Permission bits, octal, to show for all files instead of the stored ones.
+    #[arg(short = 'm', long = "mode")]
+    mode: Option<String>,
+    /// Mount options, separated by commas.
+    #[arg(short = 'o')]
+    options: Vec<String>,
+    /// Stay in the foreground.
+    #[arg(short = 'f', long)]
+    foreground: bool,
+    /// Said by the program to itself: report on standard output, then detach.
+    #[arg(long, hide = true)]
+    daemon: bool,
+}
+
+const READY: &str = "ready";
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if !args.foreground && !args.daemon {
+        return match start_daemon(&args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(why) => fail(&why),
+        };
+    }
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) if args.daemon => {
+            // The parent passes it on; if the mount stood already, the log has it.
+            let _ = writeln!(std::io::stdout(), "{why}");
+            tracing::error!(why, "mount_failed");
+            ExitCode::FAILURE
+        }
+        Err(why) => fail(&why),
+    }
+}
+
+fn fail(why: &str) -> ExitCode {
+    eprintln!("pstorage-mount: {why}");
+    ExitCode::FAILURE
+}
+
+/// Starts the daemon and waits for its verdict.
+fn start_daemon(args: &Args) -> Result<(), String> {
+    check_mount_point(&args.dir, &parse_options(args)?)?;
+    let program = std::env::current_exe().map_err(|e| format!("can't find my own program file: {e}"))?;
+    let mut child = Command::new(program)
+        .args(std::env::args_os().skip(1))
+        .arg("--daemon")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|e| format!("can't start the daemon: {e}"))?;
+    let output = child.stdout.take().ok_or("no pipe to the daemon")?;
+    let mut said = Vec::new();
+    for line in BufReader::new(output).lines().map_while(Result::ok) {
+        if line == READY {
+            return Ok(());
+        }
+        said.push(line);
+    }
+    let status = child.wait().map_or_else(|e| e.to_string(), |s| s.to_string());
+    if said.is_empty() { Err(format!("the daemon ended without a word ({status}); see its log (-l)")) } else { Err(said.join("\n")) }
+}
+
+fn run(args: &Args) -> Result<(), String> {
+    // Before any thread: they inherit the mask, and the one that waits gets the signal.
+    shards::host::block_termination_signals();
+    if args.daemon {
+        let _ = nix::unistd::setsid();
+    }
+    start_log(args)?;
+    let options = parse_options(args)?;
+    let dir = check_mount_point(&args.dir, &options)?;
+    let mut config = client::setup::load(&args.etc, &args.cluster)?;
+    config.mount_point = dir.display().to_string();
+    if let Some(seconds) = options.timeout_s {
+        config.io_timeout = Duration::from_secs(seconds);
+    }
+    let (lost, lost_files) = channel::<FileId>();
+    let cluster = Cluster::connect_with(config.clone(), Some(Box::new(move |file| { let _ = lost.send(file); })))
+        .map_err(|e| explain(&config, &e))?;
+    let session = fuse::mount(&cluster, &args.cluster, &dir, &options)
+        .map_err(|e| fuse::explain_mount_error(&e, &dir))?;
+    let notifier = session.notifier();
+    // Not from the client's thread: the kernel may wait for pages that thread is to deliver.
+    std::thread::spawn(move || {
+        for file in lost_files {
+            if let Err(error) = notifier.inval_inode(fuser::INodeNo(file.0), 0, 0) {
+                tracing::debug!(%file, %error, "cache_drop_failed");
+            }
+        }
+    });
+    let at = dir.clone();
+    std::thread::spawn(move || unmount_on_signal(&at));
+    tracing::info!(dir = %dir.display(), cluster = args.cluster, "mounted");
+    if args.daemon {
+        say_ready_and_detach()?;
+    }
+    let served = session.run();
+    tracing::info!(dir = %dir.display(), ?served, "unmounted");
+    let closed = cluster.close().map_err(|e| e.to_string());
+    served.map_err(|e| format!("FUSE: {e}")).and(closed)
+}
+
+/// SIGTERM and SIGINT: unmounts; if files are still open, detaches the mount and lets their programs finish a while.
+fn unmount_on_signal(dir: &Path) {
+    shards::host::wait_for_termination();
+    tracing::info!(dir = %dir.display(), "signal_received");
+    if umount2(dir, MntFlags::empty()).is_ok() {
+        return;
+    }
+    if umount2(dir, MntFlags::MNT_DETACH).is_err() {
+        // Without root: the helper that mounted.
+        let _ = Command::new("fusermount3").arg("-uz").arg("--").arg(dir).status();
+    }
+    std::thread::sleep(Duration::from_secs(5));
+    tracing::warn!(dir = %dir.display(), "still_busy_ending_anyway");
+    std::process::exit(1);
+}
+
+fn start_log(args: &Args) -> Result<(), String> {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PSTORAGE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
+    match &args.log {
+        Some(path) => {
+            let file = std::fs::OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(path)
+                .map_err(|e| format!("can't open the log file {}: {e}", path.display()))?;
+            builder.with_writer(std::sync::Mutex::new(file)).init();
+        }
+        None => builder.with_writer(std::io::stderr).init(),
+    }
+    Ok(())
+}
+
+fn parse_options(args: &Args) -> Result<MountOptions, String> {
+    let mut options = MountOptions::default();
+    for words in &args.options {
+        options.add(words)?;
+    }
+    let overrides = &mut options.overrides;
+    if let Some(user) = &args.user {
+        overrides.uid = Some(match user.parse() {
+            Ok(uid) => uid,
+            Err(_) => match nix::unistd::User::from_name(user) {
+                Ok(Some(found)) => found.uid.as_raw(),
+                _ => return Err(format!("-u {user}: no such user")),
+            },
+        });
+    }
+    if let Some(group) = &args.group {
+        overrides.gid = Some(match group.parse() {
+            Ok(gid) => gid,
+            Err(_) => match nix::unistd::Group::from_name(group) {
+                Ok(Some(found)) => found.gid.as_raw(),
+                _ => return Err(format!("-g {group}: no such group")),
+            },
+        });
+    }
+    if let Some(mode) = &args.mode {
+        let bits = u32::from_str_radix(mode, 8).ok().filter(|m| *m <= 0o7777);
+        overrides.mode = Some(bits.ok_or(format!("-m {mode}: octal permission bits expected, such as 644"))?);
+    }
+    Ok(options)
+}
+
+/// The mount point as an absolute path, or what is wrong with it.
+fn check_mount_point(dir: &Path, options: &MountOptions) -> Result<PathBuf, String> {
+    let shown = dir.display();
+    let found = std::fs::metadata(dir).map_err(|e| match e.raw_os_error() {
+        Some(libc::ENOENT) => format!("the mount point {shown} does not exist: make it with 'mkdir -p {shown}'"),
+        Some(libc::ENOTCONN) => {
+            format!("{shown} is a mount whose process is gone: unmount it with 'umount {shown}' first")
+        }
+        _ => format!("the mount point {shown}: {e}"),
+    })?;
+    if !found.is_dir() {
+        return Err(format!("the mount point {shown} is not a directory"));
+    }
+    let mut entries = std::fs::read_dir(dir).map_err(|e| format!("the mount point {shown}: {e}"))?;
+    if entries.next().is_some() && !options.nonempty {
+        return Err(format!(
+            "the mount point {shown} is not empty; its files would be hidden. Take an empty directory, or say -o nonempty"
+        ));
+    }
+    dir.canonicalize().map_err(|e| format!("the mount point {shown}: {e}"))
+}
+
+fn explain(config: &ClientConfig, error: &ClientError) -> String {
+    let name = &config.cluster;
+    match error {
+        ClientError::Refused { status: Status::WrongPassword, detail } => format!(
+            "cluster '{name}' refuses this node's key ({detail}). Run 'pstorage -c {name} auth-node' and give the \
+             cluster's password"
+        ),
+        ClientError::MdsUnreachable { detail } => {
+            let count = config.mds.len();
+            format!(
+                "none of the {count} metadata servers of cluster '{name}' serves: {detail}. Check that they run and \
+                 that bs.list names them"
+            )
+        }
+        other => format!("cluster '{name}': {other}"),
+    }
+}
+
+/// Tells the waiting parent, then lets go of its pipe and of the directory.
+fn say_ready_and_detach() -> Result<(), String> {
+    let mut out = std::io::stdout();
+    writeln!(out, "{READY}").and_then(|()| out.flush()).map_err(|e| format!("can't report: {e}"))?;
+    let null = std::fs::OpenOptions::new().write(true).open("/dev/null").map_err(|e| format!("/dev/null: {e}"))?;
+    nix::unistd::dup2_stdout(&null).map_err(|e| format!("/dev/null: {e}"))?;
+    let _ = std::env::set_current_dir("/");
+    Ok(())
+}

@@ -1,0 +1,171 @@
+//! Reading directories by pages. A FUSE offset is the number of entries before; the handle remembers the name at
+//! each offset given out, so that every page is asked for fresh: attributes handed to the kernel are never older
+//! than the request (a stale size would cut a file that is being written).
+
+use super::convert::{self, Overrides};
+use super::filesystem::TTL;
+use crate::call::Call;
+use crate::error::{ClientError, Result};
+use fuser::{Errno, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
+use shards::ring::Mailbox;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use wire::mds_api::DirEntry;
+
+/// Entries asked for at once: about what fits the kernel's buffer of one page with attributes.
+const PAGE: u32 = 64;
+/// "." and "..".
+const DOTS: u64 = 2;
+
+/// Open directories: names in the order they were given out.
+#[derive(Clone, Default)]
+pub struct OpenDirectories {
+    next: Arc<Mutex<u64>>,
+    names: Arc<Mutex<HashMap<u64, Vec<String>>>>,
+}
+
+/// Where entries go, of either form.
+pub enum Reply {
+    Plain(ReplyDirectory),
+    Plus(ReplyDirectoryPlus),
+}
+
+impl OpenDirectories {
+    pub fn open(&self) -> u64 {
+        let mut next = self.next.lock().expect("no panic under this lock");
+        *next += 1;
+        self.names.lock().expect("no panic under this lock").insert(*next, Vec::new());
+        *next
+    }
+
+    pub fn close(&self, handle: u64) {
+        self.names.lock().expect("no panic under this lock").remove(&handle);
+    }
+
+    /// The name in front of `offset`: where the page starts.
+    fn before(&self, handle: u64, offset: u64) -> Option<String> {
+        let mut names = self.names.lock().expect("no panic under this lock");
+        let names = names.get_mut(&handle)?;
+        let count = offset.saturating_sub(DOTS) as usize;
+        if offset == 0 {
+            names.clear(); // rewinddir: begins anew.
+        }
+        if count == 0 { Some(String::new()) } else { names.get(count - 1).cloned() }
+    }
+
+    fn note(&self, handle: u64, offset: u64, name: &str) {
+        let mut names = self.names.lock().expect("no panic under this lock");
+        if let Some(names) = names.get_mut(&handle) {
+            let at = (offset - DOTS) as usize;
+            if at <= names.len() {
+                names.truncate(at);
+                names.push(name.to_string());
+            }
+        }
+    }
+
+    pub fn read(&self, mailbox: &Mailbox<Call>, dir: INodeNo, handle: u64, offset: u64, over: Overrides, reply: Reply) {
+        let Some(after) = self.before(handle, offset) else { return reply.error(Errno::EINVAL) };
+        let this = self.clone();
+        mailbox.send(Call::ReadDir {
+            directory: convert::file(dir),
+            after,
+            limit: PAGE,
+            done: Box::new(move |page| this.answer(dir, handle, offset, over, page, reply)),
+        });
+    }
+
+    fn answer(
+        &self,
+        dir: INodeNo,
+        handle: u64,
+        offset: u64,
+        over: Overrides,
+        page: Result<(Vec<DirEntry>, bool)>,
+        mut reply: Reply,
+    ) {
+        let (entries, _more) = match page {
+            Ok(page) => page,
+            Err(error) => return reply.error(convert::errno(&error)),
+        };
+        for at in offset..DOTS {
+            if reply.add_dot(dir, at + 1, if at == 0 { "." } else { ".." }) {
+                return reply.ok();
+            }
+        }
+        let mut at = offset.max(DOTS);
+        for entry in &entries {
+            if reply.add(at + 1, entry, over) {
+                break;
+            }
+            self.note(handle, at, &entry.name);
+            at += 1;
+        }
+        reply.ok();
+    }
+}
+
+impl Reply {
+    /// True when full.
+    fn add_dot(&mut self, dir: INodeNo, next: u64, name: &str) -> bool {
+        match self {
+            Reply::Plain(r) => r.add(dir, next, fuser::FileType::Directory, name),
+            Reply::Plus(r) => {
+                // The kernel takes nothing but the type of these two.
+                let attr = wire::mds_api::FileAttr { kind: wire::mds_api::FileKind::Directory, ..blank(dir) };
+                r.add(dir, next, name, &TTL, &convert::attr(&attr, Overrides::default()), Generation(0))
+            }
+        }
+    }
+
+    fn add(&mut self, next: u64, entry: &DirEntry, over: Overrides) -> bool {
+        let inode = convert::inode(entry.attr.file);
+        match self {
+            Reply::Plain(r) => r.add(inode, next, convert::kind(entry.attr.kind), &entry.name),
+            Reply::Plus(r) => {
+                r.add(inode, next, &entry.name, &TTL, &convert::attr(&entry.attr, over), Generation(0))
+            }
+        }
+    }
+
+    fn ok(self) {
+        match self {
+            Reply::Plain(r) => r.ok(),
+            Reply::Plus(r) => r.ok(),
+        }
+    }
+
+    fn error(self, errno: Errno) {
+        match self {
+            Reply::Plain(r) => r.error(errno),
+            Reply::Plus(r) => r.error(errno),
+        }
+    }
+}
+
+fn blank(dir: INodeNo) -> wire::mds_api::FileAttr {
+    use wire::mds_api::{FailureDomain, FileAttr, FileKind, ReplicaPolicy};
+    FileAttr {
+        file: convert::file(dir),
+        kind: FileKind::Directory,
+        mode: 0o755,
+        size_bytes: 0,
+        allocated_bytes: 0,
+        mtime_ms: 0,
+        ctime_ms: 0,
+        links: 2,
+        chunk_bytes: 0,
+        replicas: ReplicaPolicy { normal: 1, minimum: 1, tier: 0, domain: FailureDomain::Host },
+        uid: 0,
+        gid: 0,
+    }
+}
+
+/// Name as text: the cluster stores names in UTF-8.
+pub fn text(name: &std::ffi::OsStr) -> Result<String> {
+    let name = name.to_str().ok_or(ClientError::Invalid("names must be UTF-8"))?;
+    if name.len() > 255 {
+        return Err(ClientError::refused(wire::Status::NameTooLong, ""));
+    }
+    Ok(name.to_string())
+}

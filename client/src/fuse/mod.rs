@@ -1,0 +1,66 @@
+//! The mount: FUSE requests to [`Call`]s and their ends to FUSE replies.
+//!
+//! | file | subject |
+//! |---|---|
+//! | [`filesystem`] | the operations; each hands one call to the core and returns |
+//! | [`convert`] | attributes, times and errors between the two worlds |
+//! | [`directory`] | reading directories by pages |
+//! | [`xattr`] | extended attributes, and the cluster's own as `user.pstorage.*` |
+//! | [`options`] | `-o` words |
+//!
+//! The event loops never wait: a reply is sent from the core's thread when the call ends, so two loops carry any
+//! number of requests under way.
+//!
+//! Caching: a file opened with O_DIRECT goes past the kernel's cache with parallel writes. Others use it in
+//! write-through mode: pages are kept while the file is open, which its lease makes safe, dropped at open, and
+//! dropped when the lease is lost. Shared mappings work in both modes.
+//!
+//! Owners and modes are stored by the cluster and enforced by the kernel (`default_permissions`) on each mount;
+//! the cluster itself trusts whoever holds its key, as the original product does. Set-uid bits are not cleared by
+//! writes; the mount is `nosuid` unless asked otherwise.
+
+mod convert;
+mod directory;
+mod filesystem;
+mod options;
+mod xattr;
+
+pub use filesystem::PstorageFs;
+pub use options::MountOptions;
+
+use crate::cluster::Cluster;
+use fuser::{Config, MountOption, Session, SessionACL};
+use std::io;
+use std::path::Path;
+
+/// Event loops: two of them halve the latency of single requests (docs/architecture, FUSE facts).
+const EVENT_LOOPS: usize = 2;
+
+/// Mounts the cluster at `dir`. The session runs with [`Session::run`] until it is unmounted.
+pub fn mount(cluster: &Cluster, name: &str, dir: &Path, options: &MountOptions) -> io::Result<Session<PstorageFs>> {
+    let mut config = Config::default();
+    config.mount_options = options.mount_options.clone();
+    config.mount_options.push(MountOption::FSName(format!("pstorage://{name}")));
+    config.mount_options.push(MountOption::Subtype("pstorage".into()));
+    config.mount_options.push(MountOption::DefaultPermissions);
+    config.acl = if options.only_owner { SessionACL::Owner } else { SessionACL::All };
+    config.n_threads = Some(EVENT_LOOPS);
+    config.clone_fd = true;
+    Session::new(PstorageFs::new(cluster.mailbox(), options.overrides), dir, &config)
+}
+
+/// Explains a failed mount to an administrator.
+pub fn explain_mount_error(error: &io::Error, dir: &Path) -> String {
+    if !Path::new("/dev/fuse").exists() {
+        return "/dev/fuse is missing: load the module with 'modprobe fuse', and in a container pass the device on"
+            .into();
+    }
+    let text = error.to_string();
+    if error.kind() == io::ErrorKind::PermissionDenied || text.contains("EPERM") || text.contains("fusermount") {
+        return format!(
+            "not allowed to mount at {}: {text}. Run as root, or install fuse3 for its fusermount3 command",
+            dir.display()
+        );
+    }
+    format!("can't mount at {}: {text}", dir.display())
+}
