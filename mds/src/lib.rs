@@ -1,1 +1,25 @@
 //! The metadata server: namespace, chunk map, placement and leases behind a raft quorum.
+//!
+//! - [`state`]: the deterministic state machine every server runs; [`placement`]: where new replicas go;
+//! - [`node`]: the server around it, as a node for either driver;
+//! - `consensus`, `raft_log`, `log_file`, `transfer`, `net`: raft, its files and its lines;
+//! - `sessions`, `cs_registry`, `reads`, `sets`, `repair`: what only the master has, each for itself;
+//! - [`control`]: the identity card of a server's directory.
+
+mod consensus;
+pub mod control;
+mod cs_registry;
+mod log_file;
+mod net;
+pub mod node;
+pub mod placement;
+mod raft_log;
+mod raft_logger;
+mod reads;
+mod repair;
+mod sessions;
+mod sets;
+pub mod state;
+mod transfer;
+
+pub use node::{MdsConfig, MdsNode};

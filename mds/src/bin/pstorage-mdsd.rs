@@ -1,0 +1,99 @@
+//! `pstorage-mdsd`: one metadata server, in the directory that `make-mds` or `add-mds` made.
+//!
+//! Here are the process's own matters: arguments, the lock on the directory, logs, signals. The server itself is
+//! [`mds::MdsNode`] on one io_uring thread.
+
+use clap::Parser;
+use mds::control::{self, MdsControl};
+use mds::{MdsConfig, MdsNode};
+use nix::fcntl::{Flock, FlockArg};
+use shards::ring::{self, RingConfig};
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// Metadata server of a pstorage cluster. Ends cleanly on SIGTERM.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// Directory of the server, made by 'pstorage -c CLUSTER make-mds' or 'add-mds'.
+    #[arg(short = 'r', long = "repository", value_name = "DIR")]
+    dir: PathBuf,
+    /// Directory of keys and settings.
+    #[arg(long, value_name = "DIR", env = "PSTORAGE_ETC", default_value = "/etc/pstorage")]
+    etc: PathBuf,
+    /// Log file; '-' is standard error. [default: DIR/logs/mdsd.log]
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// Core to pin the server's thread to.
+    #[arg(long)]
+    core: Option<usize>,
+}
+
+fn main() -> ExitCode {
+    // First of all, so that every thread inherits it and SIGTERM waits for the one that listens.
+    shards::host::block_termination_signals();
+    let args = Args::parse();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            tracing::error!(name: "mdsd_ends", why);
+            eprintln!("pstorage-mdsd: {}: {why}", args.dir.display());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), String> {
+    let control = MdsControl::load(&args.dir).map_err(|e| e.to_string())?;
+    let _lock = lock(&args.dir)?;
+    start_log(args)?;
+    let key = control::read_key(&args.etc, &control.cluster).map_err(|e| e.to_string())?;
+    tracing::info!(
+        name: "mdsd_begins", mds = control.id.0, cluster = control.cluster, addr = %control.addr,
+        raft_addr = %control.raft_addr, password = !key.is_open(), version = env!("CARGO_PKG_VERSION"),
+    );
+    let mut ring = RingConfig::new(format!("mds-{}", control.id), &args.dir, wire::framing);
+    ring.core = args.core;
+    let mut config = MdsConfig::new(control, key);
+    config.memory_bytes = shards::host::resident_bytes;
+    let shard =
+        ring::spawn(ring, move || MdsNode::new(config)).map_err(|e| format!("starting a thread: {e}"))?;
+    let mailbox = shard.mailbox();
+    std::thread::spawn(move || {
+        shards::host::wait_for_termination();
+        mailbox.shutdown();
+    });
+    shard.join().map_err(|e| e.to_string())
+}
+
+/// One server per directory. The lock ends with the process, however it ends.
+fn lock(dir: &Path) -> Result<Flock<File>, String> {
+    let path = dir.join("lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|e| format!("opening {}: {e}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|(_, e)| format!("another pstorage-mdsd runs in this directory ({}: {e})", path.display()))
+}
+
+fn start_log(args: &Args) -> Result<(), String> {
+    let filter = EnvFilter::try_from_env("PSTORAGE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
+    let path = args.log.clone().unwrap_or_else(|| args.dir.join("logs").join("mdsd.log"));
+    if path == Path::new("-") {
+        builder.with_writer(std::io::stderr).init();
+        return Ok(());
+    }
+    let open = || {
+        path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+        OpenOptions::new().create(true).append(true).open(&path)
+    };
+    let file = open().map_err(|e| format!("opening the log {}: {e}", path.display()))?;
+    builder.with_writer(std::sync::Mutex::new(file)).init();
+    Ok(())
+}

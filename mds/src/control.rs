@@ -1,0 +1,281 @@
+//! The identity card of a metadata server: `DIR/control.json`.
+//!
+//! It is written once, by `make-mds` or `add-mds`, before the server runs for the first time, and never changed by the
+//! server. What changes (the members of the quorum, their addresses) stands in the raft log and its snapshots.
+//!
+//! Invariants:
+//! - `id` is never given to two directories: the first servers are numbered by `make-mds -I`, later ones by the
+//!   running quorum (`MdsRequest::AddMds`). A lost directory is replaced by a server with a new id, because a server
+//!   that forgot its vote could elect a second master;
+//! - `bootstrap` is true exactly for the servers that make up the first quorum; all of them were given the same
+//!   `peers`. Every other server starts with an empty log and learns everything from the master.
+
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use wire::MdsId;
+use wire::auth::ClusterKey;
+
+/// Name of the file below the server's directory.
+pub const FILE: &str = "control.json";
+/// Format that this program writes.
+pub const FORMAT: u32 = 1;
+/// Default port for clients and chunk servers; the port between metadata servers is one above.
+pub const DEFAULT_PORT: u16 = 2510;
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MdsControl {
+    pub format: u32,
+    /// Says "mds", so that a person or a program sees what the directory is.
+    pub service: String,
+    pub cluster: String,
+    pub id: MdsId,
+    /// 32 hexadecimal digits, random: tells two directories with one id apart in reports.
+    pub uuid: String,
+    /// Where clients and chunk servers reach this server.
+    pub addr: SocketAddr,
+    /// Where the other metadata servers reach it.
+    pub raft_addr: SocketAddr,
+    /// Whether this server is part of the first quorum, namely of `peers`.
+    pub bootstrap: bool,
+    /// The servers known when this one was made, itself included if it is part of the first quorum.
+    pub peers: Vec<MdsPeer>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MdsPeer {
+    pub id: MdsId,
+    pub addr: SocketAddr,
+    pub raft_addr: SocketAddr,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error("{0}")]
+    ClusterName(String),
+    #[error(
+        "{dir} already belongs to {service} {id} of cluster '{cluster}': choose an empty directory, or remove that \
+         service first"
+    )]
+    Taken { dir: PathBuf, service: String, id: String, cluster: String },
+    #[error("{dir} is not empty (it holds '{entry}'): choose an empty directory")]
+    NotEmpty { dir: PathBuf, entry: String },
+    #[error(
+        "{path} does not exist: {dir} is not the directory of a metadata server (make one with 'pstorage -c CLUSTER make-mds')"
+    )]
+    Missing { path: PathBuf, dir: PathBuf },
+    #[error("{path}: {why}")]
+    Malformed { path: PathBuf, why: String },
+    #[error("{path} has format {found}; this program understands {FORMAT}: start a newer pstorage-mdsd")]
+    Format { path: PathBuf, found: u32 },
+    #[error(
+        "{addr}: the port must be between 1 and 65534, since the port above is used between metadata servers"
+    )]
+    Port { addr: SocketAddr },
+    #[error("{what} {path}: {error}")]
+    Io { what: &'static str, path: PathBuf, error: std::io::Error },
+}
+
+/// A random id for a new card.
+pub fn new_uuid() -> String {
+    shards::host::random_bytes::<16>().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// The address between metadata servers that goes with `addr`: the same host, one port above.
+pub fn raft_addr_of(addr: SocketAddr) -> Result<SocketAddr, ControlError> {
+    match addr.port() {
+        0 | u16::MAX => Err(ControlError::Port { addr }),
+        port => Ok(SocketAddr::new(addr.ip(), port + 1)),
+    }
+}
+
+impl MdsPeer {
+    /// A server at `addr` with the usual second port.
+    pub fn at(id: MdsId, addr: SocketAddr) -> Result<MdsPeer, ControlError> {
+        Ok(MdsPeer { id, addr, raft_addr: raft_addr_of(addr)? })
+    }
+}
+
+impl MdsControl {
+    /// The card of one server of a new cluster, whose first quorum is `peers`. `make-mds -I` gives one peer.
+    /// Panics when `id` is not among the peers.
+    pub fn first_quorum(cluster: &str, uuid: String, id: MdsId, peers: &[MdsPeer]) -> MdsControl {
+        let me = *peers.iter().find(|p| p.id == id).expect("a server of the first quorum is among its peers");
+        MdsControl { bootstrap: true, ..Self::new(cluster, uuid, me, peers) }
+    }
+
+    /// The card of a server that joins a running quorum, which gave it its id. `peers` are servers to start with.
+    pub fn joining(cluster: &str, uuid: String, me: MdsPeer, peers: &[MdsPeer]) -> MdsControl {
+        Self::new(cluster, uuid, me, peers)
+    }
+
+    fn new(cluster: &str, uuid: String, me: MdsPeer, peers: &[MdsPeer]) -> MdsControl {
+        MdsControl {
+            format: FORMAT,
+            service: "mds".into(),
+            cluster: cluster.into(),
+            id: me.id,
+            uuid,
+            addr: me.addr,
+            raft_addr: me.raft_addr,
+            bootstrap: false,
+            peers: peers.to_vec(),
+        }
+    }
+
+    /// Reads and checks `dir/control.json`.
+    pub fn load(dir: &Path) -> Result<MdsControl, ControlError> {
+        let path = dir.join(FILE);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(ControlError::Missing { path, dir: dir.into() });
+            }
+            Err(error) => return Err(ControlError::Io { what: "reading", path, error }),
+        };
+        let value: serde_json::Value = serde_json::from_str(&text)
+            .map_err(|e| ControlError::Malformed { path: path.clone(), why: e.to_string() })?;
+        let format = value.get("format").and_then(serde_json::Value::as_u64).unwrap_or(0) as u32;
+        if format != FORMAT {
+            return Err(ControlError::Format { path, found: format });
+        }
+        let control: MdsControl = serde_json::from_value(value)
+            .map_err(|e| ControlError::Malformed { path: path.clone(), why: e.to_string() })?;
+        control.check().map_err(|why| ControlError::Malformed { path, why })?;
+        Ok(control)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        wire::check_cluster_name(&self.cluster)?;
+        if self.service != "mds" {
+            return Err(format!("this is the directory of a {} and not of an mds", self.service));
+        }
+        if self.id.0 == 0 {
+            return Err("id 0 is not a metadata server's".into());
+        }
+        if self.bootstrap && !self.peers.iter().any(|p| p.id == self.id) {
+            return Err(format!("MDS#{} is not among the peers of its first quorum", self.id));
+        }
+        Ok(())
+    }
+}
+
+/// Makes the directory of a new metadata server. Refuses one that holds anything, and says what.
+pub fn create(dir: &Path, control: &MdsControl) -> Result<(), ControlError> {
+    wire::check_cluster_name(&control.cluster).map_err(ControlError::ClusterName)?;
+    control.check().map_err(|why| ControlError::Malformed { path: dir.join(FILE), why })?;
+    check_free(dir)?;
+    let io = |what, path: PathBuf| move |error| ControlError::Io { what, path, error };
+    std::fs::create_dir_all(dir.join("logs")).map_err(io("making", dir.join("logs")))?;
+    let path = dir.join(FILE);
+    let aside = dir.join("control.json.new");
+    let text = serde_json::to_string_pretty(control).expect("a control file always serialises") + "\n";
+    // Written aside, synced and renamed: a crash leaves either no server or a whole one.
+    let write = || -> std::io::Result<()> {
+        let mut file = std::fs::File::create(&aside)?;
+        std::io::Write::write_all(&mut file, text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&aside, &path)?;
+        std::fs::File::open(dir)?.sync_all()
+    };
+    write().map_err(io("writing", path.clone()))
+}
+
+/// Whether a service may be made in `dir`: it does not exist, or is empty (`lost+found` does not count).
+pub fn check_free(dir: &Path) -> Result<(), ControlError> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(ControlError::Io { what: "listing", path: dir.into(), error }),
+    };
+    let mut names: Vec<String> =
+        entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    names.retain(|n| n != "lost+found");
+    names.sort();
+    if names.iter().any(|n| n == FILE) {
+        return Err(taken(dir));
+    }
+    match names.into_iter().next() {
+        Some(entry) => Err(ControlError::NotEmpty { dir: dir.into(), entry }),
+        None => Ok(()),
+    }
+}
+
+/// Says whose directory it is, as far as its control file tells.
+fn taken(dir: &Path) -> ControlError {
+    let value: serde_json::Value = std::fs::read_to_string(dir.join(FILE))
+        .ok()
+        .and_then(|text| serde_json::from_str(&text).ok())
+        .unwrap_or_default();
+    let field = |name: &str| match value.get(name) {
+        Some(serde_json::Value::String(s)) => s.clone(),
+        Some(v) if v.is_number() => v.to_string(),
+        _ => "?".into(),
+    };
+    ControlError::Taken {
+        dir: dir.into(),
+        service: field("service"),
+        id: field("id"),
+        cluster: field("cluster"),
+    }
+}
+
+/// The cluster's key from `etc/clusters/NAME/auth_digest.key`; without the file the cluster has no password.
+pub fn read_key(etc: &Path, cluster: &str) -> Result<ClusterKey, ControlError> {
+    let path = etc.join("clusters").join(cluster).join("auth_digest.key");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => ClusterKey::from_text(&text).map_err(|why| ControlError::Malformed { path, why }),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(ClusterKey::open()),
+        Err(error) => Err(ControlError::Io { what: "reading", path, error }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn card(cluster: &str) -> MdsControl {
+        let peer = MdsPeer::at(MdsId(1), "127.0.0.1:2510".parse().unwrap()).unwrap();
+        MdsControl::first_quorum(cluster, "00".repeat(16), MdsId(1), &[peer])
+    }
+
+    #[test]
+    fn a_directory_is_made_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("mds");
+        create(&at, &card("pcs1")).unwrap();
+        assert_eq!(MdsControl::load(&at).unwrap(), card("pcs1"));
+        let again = create(&at, &card("pcs2")).unwrap_err().to_string();
+        assert!(again.contains("already belongs to mds 1 of cluster 'pcs1'"), "{again}");
+    }
+
+    #[test]
+    fn refusals_name_the_cause() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("stuff"), "x").unwrap();
+        assert!(create(dir.path(), &card("pcs1")).unwrap_err().to_string().contains("'stuff'"));
+        assert!(create(&dir.path().join("a"), &card("p c")).unwrap_err().to_string().contains("' '"));
+        let missing = MdsControl::load(&dir.path().join("b")).unwrap_err().to_string();
+        assert!(missing.contains("not the directory of a metadata server"), "{missing}");
+        let at = dir.path().join("c");
+        create(&at, &card("pcs1")).unwrap();
+        let newer = std::fs::read_to_string(at.join(FILE)).unwrap().replace("\"format\": 1", "\"format\": 9");
+        std::fs::write(at.join(FILE), newer).unwrap();
+        assert!(MdsControl::load(&at).unwrap_err().to_string().contains("format 9"));
+        std::fs::write(at.join(FILE), "{").unwrap();
+        assert!(MdsControl::load(&at).is_err());
+    }
+
+    #[test]
+    fn a_cluster_without_key_file_is_open() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(read_key(dir.path(), "pcs1").unwrap().is_open());
+        let at = dir.path().join("clusters/pcs1");
+        std::fs::create_dir_all(&at).unwrap();
+        let key = ClusterKey::for_test(3);
+        std::fs::write(at.join("auth_digest.key"), key.to_text()).unwrap();
+        assert_eq!(read_key(dir.path(), "pcs1").unwrap(), key);
+        std::fs::write(at.join("auth_digest.key"), "junk").unwrap();
+        assert!(read_key(dir.path(), "pcs1").is_err());
+    }
+}

@@ -1,0 +1,163 @@
+//! What a server keeps on disk: the journal with the raft log, and the snapshot file.
+//!
+//! Invariants:
+//! - records reach the journal in the order of their numbers, also when it was full for a while;
+//! - the journal is cut only when the snapshot file that makes its beginning needless is durable, and never behind the
+//!   newest record, which tells the hard state;
+//! - one snapshot file is written at a time, later ones wait, so the newest is the one that stays.
+
+use crate::consensus::Persist;
+use shards::journal::{Journal, MAX_META_BYTES, Outcome, PayloadCheck, Position};
+use shards::{Buf, Io, OpId};
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+
+pub const JOURNAL: &str = "raft-journal";
+pub const SNAPSHOT: &str = "snapshot";
+/// Top byte of this component's operation ids (the journal has its own).
+const SNAPSHOT_OP: u64 = 0x03 << 56;
+/// A snapshot is due when this part of the journal is in use.
+const USED_DIVISOR: u64 = 4;
+
+pub enum LogEvent {
+    /// The record of this number is durable.
+    Durable(u64),
+    /// The snapshot file is; `installed` if it came from the master.
+    SnapshotStored { index: u64, installed: bool },
+    /// Nothing can be made durable any more.
+    Broken(String),
+}
+
+struct SnapshotWrite {
+    index: u64,
+    bytes: Vec<u8>,
+    installed: bool,
+}
+
+pub struct LogFile {
+    journal: Journal,
+    /// Records that found the journal full.
+    backlog: VecDeque<Persist>,
+    /// Last entry of each record under way, by number.
+    under_way: BTreeMap<u64, u64>,
+    /// Durable records: where each stands and its last entry (0: none).
+    records: VecDeque<(Position, u64)>,
+    /// The snapshot file being written, in front, and those that wait.
+    writes: VecDeque<SnapshotWrite>,
+    next_op: u64,
+    /// Index the newest durable snapshot file covers.
+    pub snapshot_index: u64,
+}
+
+/// The record as the journal takes it: small ones need no block of their own.
+fn split(record: Vec<u8>) -> (Vec<u8>, Buf) {
+    if record.len() <= MAX_META_BYTES {
+        (record, Buf::empty())
+    } else {
+        (Vec::new(), Buf::from_slice(&record))
+    }
+}
+
+/// The record as [`split`] was given it.
+pub fn join(meta: Vec<u8>, payload: &Buf) -> Vec<u8> {
+    if meta.is_empty() { payload.to_vec() } else { meta }
+}
+
+impl LogFile {
+    /// Takes a journal that is ready, with the places of the records it holds.
+    pub fn new(journal: Journal, records: VecDeque<(Position, u64)>, snapshot_index: u64) -> LogFile {
+        LogFile {
+            journal,
+            backlog: VecDeque::new(),
+            under_way: BTreeMap::new(),
+            records,
+            writes: VecDeque::new(),
+            next_op: 0,
+            snapshot_index,
+        }
+    }
+
+    pub fn append(&mut self, record: Persist, io: &mut dyn Io) {
+        self.backlog.push_back(record);
+        self.pump(io);
+    }
+
+    fn pump(&mut self, io: &mut dyn Io) {
+        while let Some(next) = self.backlog.pop_front() {
+            let (meta, payload) = split(next.record.clone());
+            if self.journal.append(io, &meta, payload, PayloadCheck::Journal, next.number, false).is_err() {
+                self.backlog.push_front(next);
+                return;
+            }
+            self.under_way.insert(next.number, next.last_entry);
+        }
+    }
+
+    /// Whether a snapshot should be made so that the journal can be cut.
+    pub fn wants_snapshot(&self) -> bool {
+        self.writes.is_empty()
+            && (!self.backlog.is_empty()
+                || self.journal.used_bytes() > self.journal.total_bytes() / USED_DIVISOR)
+    }
+
+    pub fn is_writing_snapshot(&self) -> bool {
+        !self.writes.is_empty()
+    }
+
+    pub fn store_snapshot(&mut self, index: u64, bytes: Vec<u8>, installed: bool, io: &mut dyn Io) {
+        self.writes.push_back(SnapshotWrite { index, bytes, installed });
+        if self.writes.len() == 1 {
+            self.start_snapshot(io);
+        }
+    }
+
+    fn start_snapshot(&mut self, io: &mut dyn Io) {
+        let Some(write) = self.writes.front_mut() else { return };
+        self.next_op += 1;
+        io.put_blob(SNAPSHOT, std::mem::take(&mut write.bytes), OpId(SNAPSHOT_OP | self.next_op));
+    }
+
+    /// Takes a completion.
+    pub fn on_disk(&mut self, op: OpId, result: io::Result<Buf>, io: &mut dyn Io) -> Vec<LogEvent> {
+        if op.0 >> 56 == SNAPSHOT_OP >> 56 {
+            return self.snapshot_written(result, io);
+        }
+        self.journal.on_disk(io, op, result);
+        let mut events = Vec::new();
+        for outcome in self.journal.outcomes() {
+            match outcome {
+                Outcome::Durable { token, position } => {
+                    let last_entry = self.under_way.remove(&token).unwrap_or(0);
+                    self.records.push_back((position, last_entry));
+                    events.push(LogEvent::Durable(token));
+                }
+                Outcome::Broken(error) => events.push(LogEvent::Broken(error.to_string())),
+                Outcome::Replayed { .. } | Outcome::Ready => {}
+            }
+        }
+        self.pump(io);
+        events
+    }
+
+    fn snapshot_written(&mut self, result: io::Result<Buf>, io: &mut dyn Io) -> Vec<LogEvent> {
+        let Some(write) = self.writes.pop_front() else { return Vec::new() };
+        if let Err(error) = result {
+            return vec![LogEvent::Broken(format!("writing {SNAPSHOT}: {error}"))];
+        }
+        self.snapshot_index = write.index;
+        self.start_snapshot(io);
+        self.cut(io);
+        vec![LogEvent::SnapshotStored { index: write.index, installed: write.installed }]
+    }
+
+    /// Cuts the journal in front of the first record that the snapshot does not cover.
+    fn cut(&mut self, io: &mut dyn Io) {
+        while self.records.len() > 1 && self.records[0].1 <= self.snapshot_index {
+            self.records.pop_front();
+        }
+        if let Some((position, _)) = self.records.front() {
+            self.journal.trim(io, *position);
+        }
+        self.pump(io);
+    }
+}

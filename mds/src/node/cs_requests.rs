@@ -1,0 +1,235 @@
+//! What the shards of chunk servers ask and tell.
+
+use super::master::{Patience, Request, Waiter};
+use super::server::Server;
+use crate::cs_registry::{HEARTBEAT_MS, Registration};
+use crate::state::{Command, Internal, Liveness, SetAction, SetChange};
+use shards::{ConnId, Io};
+use wire::cs_api::{ChunkReport, CsCommand, CsReply, CsRequest};
+use wire::{ChunkId, CsId, Frame, Head, ShardIndex, Status, shard_of};
+
+/// Longest text of a CS in the event log, bytes.
+const MAX_EVENT_BYTES: usize = 1024;
+
+impl Server {
+    /// `cs` and `shard` are who the handshake says is talking.
+    pub(super) fn on_cs_frame(
+        &mut self,
+        conn: ConnId,
+        cs: CsId,
+        shard: ShardIndex,
+        frame: Frame,
+        io: &mut dyn Io,
+    ) -> Result<(), String> {
+        let request = wire::decode!(CsRequest, &frame.meta)?;
+        if let CsRequest::Register { cs: named, shard: at, shards, .. } = &request {
+            if (*named, *at) != (cs, shard) {
+                return Err(format!("registration of shard {at} of CS#{named} by shard {shard} of CS#{cs}"));
+            }
+            if at.0 >= *shards {
+                return Err(format!("shard {at} of a chunk server with {shards} shards"));
+            }
+        }
+        self.request(conn, frame.head, Request::Cs(request), io);
+        Ok(())
+    }
+
+    pub(super) fn on_cs_request(&mut self, conn: ConnId, head: Head, request: CsRequest, io: &mut dyn Io) {
+        if matches!(request, CsRequest::Register { .. }) {
+            return self.register(conn, head, request, io);
+        }
+        let Some((cs, _)) = self.master.as_ref().and_then(|m| m.registry.shard_at(conn)) else {
+            let detail = "this shard is not registered here: register first".to_string();
+            return self.refuse(conn, head, true, Status::StaleHandle, detail, None, io);
+        };
+        match request {
+            CsRequest::Register { .. } => {}
+            CsRequest::Heartbeat { space, load } => {
+                if let Some(master) = &mut self.master {
+                    master.registry.heartbeat(conn, space, load, io.now());
+                }
+                self.reply_cs(conn, head, &CsReply::Done, io);
+            }
+            CsRequest::Report { chunks, .. } => self.report(conn, head, cs, &chunks, io),
+            CsRequest::Suspect { chunks, cs: suspects, reason } => {
+                self.suspect(conn, head, cs, &chunks, &suspects, &reason, io);
+            }
+            CsRequest::Joined { chunk, epoch, cs: learner } => {
+                self.joined(conn, head, cs, ChunkReport { chunk, epoch }, learner, io);
+            }
+            CsRequest::AskSet { .. } => self.read(conn, head, Request::Cs(request), Patience::Fresh, io),
+            CsRequest::Deleted { chunks } => self.tell_log(conn, head, Internal::Deleted { cs, chunks }, io),
+            CsRequest::Event { severity, message } => {
+                let mut message = format!("CS#{cs} {message}");
+                let end =
+                    (0..=message.len().min(MAX_EVENT_BYTES)).rev().find(|i| message.is_char_boundary(*i));
+                message.truncate(end.unwrap_or(0));
+                self.tell_log(conn, head, Internal::Event { system: "CS".into(), severity, message }, io);
+            }
+        }
+    }
+
+    fn tell_log(&mut self, conn: ConnId, head: Head, op: Internal, io: &mut dyn Io) {
+        let command = Command::internal(io.wall_ms(), op);
+        if let Err(waiter) = self.propose(&command, Waiter::Cs { conn, head }) {
+            self.refuse_waiter(waiter, io);
+        }
+    }
+
+    fn register(&mut self, conn: ConnId, head: Head, request: CsRequest, io: &mut dyn Io) {
+        let CsRequest::Register { cs, shard, shards, addr, incarnation, host_id, host, tier, space, flags } =
+            request
+        else {
+            return;
+        };
+        let Some(record) = self.state.cs(cs) else {
+            let why = format!("CS#{cs} is not known to this cluster: make it anew with make-cs");
+            return self.refuse(conn, head, true, Status::NotFound, why, None, io);
+        };
+        if record.dropped {
+            self.command_cs(
+                conn,
+                &CsCommand::Expelled { why: format!("CS#{cs} was removed from the cluster") },
+                io,
+            );
+            let why = format!("CS#{cs} was removed from the cluster: make it anew with make-cs");
+            return self.refuse(conn, head, true, Status::NotFound, why, None, io);
+        }
+        if record.shards != 0 && record.shards != shards {
+            let why = format!(
+                "CS#{cs} has {} shards and not {shards}: the number is fixed at make-cs",
+                record.shards
+            );
+            return self.refuse(conn, head, true, Status::InvalidArgument, why, None, io);
+        }
+        let same = record.host_id == host_id
+            && record.host == host
+            && record.tier == tier
+            && record.shards == shards;
+        let location = record.location.clone();
+        let registration = Registration { cs, shard, shards, addr, incarnation, space, flags };
+        if same {
+            return self.finish_register(conn, head, &registration, io);
+        }
+        let op = Internal::RegisterCs { cs, host_id, host, location, tier, shards };
+        let command = Command::internal(io.wall_ms(), op);
+        let waiter = Waiter::Register { conn, head, registration: Box::new(registration) };
+        if let Err(waiter) = self.propose(&command, waiter) {
+            self.refuse_waiter(waiter, io);
+        }
+    }
+
+    pub(super) fn finish_register(&mut self, conn: ConnId, head: Head, r: &Registration, io: &mut dyn Io) {
+        if self.net.addr_of(conn).is_none() {
+            return; // it went away while the log was written
+        }
+        let now = io.now();
+        let Some(master) = &mut self.master else { return };
+        let replaced = match master.registry.register(conn, r, now) {
+            Ok(replaced) => replaced,
+            Err(why) => {
+                self.command_cs(conn, &CsCommand::Expelled { why: why.clone() }, io);
+                return self.refuse(conn, head, true, Status::Exists, why, None, io);
+            }
+        };
+        if let Some(old) = replaced {
+            self.command_cs(old, &CsCommand::Expelled { why: "a newer session took over".into() }, io);
+            let events = self.net.drop_conn(old, "replaced by a newer session", io);
+            self.on_net(events, io);
+        }
+        tracing::info!(name: "cs_shard_registered", cs = r.cs.0, shard = r.shard.0, addr = %r.addr);
+        let revoked = self.state.revoked();
+        self.reply_cs(conn, head, &CsReply::Registered { heartbeat_ms: HEARTBEAT_MS, revoked }, io);
+        let owned = |c: &ChunkId| shard_of(*c, r.shards) == r.shard;
+        let deletes: Vec<ChunkId> = self.state.pending_deletes(r.cs).filter(owned).collect();
+        self.delete_chunks(r.cs, deletes, io);
+        if self.liveness(r.cs, now) == Liveness::Active
+            && let Some(master) = &mut self.master
+        {
+            master.repair.look_at_server(r.cs, &self.state);
+        }
+        self.retry_parked(io);
+    }
+
+    /// A shard's connection is gone: its CS is inactive from this moment.
+    pub(super) fn cs_disconnected(&mut self, conn: ConnId, io: &mut dyn Io) {
+        let Some(master) = &mut self.master else { return };
+        if master.registry.disconnected(conn, io.now()).is_some() {
+            self.retry_parked(io);
+        }
+    }
+
+    /// Chunks a shard holds. Those it should not hold are to be deleted.
+    fn report(&mut self, conn: ConnId, head: Head, cs: CsId, chunks: &[ChunkReport], io: &mut dyn Io) {
+        let strays = self.state.strays(cs, chunks);
+        if strays.is_empty() {
+            return self.reply_cs(conn, head, &CsReply::Done, io);
+        }
+        tracing::info!(name: "cs_has_strays", cs = cs.0, chunks = strays.len());
+        self.tell_log(conn, head, Internal::DeleteStrays { cs, chunks: strays }, io);
+    }
+
+    /// A primary can't reach some of its replicas.
+    fn suspect(
+        &mut self,
+        conn: ConnId,
+        head: Head,
+        primary: CsId,
+        chunks: &[ChunkReport],
+        suspects: &[CsId],
+        reason: &str,
+        io: &mut dyn Io,
+    ) {
+        tracing::warn!(name: "replicas_suspected", by = primary.0, ?suspects, chunks = chunks.len(), reason);
+        let mut changes = Vec::new();
+        for report in chunks {
+            let Some(view) = self.state.chunk(report.chunk) else { continue };
+            let cs: Vec<CsId> =
+                suspects.iter().copied().filter(|cs| *cs != primary && view.role_of(*cs).is_some()).collect();
+            // Only the primary of this very epoch has a say; others learn the set that holds now.
+            if view.epoch == report.epoch && view.primary() == Some(primary) && !cs.is_empty() {
+                let action = SetAction::Drop { cs, force: false };
+                changes.push(SetChange { chunk: report.chunk, epoch: report.epoch, action });
+            }
+        }
+        if !changes.is_empty()
+            && let Some(master) = &mut self.master
+        {
+            suspects.iter().for_each(|cs| master.registry.suspect(*cs, io.now()));
+        }
+        let asked = chunks.iter().map(|r| r.chunk).collect();
+        self.change_or_answer(conn, head, asked, changes, io);
+    }
+
+    fn joined(
+        &mut self,
+        conn: ConnId,
+        head: Head,
+        primary: CsId,
+        report: ChunkReport,
+        learner: CsId,
+        io: &mut dyn Io,
+    ) {
+        let ChunkReport { chunk, epoch } = report;
+        let view = self.state.chunk(chunk).filter(|v| v.epoch == epoch && v.primary() == Some(primary));
+        let change = view.map(|_| SetChange { chunk, epoch, action: SetAction::Joined { cs: learner } });
+        self.change_or_answer(conn, head, vec![chunk], change.into_iter().collect(), io);
+    }
+
+    /// Changes sets for a CS; without any change it is told the sets as they are.
+    fn change_or_answer(
+        &mut self,
+        conn: ConnId,
+        head: Head,
+        chunks: Vec<ChunkId>,
+        changes: Vec<SetChange>,
+        io: &mut dyn Io,
+    ) {
+        if !changes.is_empty() {
+            return self.change_sets(conn, head, true, chunks, changes);
+        }
+        let Some(master) = &self.master else { return };
+        let sets = chunks.iter().filter_map(|c| self.state.chunk(*c)).map(|v| master.chunk_set(&v)).collect();
+        self.reply_cs(conn, head, &CsReply::Sets { sets }, io);
+    }
+}

@@ -1,0 +1,202 @@
+//! What the master does from time to time: sessions that fell silent, chunk servers that came or went, repair, the
+//! event log, deletions that were not confirmed.
+
+use super::config;
+use super::outcomes::CHUNKS_PER_COMMAND;
+use super::server::Server;
+use crate::placement::CsView;
+use crate::repair::{Action, World};
+use crate::state::{Internal, Liveness, SetChange};
+use shards::{ConnId, Io, Timestamp};
+use std::time::Duration;
+use wire::cs_api::CsCommand;
+use wire::mds_api::Severity;
+use wire::{ChunkId, CsId, Head};
+
+/// Slow work (sessions, events, pending deletions) is done this often.
+const SLOW_TICK: Duration = Duration::from_millis(500);
+const REPEAT_DELETES: Duration = Duration::from_secs(30);
+/// A server this many entries behind is mentioned in the event log.
+const LAG_ENTRIES: u64 = 1000;
+
+impl Server {
+    pub(super) fn master_tick(&mut self, io: &mut dyn Io) {
+        if !self.is_ready_master() {
+            return;
+        }
+        self.retry_parked(io);
+        self.repair(io);
+        let now = io.now();
+        let Some(master) = &mut self.master else { return };
+        if now < master.slow_at {
+            return;
+        }
+        master.slow_at = now.after(SLOW_TICK);
+        let timeout = Duration::from_millis(self.state.config_number(config::LEASE_TIMEOUT_MS));
+        let expired = master.sessions.take_expired(now, timeout);
+        let silent = master.registry.silent(now);
+        if !expired.is_empty() {
+            self.propose_own(Internal::ExpireClients { clients: expired }, io);
+        }
+        for conn in silent {
+            let events = self.net.drop_conn(conn, "no heartbeat for too long", io);
+            self.on_net(events, io);
+        }
+        self.tell_changes(io);
+        self.tell_lagging(io);
+        self.reconcile_members(io);
+        self.repeat_deletes(io);
+    }
+
+    pub(super) fn offline_after(&self) -> Duration {
+        Duration::from_millis(self.state.config_number(config::OFFLINE_TIMEOUT_MS))
+    }
+
+    pub(super) fn liveness(&self, cs: CsId, now: Timestamp) -> Liveness {
+        match &self.master {
+            Some(master) => master.registry.liveness(cs, now, self.offline_after()),
+            None => Liveness::Inactive,
+        }
+    }
+
+    /// Chunk servers that may take new replicas.
+    pub(super) fn candidates(&self, now: Timestamp) -> Vec<CsView> {
+        let Some(master) = &self.master else { return Vec::new() };
+        let margin_percent = self.state.config_number(config::FILL_MARGIN_PERCENT);
+        let margin_bytes = self.state.config_number(config::FREE_SPACE_MARGIN_MB) << 20;
+        let active = self
+            .state
+            .cs_list()
+            .filter(|(cs, record)| !record.dropped && self.liveness(*cs, now) == Liveness::Active);
+        let roomy = |v: &CsView| {
+            let least = (v.total_bytes / 100 * margin_percent).max(margin_bytes);
+            v.free_bytes > least
+        };
+        active.map(|(cs, record)| master.registry.view(cs, record)).filter(roomy).collect()
+    }
+
+    fn repair(&mut self, io: &mut dyn Io) {
+        let now = io.now();
+        if self.master.as_ref().is_some_and(|m| m.registry.in_grace(now)) {
+            return;
+        }
+        let candidates = self.candidates(now);
+        let (offline_after, limit) =
+            (self.offline_after(), self.state.config_number(config::FILLS_PER_SHARD));
+        let may_place = self.cluster_health(now).0 != "failure";
+        let Some(master) = &mut self.master else { return };
+        let world = World {
+            state: &self.state,
+            registry: &master.registry,
+            candidates: &candidates,
+            now,
+            offline_after,
+            limit: limit as usize,
+            may_place,
+        };
+        let actions = master.repair.step(&world, &mut || io.random());
+        let filling = master.repair.filling();
+        let began = filling > 0 && !master.replicating;
+        let ended = filling == 0 && master.replicating && master.repair.queued() == 0;
+        let queued = filling + master.repair.queued();
+        master.replicating = (master.replicating || began) && !ended;
+        for action in actions {
+            self.carry_out_repair(action, io);
+        }
+        if began {
+            let message = format!("Replication started, {queued} chunks are queued");
+            self.log_event("MDS", Severity::Info, message, io);
+        } else if ended {
+            self.log_event("MDS", Severity::Info, "Replication completed".into(), io);
+        }
+    }
+
+    fn carry_out_repair(&mut self, action: Action, io: &mut dyn Io) {
+        let Some(master) = &mut self.master else { return };
+        match action {
+            Action::Propose(change) => master.sets.push(change),
+            Action::Fill { conn, view } => {
+                let command = CsCommand::Repair { set: master.chunk_set(&view) };
+                self.command_cs(conn, &command, io);
+            }
+        }
+    }
+
+    /// Puts what happened to chunk servers, and to the cluster thereby, into the event log.
+    fn tell_changes(&mut self, io: &mut dyn Io) {
+        let (now, offline_after) = (io.now(), self.offline_after());
+        let known: Vec<CsId> =
+            self.state.cs_list().filter(|(_, r)| !r.dropped && r.shards > 0).map(|(cs, _)| cs).collect();
+        let Some(master) = &mut self.master else { return };
+        let changes = master.registry.take_changes(known.into_iter(), now, offline_after);
+        for change in changes {
+            let cs = change.cs;
+            let (severity, message) = match change.now {
+                Liveness::Active => (Severity::Info, format!("CS#{cs} is active")),
+                Liveness::Inactive => (Severity::Warn, silent_text(cs, change.silent_s, "inactive")),
+                Liveness::Offline => (Severity::Warn, silent_text(cs, change.silent_s, "offline")),
+            };
+            self.log_event("MDS", severity, message, io);
+            if let Some(master) = &mut self.master {
+                master.repair.look_at_server(cs, &self.state);
+            }
+        }
+        let (status, text) = self.cluster_health(now);
+        let Some(master) = &mut self.master else { return };
+        if status != "unknown" && master.told_health.as_ref() != Some(&text) {
+            master.told_health = Some(text.clone());
+            let severity = match status {
+                "healthy" => Severity::Info,
+                "degraded" => Severity::Warn,
+                _ => Severity::Err,
+            };
+            self.log_event("MDS", severity, text, io);
+        }
+    }
+
+    fn tell_lagging(&mut self, io: &mut dyn Io) {
+        let commit = self.consensus.commit();
+        let mut members = self.consensus.members();
+        members.retain(|(id, _)| *id != self.me);
+        for (id, progress) in members {
+            let behind = progress.matched + LAG_ENTRIES < commit;
+            let Some(master) = &mut self.master else { return };
+            if !behind {
+                master.lagging.remove(&id);
+            } else if master.lagging.insert(id) {
+                let addr = self.client_addr_of(id).map_or_else(String::new, |a| format!(" ({a})"));
+                let message = format!("MDS#{id}{addr} lags behind for more than {LAG_ENTRIES} rounds");
+                self.log_event("JRN", Severity::Err, message, io);
+            }
+        }
+    }
+
+    fn repeat_deletes(&mut self, io: &mut dyn Io) {
+        let now = io.now();
+        let Some(master) = self.master.as_mut().filter(|m| m.deletes_at <= now) else { return };
+        master.deletes_at = now.after(REPEAT_DELETES);
+        let servers: Vec<CsId> = self.state.cs_list().map(|(cs, _)| cs).collect();
+        for cs in servers {
+            let chunks: Vec<ChunkId> = self.state.pending_deletes(cs).take(CHUNKS_PER_COMMAND).collect();
+            self.delete_chunks(cs, chunks, io);
+        }
+    }
+
+    /// Queues a change of a set asked for by somebody, or answers at once if there is none.
+    pub(super) fn change_sets(
+        &mut self,
+        conn: ConnId,
+        head: Head,
+        from_cs: bool,
+        chunks: Vec<ChunkId>,
+        changes: Vec<SetChange>,
+    ) {
+        if let Some(master) = &mut self.master {
+            master.sets.ask(conn, head, from_cs, chunks, changes);
+        }
+    }
+}
+
+fn silent_text(cs: CsId, seconds: u64, state: &str) -> String {
+    format!("CS#{cs} has not registered during the last {seconds} sec and is marked as {state}")
+}

@@ -1,0 +1,96 @@
+//! The members of the quorum: the state says who belongs to the cluster, raft's configuration follows.
+//!
+//! A server that is added first becomes a learner, and a voter once it has caught up: until it runs it can't cost the
+//! cluster its quorum. A server that is removed leaves raft's configuration; if it is the master it hands over first.
+//! One change at a time, each derived from the state, so a new master goes on where the old one stopped.
+
+use super::server::Server;
+use crate::state::Internal;
+use raft::eraftpb::ConfChangeType;
+use shards::{ConnId, Io};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use wire::mds_api::MdsReply;
+use wire::{Head, MdsId, Status};
+
+/// A learner this close to the end of the log may vote.
+const CAUGHT_UP_ENTRIES: u64 = 200;
+
+impl Server {
+    /// Where the other servers are: what the state says, and until it says anything what this server was told when it
+    /// was made.
+    pub(super) fn update_members(&mut self, io: &mut dyn Io) {
+        let mut members: BTreeMap<MdsId, SocketAddr> =
+            self.config.control.peers.iter().map(|p| (p.id, p.raft_addr)).collect();
+        members.extend(self.state.mds_list().map(|(id, record)| (id, record.raft_addr)));
+        members.retain(|id, _| !self.removed.contains(id));
+        self.net.set_members(&members, io);
+    }
+
+    /// The address of a server for clients.
+    pub(super) fn client_addr_of(&self, id: MdsId) -> Option<SocketAddr> {
+        let known = self.state.mds_list().find(|(known, _)| *known == id).map(|(_, record)| record.addr);
+        known.or_else(|| self.config.control.peers.iter().find(|p| p.id == id).map(|p| p.addr))
+    }
+
+    /// Enters the servers of the first quorum into the state, and this server's address if it has changed.
+    pub(super) fn complete_first_quorum(&mut self, io: &mut dyn Io) {
+        let control = self.config.control.clone();
+        let known: BTreeMap<MdsId, (SocketAddr, SocketAddr)> =
+            self.state.mds_list().map(|(id, r)| (id, (r.addr, r.raft_addr))).collect();
+        let mine = (control.addr, control.raft_addr);
+        let mut missing: BTreeMap<MdsId, (SocketAddr, SocketAddr)> = control
+            .peers
+            .iter()
+            .filter(|p| control.bootstrap && !known.contains_key(&p.id) && !self.removed.contains(&p.id))
+            .map(|p| (p.id, (p.addr, p.raft_addr)))
+            .collect();
+        if known.get(&self.me).is_none_or(|at| *at != mine) && !self.removed.contains(&self.me) {
+            missing.insert(self.me, mine);
+        }
+        for (id, (addr, raft_addr)) in missing {
+            self.propose_own(Internal::SetMds { id, addr, raft_addr }, io);
+        }
+    }
+
+    /// Takes one step towards the members that the state lists.
+    pub(super) fn reconcile_members(&mut self, _io: &mut dyn Io) {
+        let members = self.consensus.members();
+        let commit = self.consensus.commit();
+        if let Some((gone, _)) = members.iter().find(|(id, _)| self.removed.contains(id)) {
+            if *gone == self.me {
+                self.consensus.hand_over(self.me);
+            } else {
+                self.consensus.propose_member(*gone, ConfChangeType::RemoveNode);
+            }
+            return;
+        }
+        let new = self.state.mds_list().map(|(id, _)| id).find(|id| !members.iter().any(|(m, _)| m == id));
+        if let Some(id) = new.filter(|id| !self.removed.contains(id)) {
+            self.consensus.propose_member(id, ConfChangeType::AddLearnerNode);
+            return;
+        }
+        let caught_up = members.iter().find(|(_, p)| {
+            !p.voter && p.recently_heard && p.matched > 0 && p.matched + CAUGHT_UP_ENTRIES >= commit
+        });
+        if let Some((id, _)) = caught_up {
+            self.consensus.propose_member(*id, ConfChangeType::AddNode);
+        }
+    }
+
+    /// The last server can't be removed.
+    pub(super) fn refuse_last_mds(&mut self, conn: ConnId, head: Head, id: MdsId, io: &mut dyn Io) -> bool {
+        let others = self.state.mds_list().filter(|(other, _)| *other != id).count();
+        if others > 0 {
+            return false;
+        }
+        let detail = format!("MDS#{id} is the last metadata server of the cluster: it can't be removed");
+        self.reply(
+            conn,
+            head,
+            &MdsReply::Failed { status: Status::InvalidArgument, detail, master: None },
+            io,
+        );
+        true
+    }
+}

@@ -1,0 +1,340 @@
+//! What clients and tools ask.
+//!
+//! Mutations become proposals. Reads wait until the quorum has confirmed that this server is still the master. Refresh
+//! (a client could not use a chunk) is on the path of a fail-over: it waits for nothing but its commit when the master
+//! has seen the failure itself, and at most [`SECOND_LOOK`] when only the client has.
+
+use super::master::{Parked, Patience, Read, Request, Waiter};
+use super::server::Server;
+use crate::cs_registry::GRACE;
+use crate::placement::{self, PlacementError};
+use crate::raft_log::MAX_COMMAND_BYTES;
+use crate::state::{ChunkView, Command, Op, Placement, Reply, SetAction, SetChange};
+use shards::{ConnId, Io};
+use std::time::Duration;
+use wire::cs_api::{CsReply, CsRequest};
+use wire::mds_api::{MdsReply, MdsRequest, Severity};
+use wire::{ChunkId, ClientId, CsId, Epoch, FileId, Frame, Head, LeaseId, Status};
+
+/// A client may see the death of a CS a moment before this server: its complaint is looked at again until then.
+const SECOND_LOOK: Duration = Duration::from_millis(30);
+/// Limits of list requests, so that an answer fits into a frame.
+const MAX_ENTRIES: u32 = 4096;
+const MAX_EVENTS: u32 = 1000;
+/// Chunks in one Map, Allocate or ListChunks.
+const MAX_CHUNKS: u32 = 4096;
+/// Longest unit of a request that goes into the log, bytes; the rest of a command is small.
+const MAX_REQUEST_BYTES: usize = MAX_COMMAND_BYTES / 2;
+
+impl Server {
+    pub(super) fn on_mds_frame(&mut self, conn: ConnId, frame: Frame, io: &mut dyn Io) -> Result<(), String> {
+        let request = wire::decode!(MdsRequest, &frame.meta)?;
+        if frame.meta.len() > MAX_REQUEST_BYTES {
+            let detail = format!("a request of {} bytes is too long", frame.meta.len());
+            self.refuse(conn, frame.head, false, Status::InvalidArgument, detail, None, io);
+            return Ok(());
+        }
+        self.request(conn, frame.head, Request::Mds(request), io);
+        Ok(())
+    }
+
+    pub(super) fn on_mds_request(
+        &mut self,
+        conn: ConnId,
+        head: Head,
+        request: MdsRequest,
+        patience: Patience,
+        io: &mut dyn Io,
+    ) {
+        match request {
+            MdsRequest::Refresh { chunk, epoch, unreachable } => {
+                self.refresh(conn, head, chunk, epoch, unreachable, patience, io);
+            }
+            MdsRequest::ReportBadReplica { chunk, epoch, cs } => {
+                tracing::warn!(name: "bad_replica", chunk = chunk.0, cs = cs.0);
+                let action = SetAction::Drop { cs: vec![cs], force: false };
+                self.change_sets(conn, head, false, vec![chunk], vec![SetChange { chunk, epoch, action }]);
+            }
+            MdsRequest::Allocate { client, file, lease, first, count } => {
+                self.heard(client, io);
+                self.allocate(conn, head, Asked { client, file, lease, first, count }, patience, io);
+            }
+            MdsRequest::RemoveMds { id } if self.refuse_last_mds(conn, head, id, io) => {}
+            request => match Command::from_request(head.request, io.wall_ms(), &request) {
+                Some(command) => self.mutate(conn, head, &command, io),
+                None => self.read(conn, head, Request::Mds(request), patience, io),
+            },
+        }
+    }
+
+    fn heard(&mut self, client: ClientId, io: &mut dyn Io) {
+        if let Some(master) = &mut self.master {
+            master.sessions.heard(client, io.now());
+        }
+    }
+
+    fn mutate(&mut self, conn: ConnId, head: Head, command: &Command, io: &mut dyn Io) {
+        if let Command::Client { client, .. } = command {
+            self.heard(*client, io);
+        }
+        if let Err(waiter) = self.propose(command, Waiter::Client { conn, head }) {
+            self.refuse_waiter(waiter, io);
+        }
+    }
+
+    pub(super) fn read(
+        &mut self,
+        conn: ConnId,
+        head: Head,
+        request: Request,
+        patience: Patience,
+        io: &mut dyn Io,
+    ) {
+        if let Request::Mds(MdsRequest::KeepAlive { client }) = &request {
+            self.heard(*client, io);
+        }
+        if let Some(master) = &mut self.master {
+            master.reads.push(Read { conn, head, request: limited(request), patience });
+        }
+    }
+
+    /// Answers reads whose turn has come.
+    pub(super) fn serve_reads(&mut self, io: &mut dyn Io) {
+        let Some(master) = &mut self.master else { return };
+        for read in master.reads.take_ready(self.applied) {
+            match &read.request {
+                Request::Mds(request) => self.serve_read(&read, request, io),
+                Request::Cs(CsRequest::AskSet { chunk }) => {
+                    let Some(master) = &self.master else { return };
+                    let sets = self.state.chunk(*chunk).iter().map(|v| master.chunk_set(v)).collect();
+                    self.reply_cs(read.conn, read.head, &CsReply::Sets { sets }, io);
+                }
+                Request::Cs(_) => {}
+            }
+        }
+    }
+
+    fn serve_read(&mut self, read: &Read, request: &MdsRequest, io: &mut dyn Io) {
+        let reply = match request {
+            MdsRequest::KeepAlive { client } if self.state.session_exists(*client) => {
+                MdsReply::Alive { revoked: self.state.revoked_of(*client) }
+            }
+            MdsRequest::KeepAlive { client } => {
+                failed(Status::StaleHandle, format!("session {client} has ended: open a new one"))
+            }
+            MdsRequest::StatFs => MdsReply::Fs(self.fs_stat()),
+            MdsRequest::ClusterStat | MdsRequest::ListServices => {
+                MdsReply::Stat(Box::new(self.cluster_stat(io)))
+            }
+            MdsRequest::Refresh { chunk, .. } => self.map_of(*chunk),
+            request => match self.state.query(request) {
+                Some(Reply::Maps(views))
+                    if !read.patience.is_over(io.now()) && self.awaits_addresses(&views, io) =>
+                {
+                    return self.park(read.conn, read.head, request.clone(), read.patience, GRACE, io);
+                }
+                Some(reply) => {
+                    let Some(master) = &self.master else { return };
+                    reply.into_wire(&|cs, chunk| master.addr_of(cs, chunk))
+                }
+                None => failed(Status::NotSupported, "this server does not know the request".into()),
+            },
+        };
+        self.reply(read.conn, read.head, &reply, io);
+    }
+
+    fn map_of(&self, chunk: ChunkId) -> MdsReply {
+        match (self.state.chunk(chunk), &self.master) {
+            (Some(view), Some(master)) => {
+                MdsReply::Maps { chunks: vec![view.to_map(&|cs, chunk| master.addr_of(cs, chunk))] }
+            }
+            _ => failed(Status::UnknownChunk, format!("chunk {chunk} does not exist (any more)")),
+        }
+    }
+
+    fn in_grace(&self, io: &mut dyn Io) -> bool {
+        self.master.as_ref().is_some_and(|m| m.registry.in_grace(io.now()))
+    }
+
+    /// Whether servers of these chunks may still be on their way to this new master.
+    fn awaits_addresses(&self, views: &[ChunkView], io: &mut dyn Io) -> bool {
+        let Some(master) = self.master.as_ref().filter(|m| m.registry.in_grace(io.now())) else {
+            return false;
+        };
+        views.iter().any(|v| v.in_sync().any(|cs| master.registry.addr_for(cs, v.chunk).is_none()))
+    }
+}
+
+// Requests that wait for chunk servers.
+impl Server {
+    /// A request that waits again waits no longer than before.
+    fn park(
+        &mut self,
+        conn: ConnId,
+        head: Head,
+        request: MdsRequest,
+        patience: Patience,
+        wait: Duration,
+        io: &mut dyn Io,
+    ) {
+        let until = match patience {
+            Patience::Fresh => io.now().after(wait),
+            Patience::Until(end) => end,
+        };
+        if let Some(master) = &mut self.master {
+            master.parked.push(Parked { until, conn, head, request });
+        }
+    }
+
+    /// Looks again at requests that wait: after a chunk server came or went, and from time to time.
+    pub(super) fn retry_parked(&mut self, io: &mut dyn Io) {
+        let Some(master) = &mut self.master else { return };
+        for parked in std::mem::take(&mut master.parked) {
+            self.on_mds_request(parked.conn, parked.head, parked.request, Patience::Until(parked.until), io);
+        }
+    }
+
+    /// The asker could not use the chunk.
+    fn refresh(
+        &mut self,
+        conn: ConnId,
+        head: Head,
+        chunk: ChunkId,
+        epoch: Epoch,
+        unreachable: Vec<CsId>,
+        patience: Patience,
+        io: &mut dyn Io,
+    ) {
+        let (Some(master), now) = (&self.master, io.now()) else { return };
+        let view = self.state.chunk(chunk).filter(|v| v.epoch == epoch);
+        let Some(view) = view else {
+            let request = Request::Mds(MdsRequest::Refresh { chunk, epoch, unreachable });
+            return self.read(conn, head, request, patience, io);
+        };
+        // Complaints are believed when this server can't reach the CS either. A dead primary needs no complaint.
+        let primary = view.primary();
+        let gone = |cs: &CsId| master.registry.is_gone(*cs, chunk, now);
+        let suspects = |cs: &CsId| unreachable.contains(cs) || Some(*cs) == primary;
+        let failed: Vec<CsId> = view.in_sync().filter(suspects).filter(gone).collect();
+        if !failed.is_empty() {
+            let action = SetAction::Drop { cs: failed, force: false };
+            return self.change_sets(
+                conn,
+                head,
+                false,
+                vec![chunk],
+                vec![SetChange { chunk, epoch, action }],
+            );
+        }
+        let request = MdsRequest::Refresh { chunk, epoch, unreachable };
+        let MdsRequest::Refresh { unreachable, .. } = &request else { return };
+        let complains = view.in_sync().any(|cs| unreachable.contains(&cs));
+        if complains && !patience.is_over(now) {
+            return self.park(conn, head, request, patience, SECOND_LOOK, io);
+        }
+        self.read(conn, head, Request::Mds(request), patience, io);
+    }
+
+    fn allocate(&mut self, conn: ConnId, head: Head, asked: Asked, patience: Patience, io: &mut dyn Io) {
+        let Asked { client, file, lease, first, count } = asked;
+        let count = count.min(MAX_CHUNKS);
+        let missing = match self.state.missing_chunks(client, file, lease, first, count) {
+            Ok(missing) => missing,
+            Err(refusal) => return self.refuse(conn, head, false, refusal.status, refusal.detail, None, io),
+        };
+        if missing.is_empty() {
+            let request = Request::Mds(MdsRequest::Map { file, first, count });
+            return self.read(conn, head, request, patience, io);
+        }
+        match self.place(file, &missing, io) {
+            Ok(placements) => {
+                let op = Op::Allocate { file, lease, first, count, placements };
+                let command = Command::Client { client, request: head.request, time_ms: io.wall_ms(), op };
+                self.mutate(conn, head, &command, io);
+            }
+            Err(_) if !patience.is_over(io.now()) && self.in_grace(io) => {
+                let request = MdsRequest::Allocate { client, file, lease, first, count };
+                self.park(conn, head, request, patience, GRACE, io);
+            }
+            Err(error) => self.allocation_failed(conn, head, file, &error, io),
+        }
+    }
+
+    /// Chooses servers for each of the chunks.
+    fn place(
+        &mut self,
+        file: FileId,
+        missing: &[u32],
+        io: &mut dyn Io,
+    ) -> Result<Vec<Placement>, PlacementError> {
+        let policy = self.state.policy(file).unwrap_or_else(|_| self.state.root_policy());
+        let registered = self.state.cs_list().filter(|(_, r)| !r.dropped && r.shards > 0).count();
+        let mut placements = Vec::with_capacity(missing.len());
+        for &index in missing {
+            let candidates = self.candidates(io.now());
+            let (count, least) = (usize::from(policy.normal), usize::from(policy.minimum));
+            let chosen =
+                placement::choose(&candidates, &policy, count, least, &[], registered, &mut || io.random())?;
+            if let Some(master) = &mut self.master {
+                chosen.cs.iter().for_each(|cs| master.registry.given(*cs));
+            }
+            placements.push(Placement { index, replicas: chosen.cs });
+        }
+        Ok(placements)
+    }
+
+    fn allocation_failed(
+        &mut self,
+        conn: ConnId,
+        head: Head,
+        file: FileId,
+        error: &PlacementError,
+        io: &mut dyn Io,
+    ) {
+        let now = io.now();
+        let active = self
+            .state
+            .cs_list()
+            .filter(|(cs, r)| !r.dropped && self.liveness(*cs, now) == crate::state::Liveness::Active)
+            .count();
+        let least = self.state.policy(file).map_or(1, |p| usize::from(p.minimum));
+        let PlacementError::TooFew { wanted, available, registered } = error;
+        let from = self.net.addr_of(conn).map_or_else(|| "?".into(), |a| a.ip().to_string());
+        let path = self.state.path_of(file);
+        let message = format!(
+            "Failed to allocate {wanted} replicas for {path} by request from {from}: {available} out of {registered} \
+             chunk servers are available"
+        );
+        // Servers that are there but full are another matter than servers that are not there.
+        let status = if active >= least { Status::NoSpace } else { Status::TooFewServers };
+        if self.master.as_mut().is_some_and(|m| m.may_complain(now)) {
+            self.log_event("MDS", Severity::Warn, message.clone(), io);
+        }
+        self.refuse(conn, head, false, status, message, None, io);
+    }
+}
+
+struct Asked {
+    client: ClientId,
+    file: FileId,
+    lease: LeaseId,
+    first: u32,
+    count: u32,
+}
+
+/// The request with its limits cut to what fits into an answer.
+fn limited(request: Request) -> Request {
+    let Request::Mds(mut request) = request else { return request };
+    match &mut request {
+        MdsRequest::ReadDir { limit, .. } => *limit = (*limit).min(MAX_ENTRIES),
+        MdsRequest::Events { limit, .. } => *limit = (*limit).min(MAX_EVENTS),
+        MdsRequest::Map { count, .. } => *count = (*count).min(MAX_CHUNKS),
+        MdsRequest::ListChunks { limit, .. } => *limit = (*limit).min(MAX_CHUNKS),
+        _ => {}
+    }
+    Request::Mds(request)
+}
+
+fn failed(status: Status, detail: String) -> MdsReply {
+    MdsReply::Failed { status, detail, master: None }
+}

@@ -1,0 +1,368 @@
+//! The running server: one event after another, raft's batches carried out, the state applied.
+//!
+//! After every event [`Server::pump`] runs until raft has nothing more to do. A reply to a mutation is sent where its
+//! entry is applied, which is behind its being durable on a majority.
+
+use super::master::{Master, Waiter};
+use super::{HAND_OVER, MdsConfig};
+use crate::consensus::{Batch, Consensus, TICK};
+use crate::log_file::{LogEvent, LogFile};
+use crate::net::{Net, NetEvent};
+use crate::raft_log::SnapshotFile;
+use crate::state::{Command, Effect, Outcome, State};
+use crate::transfer::{Inbox, Outbox};
+use protobuf::Message as _;
+use raft::eraftpb::{Entry, EntryType, Message, MessageType, Snapshot};
+use shards::{Buf, ConnId, Event, Io, TimerId, Timestamp};
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use wire::hello::Peer;
+use wire::{Frame, Head, Kind, MdsId};
+
+const TICK_TIMER: TimerId = TimerId(0x04 << 56 | 1);
+
+pub struct Server {
+    pub(super) config: MdsConfig,
+    pub(super) me: MdsId,
+    pub(super) consensus: Consensus,
+    pub(super) state: State,
+    /// Last log entry applied (the state itself does not see entries of raft's own).
+    pub(super) applied: u64,
+    /// Servers taken out of the cluster, replicated like the state.
+    pub(super) removed: BTreeSet<MdsId>,
+    pub(super) net: Net,
+    pub(super) master: Option<Master>,
+    pub(super) started_at: Timestamp,
+    log: LogFile,
+    outbox: Outbox,
+    inbox: Inbox,
+    /// The snapshot that raft may send: its index and file.
+    offered: Option<(u64, Buf)>,
+    stopping: Option<Timestamp>,
+}
+
+impl Server {
+    pub fn new(
+        config: MdsConfig,
+        consensus: Consensus,
+        log: LogFile,
+        state: State,
+        applied: u64,
+        removed: Vec<MdsId>,
+        generation: u64,
+        io: &mut dyn Io,
+    ) -> Server {
+        let me = config.control.id;
+        let net = Net::new(&config.control.cluster, config.key.clone(), me, generation);
+        let mut server = Server {
+            config,
+            me,
+            consensus,
+            state,
+            applied,
+            removed: removed.into_iter().collect(),
+            net,
+            master: None,
+            started_at: io.now(),
+            log,
+            outbox: Outbox::default(),
+            inbox: Inbox::default(),
+            offered: None,
+            stopping: None,
+        };
+        server.update_members(io);
+        io.set_timer(io.now().after(TICK), TICK_TIMER);
+        server
+    }
+
+    pub fn is_ready_master(&self) -> bool {
+        self.master.as_ref().is_some_and(|m| m.ready)
+    }
+
+    pub fn applied_digest(&self) -> (u64, u64) {
+        (self.applied, self.state.digest())
+    }
+
+    pub fn log_range(&self) -> (u64, u64) {
+        (self.consensus.first_index(), self.log.snapshot_index)
+    }
+
+    /// An error means that the server can't go on.
+    pub fn handle(&mut self, event: Event<Infallible>, io: &mut dyn Io) -> Result<(), String> {
+        match event {
+            Event::Accepted { conn, peer } => self.net.accepted(conn, peer, io),
+            Event::Frame { conn, frame } => {
+                let events = self.net.on_frame(conn, frame, io);
+                self.on_net(events, io);
+            }
+            Event::Closed { conn, why } => {
+                let events = self.net.on_closed(conn, &why, io.now());
+                self.on_net(events, io);
+            }
+            Event::Disk { op, result } => {
+                let events = self.log.on_disk(op, result, io);
+                self.on_log(events, io)?;
+            }
+            Event::Timer { id: TICK_TIMER } => self.tick(io),
+            Event::Shutdown => self.shutdown(io),
+            Event::Start | Event::Connected { .. } | Event::Timer { .. } => {}
+            Event::Message(never) => match never {},
+        }
+        self.pump(io)
+    }
+
+    fn tick(&mut self, io: &mut dyn Io) {
+        io.set_timer(io.now().after(TICK), TICK_TIMER);
+        if let Some(since) = self.stopping
+            && (!self.consensus.is_leader() || io.now().since(since) > HAND_OVER)
+        {
+            io.stop(Ok(()));
+        }
+        self.consensus.tick();
+        let events = self.net.tick(io);
+        self.on_net(events, io);
+        self.outbox.pump(io);
+        let consensus = &self.consensus;
+        for late in self.outbox.sweep(io.now(), &|id| consensus.awaits_snapshot(id)) {
+            self.consensus.snapshot_failed(late);
+        }
+        self.master_tick(io);
+    }
+
+    fn shutdown(&mut self, io: &mut dyn Io) {
+        let handing_over = self.consensus.is_leader() && self.consensus.hand_over(self.me);
+        tracing::info!(name: "mds_stopping", mds = self.me.0, handing_over);
+        if handing_over {
+            self.stopping = Some(io.now());
+        } else {
+            io.stop(Ok(()));
+        }
+    }
+
+    /// Works until raft has nothing more to do.
+    pub(super) fn pump(&mut self, io: &mut dyn Io) -> Result<(), String> {
+        loop {
+            self.check_role(io);
+            self.launch(io);
+            let Some(batch) = self.consensus.next_batch() else { break };
+            self.carry_out(batch, io)?;
+        }
+        self.serve_reads(io);
+        self.snapshots(io);
+        Ok(())
+    }
+
+    fn carry_out(&mut self, batch: Batch, io: &mut dyn Io) -> Result<(), String> {
+        self.send_raft(batch.messages, io);
+        if let Some(snapshot) = batch.snapshot {
+            self.install(snapshot, io)?;
+        }
+        if let Some(persist) = batch.persist {
+            self.log.append(persist, io);
+        }
+        if let Some(last) = batch.committed.last().map(|e| e.index) {
+            for entry in batch.committed {
+                self.apply(entry, io)?;
+            }
+            self.consensus.applied(last);
+        }
+        if let Some(master) = &mut self.master {
+            for (number, index) in batch.reads {
+                master.reads.proved(number, index);
+            }
+        }
+        Ok(())
+    }
+
+    fn on_log(&mut self, events: Vec<LogEvent>, io: &mut dyn Io) -> Result<(), String> {
+        for event in events {
+            match event {
+                LogEvent::Durable(number) => {
+                    let messages = self.consensus.durable(number);
+                    self.send_raft(messages, io);
+                }
+                LogEvent::SnapshotStored { index, installed } => {
+                    if installed {
+                        let messages = self.consensus.installed();
+                        self.send_raft(messages, io);
+                    }
+                    self.consensus.compact(index.saturating_sub(self.config.keep_entries));
+                }
+                LogEvent::Broken(why) => return Err(why),
+            }
+        }
+        Ok(())
+    }
+
+    fn send_raft(&mut self, messages: Vec<Message>, io: &mut dyn Io) {
+        for message in messages {
+            let to = MdsId(message.to);
+            let sent = if message.get_msg_type() == MessageType::MsgSnapshot {
+                self.send_snapshot(to, message, io)
+            } else {
+                let meta = message.write_to_bytes().expect("a raft message always serialises");
+                self.net.send_to(to, &Frame::new(Head::new(Kind::Raft, 0), &meta, Buf::empty()), io)
+            };
+            if !sent {
+                self.consensus.report_unreachable(to);
+            }
+        }
+    }
+
+    fn send_snapshot(&mut self, to: MdsId, message: Message, io: &mut dyn Io) -> bool {
+        let index = message.get_snapshot().get_metadata().index;
+        match (&self.offered, self.net.line(to)) {
+            (Some((offered, bytes)), Some(conn)) if *offered == index => {
+                self.outbox.begin(to, conn, bytes.clone(), message, io);
+                true
+            }
+            _ => {
+                self.consensus.snapshot_failed(to);
+                false
+            }
+        }
+    }
+
+    /// Makes snapshots: for the journal's sake, and for servers that lag behind the log in memory.
+    fn snapshots(&mut self, io: &mut dyn Io) {
+        let since = self.applied.saturating_sub(self.log.snapshot_index);
+        let due = self.log.wants_snapshot() || since >= self.config.snapshot_entries;
+        if due && since > 0 && !self.log.is_writing_snapshot() {
+            let bytes = self.snapshot_file().encode();
+            tracing::info!(name: "snapshot_made", index = self.applied, bytes = bytes.len());
+            self.log.store_snapshot(self.applied, bytes, false, io);
+        }
+        if self.consensus.wants_snapshot() && self.consensus.is_leader() {
+            let file = self.snapshot_file();
+            self.consensus.offer_snapshot(Some((file.index, file.term, file.conf.clone())));
+            self.offered = Some((file.index, Buf::from_slice(&file.encode())));
+        } else if self.offered.is_some() && !self.consensus.is_leader() {
+            self.offered = None;
+            self.outbox.clear();
+            self.consensus.offer_snapshot(None);
+        }
+    }
+
+    fn snapshot_file(&self) -> SnapshotFile {
+        SnapshotFile {
+            index: self.applied,
+            term: self.consensus.term_of(self.applied).expect("the term of an applied entry is kept"),
+            conf: self.consensus.conf(),
+            removed: self.removed.iter().copied().collect(),
+            state: self.state.snapshot(),
+        }
+    }
+
+    /// Replaces the state by the master's.
+    fn install(&mut self, snapshot: Snapshot, io: &mut dyn Io) -> Result<(), String> {
+        let file = SnapshotFile::decode(snapshot.get_data()).map_err(|why| format!("snapshot: {why}"))?;
+        self.state = State::restore(&file.state).map_err(|why| format!("snapshot from the master: {why}"))?;
+        tracing::info!(name: "snapshot_installed", mds = self.me.0, index = file.index);
+        self.applied = file.index;
+        self.removed = file.removed.iter().copied().collect();
+        self.log.store_snapshot(file.index, snapshot.get_data().to_vec(), true, io);
+        self.update_members(io);
+        Ok(())
+    }
+
+    fn apply(&mut self, entry: Entry, io: &mut dyn Io) -> Result<(), String> {
+        assert!(entry.index > self.applied, "entry {} applied after {}", entry.index, self.applied);
+        self.applied = entry.index;
+        if entry.get_entry_type() != EntryType::EntryNormal {
+            self.consensus.apply_conf_change(&entry);
+            return Ok(());
+        }
+        if entry.get_data().is_empty() {
+            return Ok(()); // raft's own: the first entry of a term
+        }
+        let command =
+            Command::decode(entry.get_data()).map_err(|why| format!("log entry {}: {why}", entry.index))?;
+        let outcome = self.state.apply(entry.index, &command);
+        self.note_members(&outcome, io);
+        self.master_applied(entry.index, entry.term, outcome, io);
+        Ok(())
+    }
+
+    /// What every server, master or not, must know of a command's effects.
+    fn note_members(&mut self, outcome: &Outcome, io: &mut dyn Io) {
+        let mut changed = false;
+        for effect in &outcome.effects {
+            match effect {
+                Effect::MdsChanged { id, removed: true } => changed |= self.removed.insert(*id),
+                Effect::MdsChanged { .. } => changed = true,
+                _ => {}
+            }
+        }
+        if changed {
+            self.update_members(io);
+        }
+    }
+
+    pub(super) fn on_net(&mut self, events: Vec<NetEvent>, io: &mut dyn Io) {
+        for event in events {
+            match event {
+                NetEvent::LineDown { mds } => {
+                    self.consensus.report_unreachable(mds);
+                    if self.outbox.line_down(mds) {
+                        self.consensus.snapshot_failed(mds);
+                    }
+                }
+                NetEvent::Gone { conn, peer, why } => self.gone(conn, peer, &why, io),
+                NetEvent::Frame { conn, peer, frame } => self.on_frame(conn, peer, frame, io),
+            }
+        }
+    }
+
+    fn gone(&mut self, conn: ConnId, peer: Peer, why: &str, io: &mut dyn Io) {
+        self.inbox.forget(conn);
+        if let Peer::CsShard { cs, shard, .. } = peer {
+            tracing::info!(name: "cs_shard_disconnected", cs = cs.0, shard = shard.0, why);
+            self.cs_disconnected(conn, io);
+        }
+    }
+
+    fn on_frame(&mut self, conn: ConnId, peer: Peer, frame: Frame, io: &mut dyn Io) {
+        let outcome = match (frame.head.kind, peer) {
+            (Kind::Raft, Peer::Mds { mds, .. }) => self.on_raft(mds, &frame),
+            (Kind::RaftSnapshot, Peer::Mds { .. }) => self.inbox.piece(conn, &frame),
+            (Kind::RaftSnapshotDone, Peer::Mds { mds, .. }) => {
+                self.inbox.done(conn, &frame).map(|message| self.step(mds, message))
+            }
+            (Kind::MdsRequest, Peer::Client { .. } | Peer::Tool) => self.on_mds_frame(conn, frame, io),
+            (Kind::CsRequest, Peer::CsShard { cs, shard, .. }) => {
+                self.on_cs_frame(conn, cs, shard, frame, io)
+            }
+            (kind, _) => Err(format!("{kind:?} from {peer:?}")),
+        };
+        if let Err(why) = outcome {
+            tracing::warn!(name: "bad_request", ?peer, why);
+            let events = self.net.drop_conn(conn, &why, io);
+            self.on_net(events, io);
+        }
+    }
+
+    fn on_raft(&mut self, from: MdsId, frame: &Frame) -> Result<(), String> {
+        let message = Message::parse_from_bytes(&frame.meta).map_err(|e| format!("raft message: {e}"))?;
+        self.step(from, message);
+        Ok(())
+    }
+
+    fn step(&mut self, from: MdsId, message: Message) {
+        // A server that was taken out of the cluster has no say any more.
+        if message.from == from.0 && message.to == self.me.0 && !self.removed.contains(&from) {
+            self.consensus.step(message);
+        }
+    }
+
+    /// Proposes a command; `waiter` hears of its outcome. On failure the waiter comes back.
+    pub(super) fn propose(&mut self, command: &Command, waiter: Waiter) -> Result<(), Waiter> {
+        let (Some(master), bytes) = (&mut self.master, command.encode()) else { return Err(waiter) };
+        match self.consensus.propose(bytes) {
+            Some(at) => {
+                master.proposals.insert(at.index, (at.term, waiter));
+                Ok(())
+            }
+            None => Err(waiter),
+        }
+    }
+}
