@@ -1,0 +1,700 @@
+//! The chunk store of one shard: chunks on a data file, behind a journal. Sans-io; a node drives it.
+//!
+//! Files below the shard's directory (docs/formats.md, "Chunk store"): `journal`, `data` (64 KiB units), `meta` (two
+//! places per page).
+//!
+//! Invariants:
+//! - an operation is reported done only when it is durable: its journal records, and for large writes also the units
+//!   they describe;
+//! - memory (pages, overlay, chunk info) shows exactly the operations that were reported done;
+//! - data of acknowledged writes is overwritten in place only while the journal holds the new bytes;
+//! - the journal is trimmed only behind records whose effect is durable in `data` and `meta`;
+//! - every block that leaves matches its checksum;
+//! - operations on overlapping blocks of a chunk take effect in the order of the calls.
+//!
+//! Reading order: [`Store::write`] → `write.rs` → journal → `done` → later `apply.rs`.
+
+mod alloc;
+mod apply;
+mod page;
+mod read;
+mod record;
+mod replay;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use alloc::Units;
+use apply::Apply;
+use page::Page;
+use replay::Opening;
+use shards::journal::{Journal, JournalError, Outcome as JournalOutcome, Position};
+use shards::{Buf, FileHandle, Io, OpId, OpenHow, TimerId};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io;
+use std::ops::Range;
+use std::time::Duration;
+use wire::{BLOCK_BYTES, BlockCrc, ChunkId, Epoch, LeaseId, Sequence, TailEntry};
+
+/// Unit of space: bytes, and blocks of it.
+pub const UNIT_BYTES: u64 = 64 << 10;
+pub const UNIT_BLOCKS: u32 = (UNIT_BYTES / BLOCK_BYTES as u64) as u32;
+/// A map page describes this many units of a chunk (2 MiB).
+pub const PAGE_UNITS: u32 = 32;
+pub const PAGE_BLOCKS: u32 = PAGE_UNITS * UNIT_BLOCKS;
+/// Pages of the largest chunk (256 MiB).
+pub const MOST_PAGES: u32 = 128;
+pub const MOST_CHUNK_BYTES: u64 = MOST_PAGES as u64 * PAGE_BLOCKS as u64 * BLOCK_BYTES as u64;
+
+const NAMESPACE: u64 = 0x02 << 56;
+const APPLY_TIMER: TimerId = TimerId(NAMESPACE | 1);
+/// Dirty state is written back at the latest this long after it came about.
+const APPLY_AFTER: Duration = Duration::from_secs(2);
+/// Bytes of small writes kept in memory before they are applied.
+const OVERLAY_BYTES: usize = 48 << 20;
+/// Entries of a chunk's tail; more are merged into larger ranges.
+const MOST_TAIL: usize = 100;
+
+/// Chosen by the caller; comes back with the outcome.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Ticket(pub u64);
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoreConfig {
+    /// Directory of the shard, relative to the node's.
+    pub dir: String,
+    /// Journal file: below `dir`, or an absolute path on an SSD.
+    pub journal_path: String,
+    pub journal_bytes: u64,
+    /// Space the shard may use, bytes.
+    pub capacity_bytes: u64,
+}
+
+/// Who writes: stored with the chunk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stamp {
+    pub epoch: Epoch,
+    pub sequence: Sequence,
+    pub committed: Sequence,
+    pub lease: LeaseId,
+}
+
+/// Whole blocks, already verified against their checksums.
+#[derive(Clone, Debug)]
+pub struct WriteOp {
+    pub chunk: ChunkId,
+    pub stamp: Stamp,
+    pub offset_bytes: u32,
+    pub payload: Buf,
+    pub crcs: Vec<BlockCrc>,
+}
+
+/// Makes whole blocks zero and gives back their space.
+#[derive(Clone, Copy, Debug)]
+pub struct DiscardOp {
+    pub chunk: ChunkId,
+    pub stamp: Stamp,
+    pub offset_bytes: u32,
+    pub length_bytes: u32,
+}
+
+/// What the store knows of a chunk.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ChunkInfo {
+    pub epoch: Epoch,
+    pub last_sequence: Sequence,
+    pub committed: Sequence,
+    /// Stored writes above `committed`; may be larger than true, never smaller.
+    pub tail: Vec<TailEntry>,
+    pub largest_lease: LeaseId,
+}
+
+#[derive(Debug)]
+pub enum Done {
+    Stored,
+    Read { data: Buf, crcs: Vec<BlockCrc> },
+    Sums { crcs: Vec<BlockCrc> },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("no space left on this chunk server")]
+    NoSpace,
+    #[error("{file}: {source}")]
+    Io { file: String, source: io::Error },
+    #[error("chunk {chunk} block {block}: data on disk does not match its checksum")]
+    Checksum { chunk: ChunkId, block: u32 },
+    #[error("chunk {0} is not here")]
+    UnknownChunk(ChunkId),
+    #[error("{file} is corrupt at offset {offset}: expected {expected}, found {found}")]
+    Corrupt { file: String, offset: u64, expected: String, found: String },
+    #[error("{0}")]
+    Journal(#[from] JournalError),
+    #[error("bad request: {0}")]
+    BadRequest(String),
+}
+
+#[derive(Debug)]
+pub enum Outcome {
+    /// The store is open.
+    Ready,
+    /// The store can't go on.
+    Broken(StoreError),
+    Finished {
+        ticket: Ticket,
+        result: Result<Done, StoreError>,
+    },
+}
+
+/// A block of a small write, not yet in `data`.
+#[derive(Clone)]
+struct OverlayBlock {
+    data: Buf,
+    crc: BlockCrc,
+    generation: u64,
+}
+
+/// A chunk in memory.
+struct Chunk {
+    info: ChunkInfo,
+    /// Place in `meta`.
+    slot: u32,
+    pages: BTreeMap<u32, Page>,
+    overlay: BTreeMap<u32, OverlayBlock>,
+    header_dirty: bool,
+    header_version: u64,
+    /// Map pages known to be durable.
+    sure_pages: u128,
+    /// Operations under way: blocks, and whether they write.
+    active: Vec<(u64, Range<u32>, bool)>,
+    /// Waiting for overlapping ones, in order.
+    queued: VecDeque<(Range<u32>, bool, Request)>,
+}
+
+/// An operation that may have to wait.
+enum Request {
+    Write(Ticket, WriteOp),
+    Discard(Ticket, DiscardOp),
+    Read(Ticket, ChunkId, Range<u32>),
+    Sums(Ticket, ChunkId, Range<u32>, bool),
+    SetEpoch(Ticket, ChunkId, Epoch),
+    Delete(Ticket, ChunkId),
+}
+
+impl Request {
+    fn shape(&self) -> (ChunkId, Range<u32>, bool) {
+        let all = 0..u32::MAX;
+        match self {
+            Request::Write(_, op) => {
+                let first = op.offset_bytes / BLOCK_BYTES as u32;
+                (op.chunk, first..first + op.crcs.len() as u32, true)
+            }
+            Request::Discard(_, op) => {
+                let first = op.offset_bytes / BLOCK_BYTES as u32;
+                (op.chunk, first..first + op.length_bytes / BLOCK_BYTES as u32, true)
+            }
+            Request::Read(_, chunk, blocks) | Request::Sums(_, chunk, blocks, _) => {
+                (*chunk, blocks.clone(), false)
+            }
+            Request::SetEpoch(_, chunk, _) => (*chunk, 0..1, true),
+            Request::Delete(_, chunk) => (*chunk, all, true),
+        }
+    }
+}
+
+/// Whose completion a disk operation is.
+enum Waiting {
+    ReadRun { id: u64, at_block: u32, blocks: u32 },
+    LargeData { id: u64 },
+    LargeSync,
+    ApplyData,
+    ApplySync,
+    MetaWrite,
+    MetaSync,
+    Open,
+}
+
+pub struct Store {
+    config: StoreConfig,
+    data: FileHandle,
+    meta: FileHandle,
+    journal: Journal,
+    opening: Option<Opening>,
+    /// Replay is done; its result is being written.
+    finishing_open: bool,
+    broken: bool,
+    chunks: BTreeMap<ChunkId, Chunk>,
+    units: Units,
+    free_slots: Vec<u32>,
+    next_slot: u32,
+    /// Slots of deleted chunks whose headers must be cleared before they are used again.
+    dead_slots: Vec<u32>,
+    overlay_blocks: usize,
+    generation: u64,
+    next_id: u64,
+    writes: HashMap<u64, write::Write>,
+    reads: HashMap<u64, read::Reading>,
+    waiting: HashMap<u64, Waiting>,
+    /// Writes with records that the journal had no room for.
+    stalled: VecDeque<u64>,
+    /// Large writes whose data is written and needs the next sync; those that the running sync covers.
+    sync_next: Vec<u64>,
+    sync_now: Option<Vec<u64>>,
+    last_durable: Position,
+    apply: Option<Apply>,
+    dirty: bool,
+    timer_set: bool,
+    /// Units to free when the running apply has ended.
+    free_later: Vec<u32>,
+    outcomes: Vec<Outcome>,
+}
+
+impl Store {
+    /// Opens the store below `config.dir`, making it if it isn't there. `Ready` or `Broken` follows.
+    pub fn open(io: &mut dyn Io, config: &StoreConfig) -> Result<Store, StoreError> {
+        let how = OpenHow { create: true, direct: true, read_only: false };
+        let mut open = |name: &str| {
+            let file = format!("{}/{name}", config.dir);
+            io.open(&file, how).map_err(|source| StoreError::Io { file, source })
+        };
+        let (data, meta) = (open("data")?, open("meta")?);
+        let mark = replay::mark_path(config);
+        let made = io.get_blob(&mark).map_err(|source| StoreError::Io { file: mark.clone(), source })?;
+        let journal = match made {
+            Some(bytes) => {
+                replay::check_mark(&mark, &bytes)?;
+                Journal::open(io, &config.journal_path, record::verify)?
+            }
+            None => Journal::create(io, &config.journal_path, config.journal_bytes)?,
+        };
+        let total_units = (config.capacity_bytes / UNIT_BYTES).clamp(1, u64::from(u32::MAX) - 1) as u32;
+        Ok(Store {
+            config: config.clone(),
+            data,
+            meta,
+            journal,
+            opening: Some(Opening::new()),
+            finishing_open: false,
+            broken: false,
+            chunks: BTreeMap::new(),
+            units: Units::new(total_units),
+            free_slots: Vec::new(),
+            next_slot: 0,
+            dead_slots: Vec::new(),
+            overlay_blocks: 0,
+            generation: 0,
+            next_id: 1,
+            writes: HashMap::new(),
+            reads: HashMap::new(),
+            waiting: HashMap::new(),
+            stalled: VecDeque::new(),
+            sync_next: Vec::new(),
+            sync_now: None,
+            last_durable: Position(0),
+            apply: None,
+            dirty: false,
+            timer_set: false,
+            free_later: Vec::new(),
+            outcomes: Vec::new(),
+        })
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.opening.is_none() && !self.finishing_open && !self.broken
+    }
+
+    pub fn write(&mut self, io: &mut dyn Io, ticket: Ticket, op: WriteOp) {
+        let end = u64::from(op.offset_bytes) + op.payload.len() as u64;
+        let aligned =
+            op.offset_bytes as usize % BLOCK_BYTES == 0 && op.payload.len() == op.crcs.len() * BLOCK_BYTES;
+        if !aligned || op.payload.is_empty() || end > MOST_CHUNK_BYTES {
+            return self
+                .refuse(ticket, format!("write of {} bytes at {}", op.payload.len(), op.offset_bytes));
+        }
+        self.submit(io, Request::Write(ticket, op));
+    }
+
+    pub fn discard(&mut self, io: &mut dyn Io, ticket: Ticket, op: DiscardOp) {
+        let end = u64::from(op.offset_bytes) + u64::from(op.length_bytes);
+        let aligned = (op.offset_bytes | op.length_bytes) as usize % BLOCK_BYTES == 0;
+        if !aligned || op.length_bytes == 0 || end > MOST_CHUNK_BYTES {
+            return self
+                .refuse(ticket, format!("discard of {} bytes at {}", op.length_bytes, op.offset_bytes));
+        }
+        self.submit(io, Request::Discard(ticket, op));
+    }
+
+    /// Reads whole blocks: `Done::Read` with one contiguous buffer and its checksums.
+    pub fn read(
+        &mut self,
+        io: &mut dyn Io,
+        ticket: Ticket,
+        chunk: ChunkId,
+        offset_bytes: u32,
+        length_bytes: u32,
+    ) {
+        let end = u64::from(offset_bytes) + u64::from(length_bytes);
+        let aligned = (offset_bytes | length_bytes) as usize % BLOCK_BYTES == 0;
+        if !aligned || length_bytes == 0 || length_bytes > 16 << 20 || end > MOST_CHUNK_BYTES {
+            return self.refuse(ticket, format!("read of {length_bytes} bytes at {offset_bytes}"));
+        }
+        let first = offset_bytes / BLOCK_BYTES as u32;
+        self.submit(io, Request::Read(ticket, chunk, first..first + length_bytes / BLOCK_BYTES as u32));
+    }
+
+    /// Checksums of blocks; with `deep` the data is read and verified. At most 4,096 blocks.
+    pub fn sums(
+        &mut self,
+        io: &mut dyn Io,
+        ticket: Ticket,
+        chunk: ChunkId,
+        first_block: u32,
+        count: u32,
+        deep: bool,
+    ) {
+        if count == 0
+            || count > 4096
+            || u64::from(first_block) + u64::from(count) > MOST_CHUNK_BYTES / BLOCK_BYTES as u64
+        {
+            return self.refuse(ticket, format!("sums of {count} blocks at {first_block}"));
+        }
+        self.submit(io, Request::Sums(ticket, chunk, first_block..first_block + count, deep));
+    }
+
+    /// Records a chunk's epoch durably; makes an empty chunk if there is none. Never lowers it.
+    pub fn set_epoch(&mut self, io: &mut dyn Io, ticket: Ticket, chunk: ChunkId, epoch: Epoch) {
+        self.submit(io, Request::SetEpoch(ticket, chunk, epoch));
+    }
+
+    /// Forgets a chunk. Deleting one that is not here is done at once.
+    pub fn delete(&mut self, io: &mut dyn Io, ticket: Ticket, chunk: ChunkId) {
+        self.submit(io, Request::Delete(ticket, chunk));
+    }
+
+    /// All sequences up to `sequence` are on all replicas. Kept in memory, written with the next thing that is.
+    pub fn note_committed(&mut self, chunk: ChunkId, sequence: Sequence) {
+        if let Some(chunk) = self.chunks.get_mut(&chunk)
+            && sequence > chunk.info.committed
+        {
+            chunk.info.committed = sequence;
+            chunk.info.tail.retain(|t| t.sequence > sequence);
+            chunk.header_dirty = true;
+        }
+    }
+
+    pub fn chunk(&self, chunk: ChunkId) -> Option<&ChunkInfo> {
+        self.chunks.get(&chunk).map(|c| &c.info)
+    }
+
+    /// Whether nothing is under way on the chunk: its tail is then complete.
+    pub fn is_quiet(&self, chunk: ChunkId) -> bool {
+        self.chunks.get(&chunk).is_none_or(|c| c.active.is_empty() && c.queued.is_empty())
+    }
+
+    pub fn chunks(&self) -> impl Iterator<Item = ChunkId> + '_ {
+        self.chunks.keys().copied()
+    }
+
+    pub fn chunk_count(&self) -> usize {
+        self.chunks.len()
+    }
+
+    /// Block ranges that hold data, at unit granularity: what a copy of the chunk must contain.
+    pub fn allocated_ranges(&self, chunk: ChunkId) -> Vec<Range<u32>> {
+        let Some(chunk) = self.chunks.get(&chunk) else { return Vec::new() };
+        let mut units: Vec<u32> = chunk.overlay.keys().map(|b| b / UNIT_BLOCKS).collect();
+        for (&number, page) in &chunk.pages {
+            let first = number * PAGE_UNITS;
+            units.extend((0..PAGE_UNITS).filter(|&u| page.unit(u).is_some()).map(|u| first + u));
+        }
+        units.sort_unstable();
+        units.dedup();
+        let mut ranges: Vec<Range<u32>> = Vec::new();
+        for unit in units {
+            let blocks = unit * UNIT_BLOCKS..(unit + 1) * UNIT_BLOCKS;
+            match ranges.last_mut() {
+                Some(last) if last.end == blocks.start => last.end = blocks.end,
+                _ => ranges.push(blocks),
+            }
+        }
+        ranges
+    }
+
+    /// Total and free bytes.
+    pub fn space(&self) -> (u64, u64) {
+        let free = u64::from(self.units.free()).saturating_sub(self.overlay_blocks as u64);
+        (u64::from(self.units.total()) * UNIT_BYTES, free * UNIT_BYTES)
+    }
+
+    /// Used and total bytes of the journal.
+    pub fn journal_fill(&self) -> (u64, u64) {
+        (self.journal.used_bytes(), self.journal.total_bytes())
+    }
+
+    /// Takes a completion; false when it is not the store's.
+    pub fn on_disk(&mut self, io: &mut dyn Io, op: OpId, result: io::Result<Buf>) -> bool {
+        if op.0 >> 56 == NAMESPACE >> 56 {
+            if let Some(waiting) = self.waiting.remove(&op.0)
+                && !self.broken
+            {
+                self.completed(io, waiting, result);
+            }
+        } else if !self.journal.on_disk(io, op, result) {
+            return false;
+        }
+        self.after_journal(io);
+        true
+    }
+
+    pub fn on_timer(&mut self, io: &mut dyn Io, timer: TimerId) -> bool {
+        if timer != APPLY_TIMER {
+            return timer.0 >> 56 == NAMESPACE >> 56;
+        }
+        self.timer_set = false;
+        if self.is_ready() && self.dirty {
+            self.start_apply(io);
+        }
+        true
+    }
+
+    pub fn outcomes(&mut self) -> std::vec::Drain<'_, Outcome> {
+        self.outcomes.drain(..)
+    }
+
+    fn refuse(&mut self, ticket: Ticket, why: String) {
+        self.finish(ticket, Err(StoreError::BadRequest(why)));
+    }
+
+    fn finish(&mut self, ticket: Ticket, result: Result<Done, StoreError>) {
+        self.outcomes.push(Outcome::Finished { ticket, result });
+    }
+
+    fn break_down(&mut self, error: StoreError) {
+        if !self.broken {
+            self.broken = true;
+            self.outcomes.push(Outcome::Broken(error));
+        }
+    }
+
+    /// Registers whose completion the next operation is.
+    fn expect(&mut self, waiting: Waiting) -> OpId {
+        let id = NAMESPACE | self.next_id;
+        self.next_id += 1;
+        self.waiting.insert(id, waiting);
+        OpId(id)
+    }
+
+    fn fresh_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn completed(&mut self, io: &mut dyn Io, waiting: Waiting, result: io::Result<Buf>) {
+        match waiting {
+            Waiting::ReadRun { id, at_block, blocks } => self.read_run_done(io, id, at_block, blocks, result),
+            Waiting::LargeData { id } => self.large_data_done(io, id, result),
+            Waiting::LargeSync => self.large_sync_done(io, result),
+            Waiting::Open => self.open_step(io, result),
+            Waiting::ApplyData | Waiting::ApplySync | Waiting::MetaWrite | Waiting::MetaSync => {
+                self.apply_step(io, result)
+            }
+        }
+    }
+
+    fn after_journal(&mut self, io: &mut dyn Io) {
+        let outcomes: Vec<JournalOutcome> = self.journal.outcomes().collect();
+        for outcome in outcomes {
+            match outcome {
+                JournalOutcome::Durable { token, position } => {
+                    self.last_durable = position;
+                    self.record_durable(io, token, position);
+                }
+                JournalOutcome::Ready => self.journal_ready(io),
+                JournalOutcome::Replayed { meta, payload, .. } => self.replayed(&meta, payload),
+                JournalOutcome::Broken(error) => self.break_down(error.into()),
+            }
+        }
+        if self.finishing_open && self.apply.is_none() && self.journal.used_bytes() == 0 {
+            self.finishing_open = false;
+            self.outcomes.push(Outcome::Ready);
+        }
+        self.retry_stalled(io);
+        self.consider_apply(io);
+    }
+
+    /// Starts a request, or queues it behind overlapping ones of its chunk.
+    fn submit(&mut self, io: &mut dyn Io, request: Request) {
+        if self.broken {
+            return; // Broken was reported; the node is on its way out.
+        }
+        assert!(self.is_ready(), "the store is not open yet");
+        let (id, blocks, writes) = request.shape();
+        if !self.chunks.contains_key(&id) {
+            match &request {
+                Request::Read(ticket, ..) | Request::Sums(ticket, ..) => {
+                    return self.finish(*ticket, Err(StoreError::UnknownChunk(id)));
+                }
+                Request::Delete(ticket, _) => return self.finish(*ticket, Ok(Done::Stored)),
+                _ => {
+                    let slot = self.take_slot();
+                    self.chunks.insert(id, Chunk::new(slot));
+                }
+            }
+        }
+        let chunk = self.chunks.get_mut(&id).expect("made above");
+        if chunk.conflicts(&blocks, writes) {
+            return chunk.queued.push_back((blocks, writes, request));
+        }
+        self.start(io, request);
+    }
+
+    fn start(&mut self, io: &mut dyn Io, request: Request) {
+        match request {
+            Request::Write(ticket, op) => self.start_write(io, ticket, op),
+            Request::Discard(ticket, op) => self.start_discard(io, ticket, op),
+            Request::Read(ticket, chunk, blocks) => {
+                self.start_read(io, ticket, chunk, blocks, read::Want::Data)
+            }
+            Request::Sums(ticket, chunk, blocks, true) => {
+                self.start_read(io, ticket, chunk, blocks, read::Want::Sums)
+            }
+            Request::Sums(ticket, chunk, blocks, false) => {
+                let crcs = blocks.map(|b| self.chunks[&chunk].crc(b)).collect();
+                self.finish(ticket, Ok(Done::Sums { crcs }));
+            }
+            Request::SetEpoch(ticket, chunk, epoch) => self.start_set_epoch(io, ticket, chunk, epoch),
+            Request::Delete(ticket, chunk) => self.start_delete(io, ticket, chunk),
+        }
+    }
+
+    /// Ends an operation's hold on its blocks and starts what waited for it, in order.
+    fn release(&mut self, io: &mut dyn Io, chunk_id: ChunkId, id: u64) {
+        if let Some(chunk) = self.chunks.get_mut(&chunk_id) {
+            chunk.active.retain(|(active, ..)| *active != id);
+        }
+        // Starting one can end it at once and change everything, so look afresh each time.
+        while let Some(request) = self.chunks.get_mut(&chunk_id).and_then(Chunk::next_startable) {
+            self.start(io, request);
+        }
+    }
+
+    fn take_slot(&mut self) -> u32 {
+        self.free_slots.pop().unwrap_or_else(|| {
+            self.next_slot += 1;
+            self.next_slot - 1
+        })
+    }
+
+    fn free_unit(&mut self, unit: u32) {
+        if self.apply.is_some() {
+            // The running apply may still write into it.
+            self.free_later.push(unit);
+        } else {
+            self.units.release(unit);
+        }
+    }
+
+    fn mark_dirty(&mut self, io: &mut dyn Io) {
+        self.dirty = true;
+        if !self.timer_set {
+            self.timer_set = true;
+            io.set_timer(io.now().after(APPLY_AFTER), APPLY_TIMER);
+        }
+    }
+}
+
+fn overlap(a: &Range<u32>, b: &Range<u32>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+impl Chunk {
+    fn new(slot: u32) -> Chunk {
+        Chunk {
+            info: ChunkInfo::default(),
+            slot,
+            pages: BTreeMap::new(),
+            overlay: BTreeMap::new(),
+            header_dirty: true,
+            header_version: 0,
+            sure_pages: 0,
+            active: Vec::new(),
+            queued: VecDeque::new(),
+        }
+    }
+
+    fn conflicts(&self, blocks: &Range<u32>, writes: bool) -> bool {
+        let held = self.active.iter().map(|(_, b, w)| (b, *w));
+        let queued = self.queued.iter().map(|(b, w, _)| (b, *w));
+        held.chain(queued).any(|(b, w)| (writes || w) && overlap(b, blocks))
+    }
+
+    /// Takes the first queued request that nothing under way or in front of it holds back.
+    fn next_startable(&mut self) -> Option<Request> {
+        let at = (0..self.queued.len()).find(|&at| {
+            let (blocks, writes, _) = &self.queued[at];
+            let held = self.active.iter().map(|(_, b, w)| (b, *w));
+            let ahead = self.queued.range(..at).map(|(b, w, _)| (b, *w));
+            !held.chain(ahead).any(|(b, w)| (*writes || w) && overlap(b, blocks))
+        })?;
+        self.queued.remove(at).map(|(_, _, request)| request)
+    }
+
+    /// Checksum of a block as a reader would see it.
+    fn crc(&self, block: u32) -> BlockCrc {
+        match self.overlay.get(&block) {
+            Some(newer) => newer.crc,
+            None => {
+                self.pages.get(&(block / PAGE_BLOCKS)).map_or(BlockCrc::HOLE, |p| p.crc(block % PAGE_BLOCKS))
+            }
+        }
+    }
+
+    fn unit(&self, unit: u32) -> Option<u32> {
+        self.pages.get(&(unit / PAGE_UNITS))?.unit(unit % PAGE_UNITS)
+    }
+
+    fn page(&mut self, unit: u32) -> &mut Page {
+        self.pages.entry(unit / PAGE_UNITS).or_default()
+    }
+
+    /// Takes over what an operation says of the chunk.
+    fn stamp(&mut self, stamp: &Stamp) {
+        let info = &mut self.info;
+        info.epoch = info.epoch.max(stamp.epoch);
+        info.last_sequence = info.last_sequence.max(stamp.sequence);
+        info.committed = info.committed.max(stamp.committed);
+        info.largest_lease = info.largest_lease.max(stamp.lease);
+        let committed = info.committed;
+        info.tail.retain(|t| t.sequence > committed);
+        self.header_dirty = true;
+    }
+
+    fn add_to_tail(&mut self, sequence: Sequence, blocks: &Range<u32>) {
+        if sequence <= self.info.committed {
+            return;
+        }
+        let entry = TailEntry { sequence, first_block: blocks.start, block_count: blocks.end - blocks.start };
+        self.info.tail.push(entry);
+        if self.info.tail.len() > MOST_TAIL {
+            self.info.tail = merged(&self.info.tail);
+        }
+    }
+}
+
+/// Halves a tail by merging neighbours: larger ranges, the higher sequence of each pair.
+fn merged(tail: &[TailEntry]) -> Vec<TailEntry> {
+    let mut sorted = tail.to_vec();
+    sorted.sort_by_key(|t| t.first_block);
+    sorted
+        .chunks(2)
+        .map(|pair| {
+            let end = pair.iter().map(|t| t.first_block + t.block_count).max().expect("one or two");
+            TailEntry {
+                sequence: pair.iter().map(|t| t.sequence).max().expect("one or two"),
+                first_block: pair[0].first_block,
+                block_count: end - pair[0].first_block,
+            }
+        })
+        .collect()
+}

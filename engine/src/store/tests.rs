@@ -1,0 +1,358 @@
+//! The store over a virtual disk: round trips, random work with crashes, corruption, space.
+
+use super::*;
+use shards::sim::{CrashKind, TestIo};
+use std::collections::BTreeSet;
+use wire::data::block_crcs;
+
+fn config() -> StoreConfig {
+    StoreConfig {
+        dir: "shard-000".into(),
+        journal_path: "shard-000/journal".into(),
+        journal_bytes: 4 << 20,
+        capacity_bytes: 64 << 20,
+    }
+}
+
+struct Bench {
+    io: TestIo,
+    store: Store,
+    finished: Vec<(u64, Result<Done, StoreError>)>,
+    broken: Option<String>,
+    next: u64,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        Bench::open(TestIo::new(1), &config())
+    }
+
+    fn open(mut io: TestIo, config: &StoreConfig) -> Bench {
+        let store = Store::open(&mut io, config).unwrap();
+        let mut bench = Bench { io, store, finished: Vec::new(), broken: None, next: 1 };
+        while !bench.store.is_ready() && bench.broken.is_none() && bench.step(false) {}
+        bench
+    }
+
+    fn gather(&mut self) {
+        for outcome in self.store.outcomes() {
+            match outcome {
+                Outcome::Ready => {}
+                Outcome::Broken(error) => self.broken = Some(error.to_string()),
+                Outcome::Finished { ticket, result } => self.finished.push((ticket.0, result)),
+            }
+        }
+    }
+
+    /// Completes one operation, the oldest or any.
+    fn step(&mut self, any: bool) -> bool {
+        let done = if any { self.io.complete_any() } else { self.io.complete_next() };
+        let Some((op, result)) = done else { return false };
+        assert!(self.store.on_disk(&mut self.io, op, result));
+        self.gather();
+        true
+    }
+
+    fn settle(&mut self) {
+        self.gather();
+        while self.step(false) {}
+    }
+
+    /// Lets the periodic apply run to its end.
+    fn apply(&mut self) {
+        self.settle();
+        for timer in self.io.advance(APPLY_AFTER * 2) {
+            self.store.on_timer(&mut self.io, timer);
+        }
+        self.settle();
+    }
+
+    fn crash(self, seed: u64) -> Bench {
+        let disk = self.io.crash(CrashKind::Power, seed);
+        Bench::open(TestIo::with_disk(disk, seed), &config())
+    }
+
+    fn write(&mut self, chunk: u64, first: u32, values: &[u8], sequence: u64) -> u64 {
+        let bytes: Vec<u8> = values.iter().flat_map(|&v| vec![v; BLOCK_BYTES]).collect();
+        let op = WriteOp {
+            chunk: ChunkId(chunk),
+            stamp: Stamp { epoch: Epoch(1), sequence: Sequence(sequence), ..Stamp::default() },
+            offset_bytes: first * BLOCK_BYTES as u32,
+            crcs: block_crcs(&bytes).collect(),
+            payload: Buf::from_slice(&bytes),
+        };
+        self.next += 1;
+        self.store.write(&mut self.io, Ticket(self.next), op);
+        self.gather();
+        self.next
+    }
+
+    fn discard(&mut self, chunk: u64, first: u32, count: u32, sequence: u64) -> u64 {
+        let op = DiscardOp {
+            chunk: ChunkId(chunk),
+            stamp: Stamp { epoch: Epoch(1), sequence: Sequence(sequence), ..Stamp::default() },
+            offset_bytes: first * BLOCK_BYTES as u32,
+            length_bytes: count * BLOCK_BYTES as u32,
+        };
+        self.next += 1;
+        self.store.discard(&mut self.io, Ticket(self.next), op);
+        self.gather();
+        self.next
+    }
+
+    /// First byte of each block; panics if a block is not uniform.
+    fn read(&mut self, chunk: u64, first: u32, count: u32) -> Result<Vec<u8>, StoreError> {
+        self.next += 1;
+        let ticket = self.next;
+        let block = BLOCK_BYTES as u32;
+        self.store.read(&mut self.io, Ticket(ticket), ChunkId(chunk), first * block, count * block);
+        self.settle();
+        let at = self.finished.iter().position(|f| f.0 == ticket).expect("the read ended");
+        match self.finished.remove(at).1? {
+            Done::Read { data, crcs } => {
+                assert!(wire::data::first_mismatch(&data, &crcs).is_none());
+                Ok(data
+                    .chunks(BLOCK_BYTES)
+                    .map(|b| {
+                        assert!(b.iter().all(|&x| x == b[0]), "a torn block");
+                        b[0]
+                    })
+                    .collect())
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn ok(&mut self, ticket: u64) {
+        self.settle();
+        let at = self
+            .finished
+            .iter()
+            .position(|f| f.0 == ticket)
+            .unwrap_or_else(|| panic!("{ticket} did not end"));
+        self.finished.remove(at).1.unwrap();
+    }
+}
+
+#[test]
+fn small_large_and_mixed_writes_read_back_before_and_after_apply_and_crash() {
+    let mut b = Bench::new();
+    let ticket = b.write(7, 3, &[1, 2, 3], 1);
+    b.ok(ticket);
+    let large: Vec<u8> = (0..300).map(|i| (i % 200) as u8 + 1).collect();
+    let ticket = b.write(7, 10, &large, 2);
+    b.ok(ticket);
+    let ticket = b.write(7, 40, &[250], 3);
+    b.ok(ticket);
+    let mut expected = vec![0u8; 400];
+    expected[3..6].copy_from_slice(&[1, 2, 3]);
+    expected[10..310].copy_from_slice(&large);
+    expected[40] = 250;
+    assert_eq!(b.read(7, 0, 400).unwrap(), expected);
+    b.apply();
+    assert_eq!(b.read(7, 0, 400).unwrap(), expected);
+    assert_eq!(b.store.journal_fill().0, 0, "everything is applied");
+    let ticket = b.write(7, 41, &[251], 4);
+    b.ok(ticket);
+    expected[41] = 251;
+    let mut b = b.crash(5);
+    assert_eq!(b.broken, None);
+    assert_eq!(b.read(7, 0, 400).unwrap(), expected);
+    let info = b.store.chunk(ChunkId(7)).unwrap();
+    assert_eq!((info.epoch, info.last_sequence), (Epoch(1), Sequence(4)));
+    assert!(info.tail.iter().any(|t| t.sequence == Sequence(4) && t.first_block == 41));
+}
+
+#[test]
+fn overlapping_operations_take_effect_in_order() {
+    let mut b = Bench::new();
+    let tickets = [
+        b.write(1, 0, &[1; 20], 1),
+        b.write(1, 10, &[2; 20], 2),
+        b.discard(1, 15, 2, 3),
+        b.write(1, 16, &[4], 4),
+    ];
+    while b.step(true) {}
+    for ticket in tickets {
+        b.ok(ticket);
+    }
+    let got = b.read(1, 0, 32).unwrap();
+    let expected: Vec<u8> = (0..32)
+        .map(|i| match i {
+            16 => 4,
+            15 => 0,
+            0..10 => 1,
+            10..30 => 2,
+            _ => 0,
+        })
+        .collect();
+    assert_eq!(got, expected);
+}
+
+#[test]
+fn discard_and_delete_give_space_back() {
+    let mut b = Bench::new();
+    let before = b.store.space().1;
+    let t = b.write(1, 0, &[9; 256], 1);
+    b.ok(t);
+    assert_eq!(before - b.store.space().1, 1 << 20);
+    let t = b.discard(1, 0, 128, 2);
+    b.ok(t);
+    b.apply();
+    assert_eq!(before - b.store.space().1, 1 << 19);
+    b.store.delete(&mut b.io, Ticket(5000), ChunkId(1));
+    b.ok(5000);
+    b.apply();
+    assert_eq!(b.store.space().1, before);
+    assert!(matches!(b.read(1, 0, 1), Err(StoreError::UnknownChunk(_))));
+    let b = b.crash(1);
+    assert_eq!((b.broken, b.store.chunk_count(), b.store.units.free()), (None, 0, 1024));
+}
+
+#[test]
+fn no_space_is_refused_before_anything_changes() {
+    let mut b = Bench::new();
+    let mut sequence = 0;
+    loop {
+        sequence += 1;
+        let t = b.write(sequence, 0, &[1; 256], 1);
+        b.settle();
+        let at = b.finished.iter().position(|f| f.0 == t).unwrap();
+        match b.finished.remove(at).1 {
+            Ok(_) => assert!(sequence <= 64),
+            Err(StoreError::NoSpace) => break,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert_eq!(sequence, 65);
+    assert!(b.store.chunk(ChunkId(65)).is_none());
+    assert_eq!(b.read(64, 0, 256).unwrap(), [1; 256]);
+    b.apply();
+    let mut b = b.crash(3);
+    assert_eq!(b.broken, None);
+    assert_eq!(b.read(64, 0, 256).unwrap(), [1; 256]);
+}
+
+#[test]
+fn flipped_bits_are_reported_and_never_returned() {
+    let mut b = Bench::new();
+    let t = b.write(1, 0, &[7; 16], 1);
+    b.ok(t);
+    b.apply();
+    b.io.disk().flip_bit("shard-000/data", 5 * 4096 + 100, 2);
+    assert!(matches!(b.read(1, 0, 16), Err(StoreError::Checksum { block: 5, .. })));
+    assert_eq!(b.read(1, 6, 10).unwrap(), [7; 10]);
+    b.apply();
+    // Both places of the header damaged: the chunk can't be opened as if it had never been.
+    let mut disk = b.io.crash(CrashKind::Power, 1);
+    disk.flip_bit("shard-000/meta", 2 * 4096 + 300, 1);
+    disk.flip_bit("shard-000/meta", 3 * 4096 + 300, 1);
+    let b = Bench::open(TestIo::with_disk(disk, 1), &config());
+    assert!(b.broken.unwrap().contains("map page 0 of chunk 1"));
+}
+
+/// What a block may hold: the last acknowledged value, or any unacknowledged one since.
+#[derive(Clone, Default)]
+struct Model(BTreeMap<(u64, u32), BTreeSet<u8>>);
+
+#[test]
+fn random_work_with_crashes_keeps_every_acknowledged_block() {
+    for seed in 0..150u64 {
+        random_run(seed);
+    }
+}
+
+fn random_run(seed: u64) {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut random = move |below: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) % below
+    };
+    let mut b = Bench::new();
+    let mut model = Model::default();
+    let mut sequence = 0;
+    for life in 0..4 {
+        // Tickets under way: chunk, first block, values (0 = discard).
+        let mut under_way: BTreeMap<u64, (u64, u32, Vec<u8>)> = BTreeMap::new();
+        for _ in 0..random(120) {
+            match random(10) {
+                0..5 => {
+                    sequence += 1;
+                    let chunk = random(3);
+                    let first = random(60) as u32;
+                    let count = if random(3) == 0 { 1 + random(80) } else { 1 + random(4) };
+                    let values: Vec<u8> = (0..count).map(|_| 1 + random(250) as u8).collect();
+                    let (ticket, values) = if random(6) == 0 {
+                        (b.discard(chunk, first, count as u32, sequence), vec![0; count as usize])
+                    } else {
+                        (b.write(chunk, first, &values, sequence), values)
+                    };
+                    for (i, &v) in values.iter().enumerate() {
+                        model.0.entry((chunk, first + i as u32)).or_insert([0].into()).insert(v);
+                    }
+                    under_way.insert(ticket, (chunk, first, values));
+                }
+                5 => {
+                    for timer in b.io.advance(Duration::from_millis(700)) {
+                        b.store.on_timer(&mut b.io, timer);
+                    }
+                }
+                _ => {
+                    for _ in 0..random(6) {
+                        b.step(true);
+                    }
+                }
+            }
+            acknowledge(&mut b, &mut under_way, &mut model, seed);
+        }
+        if life == 3 {
+            b.settle();
+            acknowledge(&mut b, &mut under_way, &mut model, seed);
+            assert!(under_way.is_empty(), "seed {seed}: {} operations never ended", under_way.len());
+        }
+        b = b.crash(seed * 7 + life);
+        assert_eq!(b.broken, None, "seed {seed}");
+        check(&mut b, &mut model, seed);
+    }
+}
+
+fn acknowledge(
+    b: &mut Bench,
+    under_way: &mut BTreeMap<u64, (u64, u32, Vec<u8>)>,
+    model: &mut Model,
+    seed: u64,
+) {
+    assert_eq!(b.broken, None, "seed {seed}");
+    for (ticket, result) in b.finished.drain(..) {
+        let (chunk, first, values) = under_way.remove(&ticket).expect("asked for");
+        result.unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        for (i, &v) in values.iter().enumerate() {
+            let block = first + i as u32;
+            // Overlapping later operations are still possible values; earlier ones are not.
+            let mut possible = BTreeSet::from([v]);
+            for (c, f, vs) in under_way.values() {
+                if *c == chunk && (*f..*f + vs.len() as u32).contains(&block) {
+                    possible.insert(vs[(block - f) as usize]);
+                }
+            }
+            model.0.insert((chunk, block), possible);
+        }
+    }
+}
+
+fn check(b: &mut Bench, model: &mut Model, seed: u64) {
+    for ((chunk, block), possible) in &mut model.0 {
+        let got = match b.read(*chunk, *block, 1) {
+            Ok(values) => values[0],
+            Err(StoreError::UnknownChunk(_)) => 0,
+            Err(other) => panic!("seed {seed} chunk {chunk} block {block}: {other}"),
+        };
+        assert!(
+            possible.contains(&got),
+            "seed {seed} chunk {chunk} block {block}: {got} is none of {possible:?}"
+        );
+        *possible = [got].into();
+    }
+}

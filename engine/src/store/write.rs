@@ -1,0 +1,377 @@
+//! Writes, discards, epochs and deletes: from the call to the outcome.
+//!
+//! A write is cut into whole units (large path: fresh units of `data`, one extent record per 1 MiB) and the rest
+//! (small path: journal records with the payload). All parts run at once; the operation is done when every record is
+//! durable in the journal and, for units, the data file is synced.
+
+use super::record::{Kind, Record};
+use super::{
+    Chunk, DiscardOp, Done, OverlayBlock, Stamp, Store, StoreError, Ticket, UNIT_BLOCKS, Waiting, WriteOp,
+};
+use shards::journal::{Full, PayloadCheck, Position};
+use shards::{Buf, Durability, Io};
+use std::collections::VecDeque;
+use std::io;
+use std::ops::Range;
+use wire::{BLOCK_BYTES, BlockCrc, ChunkId, Epoch};
+
+/// Blocks of one extent record, and of one small record.
+const MOST_EXTENT_BLOCKS: u32 = 256;
+const UNIT_LEN: usize = UNIT_BLOCKS as usize * BLOCK_BYTES;
+
+/// A mutation under way.
+pub(super) struct Write {
+    ticket: Ticket,
+    chunk: ChunkId,
+    stamp: Stamp,
+    blocks: Range<u32>,
+    /// Records the journal has not taken yet.
+    to_append: VecDeque<(Record, Buf)>,
+    /// Records not durable, plus data writes and the sync not done.
+    parts_left: u32,
+    data_writes_left: u32,
+    /// Position of the first record in the journal: it must not be trimmed before this is done.
+    pub first_position: Option<Position>,
+    change: Change,
+    failed: Option<StoreError>,
+}
+
+/// What memory becomes when the mutation is durable.
+enum Change {
+    Data { small: Vec<(u32, Buf, BlockCrc)>, units: Vec<(u32, u32)>, crcs: Vec<BlockCrc> },
+    Discard,
+    Epoch,
+    Delete,
+}
+
+impl Write {
+    fn small_blocks(&self) -> usize {
+        if let Change::Data { small, .. } = &self.change { small.len() } else { 0 }
+    }
+}
+
+impl Store {
+    pub(super) fn start_write(&mut self, io: &mut dyn Io, ticket: Ticket, op: WriteOp) {
+        let first = op.offset_bytes / BLOCK_BYTES as u32;
+        let blocks = first..first + op.crcs.len() as u32;
+        let whole = whole_units(&blocks);
+        let wanted = (whole.end - whole.start) / UNIT_BLOCKS;
+        // Small blocks may each need a unit when they are applied: count them as if they did.
+        let small = blocks.end - blocks.start - (whole.end - whole.start);
+        let under_way: usize = self.writes.values().map(Write::small_blocks).sum();
+        if u64::from(self.units.free()) < u64::from(wanted + small) + (self.overlay_blocks + under_way) as u64
+        {
+            return self.fail_early(io, ticket, op.chunk, StoreError::NoSpace);
+        }
+        let part = |range: &Range<u32>| {
+            let from = (range.start - first) as usize;
+            let to = (range.end - first) as usize;
+            (op.payload.slice(from * BLOCK_BYTES..to * BLOCK_BYTES), op.crcs[from..to].to_vec())
+        };
+        let mut records = VecDeque::new();
+        let mut small = Vec::new();
+        for range in pieces(&blocks, &whole) {
+            let (payload, crcs) = part(&range);
+            for (i, crc) in crcs.iter().enumerate() {
+                let block = payload.slice(i * BLOCK_BYTES..(i + 1) * BLOCK_BYTES);
+                small.push((range.start + i as u32, block, *crc));
+            }
+            let kind = Kind::Write { crcs };
+            records.push_back((Record { chunk: op.chunk, stamp: op.stamp, blocks: range, kind }, payload));
+        }
+        let mut units = Vec::new();
+        let mut data = Vec::new();
+        for range in split(&whole, MOST_EXTENT_BLOCKS) {
+            let (payload, crcs) = part(&range);
+            let mut places = Vec::new();
+            for unit in range.start / UNIT_BLOCKS..range.end / UNIT_BLOCKS {
+                let place = self.units.take().expect("free units were counted above");
+                places.push(place);
+                units.push((unit, place));
+            }
+            for (at, run) in runs(&places) {
+                let from = at * UNIT_LEN;
+                data.push((places[at], payload.slice(from..from + run * UNIT_LEN)));
+            }
+            let kind = Kind::Extent { crcs, places };
+            records
+                .push_back((Record { chunk: op.chunk, stamp: op.stamp, blocks: range, kind }, Buf::empty()));
+        }
+        let change = Change::Data { small, units, crcs: op.crcs };
+        let id = self.begin(io, ticket, op.chunk, op.stamp, blocks, records, change, data.len() as u32);
+        for (place, payload) in data {
+            let wait = self.expect(Waiting::LargeData { id });
+            io.write(
+                self.data,
+                u64::from(place) * super::UNIT_BYTES,
+                vec![payload],
+                Durability::Buffered,
+                wait,
+            );
+        }
+    }
+
+    pub(super) fn start_discard(&mut self, io: &mut dyn Io, ticket: Ticket, op: DiscardOp) {
+        let first = op.offset_bytes / BLOCK_BYTES as u32;
+        let blocks = first..first + op.length_bytes / BLOCK_BYTES as u32;
+        let record = Record { chunk: op.chunk, stamp: op.stamp, blocks: blocks.clone(), kind: Kind::Discard };
+        self.begin(
+            io,
+            ticket,
+            op.chunk,
+            op.stamp,
+            blocks,
+            [(record, Buf::empty())].into(),
+            Change::Discard,
+            0,
+        );
+    }
+
+    pub(super) fn start_set_epoch(&mut self, io: &mut dyn Io, ticket: Ticket, chunk: ChunkId, epoch: Epoch) {
+        let stamp = Stamp { epoch, ..Stamp::default() };
+        let record = Record { chunk, stamp, blocks: 0..0, kind: Kind::Epoch };
+        self.begin(io, ticket, chunk, stamp, 0..1, [(record, Buf::empty())].into(), Change::Epoch, 0);
+    }
+
+    pub(super) fn start_delete(&mut self, io: &mut dyn Io, ticket: Ticket, chunk: ChunkId) {
+        let record = Record { chunk, stamp: Stamp::default(), blocks: 0..0, kind: Kind::Delete };
+        let records = [(record, Buf::empty())].into();
+        self.begin(io, ticket, chunk, Stamp::default(), 0..u32::MAX, records, Change::Delete, 0);
+    }
+
+    fn fail_early(&mut self, io: &mut dyn Io, ticket: Ticket, chunk: ChunkId, error: StoreError) {
+        self.finish(ticket, Err(error));
+        // A chunk made for this write and never written stays out of sight.
+        let unused = |c: &Chunk| c.info == Default::default() && c.active.is_empty() && c.header_version == 0;
+        if self.chunks.get(&chunk).is_some_and(|c| unused(c) && c.queued.is_empty()) {
+            let chunk = self.chunks.remove(&chunk).expect("just seen");
+            self.free_slots.push(chunk.slot);
+        } else {
+            self.release(io, chunk, 0);
+        }
+    }
+
+    fn begin(
+        &mut self,
+        io: &mut dyn Io,
+        ticket: Ticket,
+        chunk: ChunkId,
+        stamp: Stamp,
+        blocks: Range<u32>,
+        to_append: VecDeque<(Record, Buf)>,
+        change: Change,
+        data_writes: u32,
+    ) -> u64 {
+        let id = self.fresh_id();
+        let active = self.chunks.get_mut(&chunk).expect("submit made it");
+        active.active.push((id, blocks.clone(), true));
+        let write = Write {
+            ticket,
+            chunk,
+            stamp,
+            blocks,
+            parts_left: to_append.len() as u32 + u32::from(data_writes > 0),
+            data_writes_left: data_writes,
+            to_append,
+            first_position: None,
+            change,
+            failed: None,
+        };
+        self.writes.insert(id, write);
+        if !self.stalled.is_empty() || self.append(io, id).is_err() {
+            self.stalled.push_back(id);
+        }
+        id
+    }
+
+    /// Gives the journal the records of a write; `Full` leaves the rest for later.
+    fn append(&mut self, io: &mut dyn Io, id: u64) -> Result<(), Full> {
+        let Some(write) = self.writes.get_mut(&id) else { return Ok(()) };
+        while let Some((record, payload)) = write.to_append.front() {
+            // What frees space must find room even when writes don't.
+            let urgent = !matches!(record.kind, Kind::Write { .. });
+            let meta = record.encode();
+            self.journal.append(io, &meta, payload.clone(), PayloadCheck::Caller, id, urgent)?;
+            write.to_append.pop_front();
+        }
+        Ok(())
+    }
+
+    pub(super) fn retry_stalled(&mut self, io: &mut dyn Io) {
+        while let Some(&id) = self.stalled.front() {
+            if self.append(io, id).is_err() {
+                return;
+            }
+            self.stalled.pop_front();
+        }
+    }
+
+    pub(super) fn record_durable(&mut self, io: &mut dyn Io, id: u64, position: Position) {
+        if let Some(write) = self.writes.get_mut(&id) {
+            write.first_position.get_or_insert(position);
+        }
+        self.part_done(io, id);
+    }
+
+    pub(super) fn large_data_done(&mut self, io: &mut dyn Io, id: u64, result: io::Result<Buf>) {
+        let Some(write) = self.writes.get_mut(&id) else { return };
+        write.data_writes_left -= 1;
+        if let Err(source) = result {
+            write.failed = Some(match source.kind() {
+                io::ErrorKind::StorageFull => StoreError::NoSpace,
+                _ => StoreError::Io { file: "data".into(), source },
+            });
+        }
+        if write.data_writes_left == 0 {
+            self.sync_next.push(id);
+            self.start_large_sync(io);
+        }
+    }
+
+    /// One sync serves all writes whose data arrived while the one before ran.
+    fn start_large_sync(&mut self, io: &mut dyn Io) {
+        if self.sync_now.is_none() && !self.sync_next.is_empty() {
+            self.sync_now = Some(std::mem::take(&mut self.sync_next));
+            let wait = self.expect(Waiting::LargeSync);
+            io.sync(self.data, wait);
+        }
+    }
+
+    pub(super) fn large_sync_done(&mut self, io: &mut dyn Io, result: io::Result<Buf>) {
+        if let Err(source) = result {
+            // After a failed sync nobody knows what the disk holds: the CS must not go on.
+            return self.break_down(StoreError::Io { file: format!("{}/data", self.config.dir), source });
+        }
+        for id in self.sync_now.take().unwrap_or_default() {
+            self.part_done(io, id);
+        }
+        self.start_large_sync(io);
+    }
+
+    fn part_done(&mut self, io: &mut dyn Io, id: u64) {
+        let Some(write) = self.writes.get_mut(&id) else { return };
+        write.parts_left -= 1;
+        if write.parts_left > 0 {
+            return;
+        }
+        let write = self.writes.remove(&id).expect("just seen");
+        let (ticket, chunk) = (write.ticket, write.chunk);
+        let result = self.take_effect(write);
+        self.mark_dirty(io);
+        self.finish(ticket, result);
+        self.release(io, chunk, id);
+    }
+
+    /// The mutation is durable: memory follows.
+    fn take_effect(&mut self, write: Write) -> Result<Done, StoreError> {
+        let mut freed = Vec::new();
+        let chunk = self.chunks.get_mut(&write.chunk).expect("its operation held it");
+        if let Some(error) = write.failed {
+            // The extent record may be durable while its data is not. Its units stay taken until the next start,
+            // whose replay drops the record: were they used again now, that replay could take one for the other.
+            return Err(error);
+        }
+        chunk.stamp(&write.stamp);
+        match write.change {
+            Change::Data { small, units, crcs } => {
+                chunk.add_to_tail(write.stamp.sequence, &write.blocks);
+                for (unit, place) in units {
+                    let first = unit * UNIT_BLOCKS;
+                    self.overlay_blocks -= forget_overlay(chunk, &(first..first + UNIT_BLOCKS));
+                    let page = chunk.page(unit);
+                    freed.extend(page.set_unit(unit % super::PAGE_UNITS, Some(place)));
+                    for block in first..first + UNIT_BLOCKS {
+                        page.set_crc(block % super::PAGE_BLOCKS, crcs[(block - write.blocks.start) as usize]);
+                    }
+                }
+                for (block, data, crc) in small {
+                    self.generation += 1;
+                    let newer = OverlayBlock { data, crc, generation: self.generation };
+                    if chunk.overlay.insert(block, newer).is_none() {
+                        self.overlay_blocks += 1;
+                    }
+                }
+            }
+            Change::Discard => {
+                chunk.add_to_tail(write.stamp.sequence, &write.blocks);
+                self.overlay_blocks -= discard(chunk, &write.blocks, &mut freed);
+            }
+            Change::Epoch => {}
+            Change::Delete => {
+                let mut chunk = self.chunks.remove(&write.chunk).expect("just seen");
+                self.overlay_blocks -= chunk.overlay.len();
+                freed.extend(chunk.pages.values().flat_map(|p| p.units().collect::<Vec<_>>()));
+                self.dead_slots.push(chunk.slot);
+                // What waited behind the delete starts over, on no chunk.
+                if !chunk.queued.is_empty() {
+                    let queued = std::mem::take(&mut chunk.queued);
+                    let mut fresh = Chunk::new(self.take_slot());
+                    fresh.queued = queued;
+                    self.chunks.insert(write.chunk, fresh);
+                }
+            }
+        }
+        freed.into_iter().for_each(|unit| self.free_unit(unit));
+        Ok(Done::Stored)
+    }
+}
+
+/// Drops overlay blocks of a range; returns how many.
+pub(super) fn forget_overlay(chunk: &mut Chunk, blocks: &Range<u32>) -> usize {
+    let gone: Vec<u32> = chunk.overlay.range(blocks.clone()).map(|(b, _)| *b).collect();
+    gone.iter().for_each(|b| {
+        chunk.overlay.remove(b);
+    });
+    gone.len()
+}
+
+/// Makes blocks holes; units without any data left are freed. Returns how many overlay blocks went.
+pub(super) fn discard(chunk: &mut Chunk, blocks: &Range<u32>, freed: &mut Vec<u32>) -> usize {
+    let gone = forget_overlay(chunk, blocks);
+    for unit in blocks.start / UNIT_BLOCKS..blocks.end.div_ceil(UNIT_BLOCKS) {
+        if chunk.unit(unit).is_none() {
+            continue;
+        }
+        let first = unit * UNIT_BLOCKS;
+        // Blocks in memory will be written into the unit, or are being written: it must stay.
+        let awaited = chunk.overlay.range(first..first + UNIT_BLOCKS).next().is_some();
+        let page = chunk.page(unit);
+        for block in first.max(blocks.start)..(first + UNIT_BLOCKS).min(blocks.end) {
+            page.set_crc(block % super::PAGE_BLOCKS, BlockCrc::HOLE);
+        }
+        let empty = (first..first + UNIT_BLOCKS).all(|b| page.crc(b % super::PAGE_BLOCKS) == BlockCrc::HOLE);
+        if empty && !awaited {
+            freed.extend(page.set_unit(unit % super::PAGE_UNITS, None));
+        }
+    }
+    gone
+}
+
+/// The whole units inside a range of blocks, as blocks; empty when there are none.
+fn whole_units(blocks: &Range<u32>) -> Range<u32> {
+    let start = blocks.start.next_multiple_of(UNIT_BLOCKS);
+    let end = blocks.end / UNIT_BLOCKS * UNIT_BLOCKS;
+    if start < end { start..end } else { blocks.start..blocks.start }
+}
+
+/// What lies before and behind the whole units.
+fn pieces(blocks: &Range<u32>, whole: &Range<u32>) -> impl Iterator<Item = Range<u32>> {
+    [blocks.start..whole.start, whole.end..blocks.end].into_iter().filter(|r| r.start < r.end)
+}
+
+fn split(range: &Range<u32>, most: u32) -> impl Iterator<Item = Range<u32>> + use<> {
+    let end = range.end;
+    (range.start..end).step_by(most as usize).map(move |start| start..(start + most).min(end))
+}
+
+/// Runs of consecutive places: index of the first and length.
+fn runs(places: &[u32]) -> Vec<(usize, usize)> {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for (i, &place) in places.iter().enumerate() {
+        match runs.last_mut() {
+            Some((at, len)) if places[*at] + *len as u32 == place => *len += 1,
+            _ => runs.push((i, 1)),
+        }
+    }
+    runs
+}
