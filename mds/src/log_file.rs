@@ -4,6 +4,8 @@
 //! - records reach the journal in the order of their numbers, also when it was full for a while;
 //! - the journal is cut only when the snapshot file that makes its beginning needless is durable, and never behind the
 //!   newest record, which tells the hard state;
+//! - a record behind an installed snapshot is written only when that file is durable: on its own it would be a log
+//!   with a hole;
 //! - one snapshot file is written at a time, later ones wait, so the newest is the one that stays.
 
 use crate::consensus::Persist;
@@ -24,6 +26,8 @@ pub enum LogEvent {
     Durable(u64),
     /// The snapshot file is; `installed` if it came from the master.
     SnapshotStored { index: u64, installed: bool },
+    /// A snapshot of our own could not be stored; the log still holds everything.
+    SnapshotFailed(String),
     /// Nothing can be made durable any more.
     Broken(String),
 }
@@ -83,6 +87,9 @@ impl LogFile {
     }
 
     fn pump(&mut self, io: &mut dyn Io) {
+        if self.writes.iter().any(|w| w.installed) {
+            return;
+        }
         while let Some(next) = self.backlog.pop_front() {
             let (meta, payload) = split(next.record.clone());
             if self.journal.append(io, &meta, payload, PayloadCheck::Journal, next.number, false).is_err() {
@@ -142,7 +149,9 @@ impl LogFile {
     fn snapshot_written(&mut self, result: io::Result<Buf>, io: &mut dyn Io) -> Vec<LogEvent> {
         let Some(write) = self.writes.pop_front() else { return Vec::new() };
         if let Err(error) = result {
-            return vec![LogEvent::Broken(format!("writing {SNAPSHOT}: {error}"))];
+            let why = format!("writing {SNAPSHOT}: {error}");
+            self.start_snapshot(io);
+            return vec![if write.installed { LogEvent::Broken(why) } else { LogEvent::SnapshotFailed(why) }];
         }
         self.snapshot_index = write.index;
         self.start_snapshot(io);

@@ -250,7 +250,7 @@ impl Net {
                 io.send(conn, frame.encode());
                 Vec::new()
             }
-            Ok(Step::Finished { peer, .. }) if matches!(peer, Peer::Mds { mds, .. } if mds == id) => {
+            Ok(Step::Finished { peer: Peer::Mds { mds, .. }, .. }) if mds == id => {
                 let Some(line) = self.lines.get_mut(&id).filter(|l| l.conn == Some(conn)) else {
                     return Vec::new();
                 };

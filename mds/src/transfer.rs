@@ -54,6 +54,10 @@ impl Outbox {
         }
     }
 
+    pub fn is_idle(&self) -> bool {
+        self.transfers.is_empty()
+    }
+
     /// The line is gone; true if a transfer broke with it.
     pub fn line_down(&mut self, mds: MdsId) -> bool {
         self.transfers.remove(&mds).is_some()

@@ -219,13 +219,19 @@ impl Server {
         self.refuse(conn, head, cs, status, detail, master, io);
     }
 
+    /// A proposal was not taken: another master, or this one has too much under way.
     pub(super) fn refuse_waiter(&mut self, waiter: Waiter, io: &mut dyn Io) {
-        match waiter {
-            Waiter::Client { conn, head } => self.not_master(conn, head, false, io),
-            Waiter::Cs { conn, head } | Waiter::Register { conn, head, .. } => {
-                self.not_master(conn, head, true, io);
-            }
-            Waiter::Nobody | Waiter::Sets => {}
+        let (conn, head, cs) = match waiter {
+            Waiter::Client { conn, head } => (conn, head, false),
+            Waiter::Cs { conn, head } | Waiter::Register { conn, head, .. } => (conn, head, true),
+            Waiter::Nobody | Waiter::Sets => return,
+        };
+        if self.consensus.is_leader() {
+            let detail =
+                "the metadata servers have too much to do or change their master: ask again".to_string();
+            self.refuse(conn, head, cs, Status::NotReady, detail, None, io);
+        } else {
+            self.not_master(conn, head, cs, io);
         }
     }
 

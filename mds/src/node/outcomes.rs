@@ -37,7 +37,7 @@ impl Server {
                 group.conn,
                 group.head,
                 group.from_cs,
-                Status::Busy,
+                Status::NotReady,
                 "the metadata servers are overloaded: ask again".into(),
                 None,
                 io,

@@ -16,10 +16,16 @@ use raft::eraftpb::{Entry, EntryType, Message, MessageType, Snapshot};
 use shards::{Buf, ConnId, Event, Io, TimerId, Timestamp};
 use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::time::Duration;
 use wire::hello::Peer;
 use wire::{Frame, Head, Kind, MdsId};
 
 const TICK_TIMER: TimerId = TimerId(0x04 << 56 | 1);
+
+/// A snapshot made for sending is kept in memory so long after its last use.
+const OFFER_KEPT: Duration = Duration::from_secs(60);
+/// Pause after a snapshot file could not be written.
+const SNAPSHOT_RETRY: Duration = Duration::from_secs(5);
 
 pub struct Server {
     pub(super) config: MdsConfig,
@@ -36,9 +42,11 @@ pub struct Server {
     log: LogFile,
     outbox: Outbox,
     inbox: Inbox,
-    /// The snapshot that raft may send: its index and file.
+    /// The snapshot that raft may send: its index and file, and when it was last of use.
     offered: Option<(u64, Buf)>,
+    offered_used: Timestamp,
     stopping: Option<Timestamp>,
+    snapshot_not_before: Timestamp,
 }
 
 impl Server {
@@ -68,7 +76,9 @@ impl Server {
             outbox: Outbox::default(),
             inbox: Inbox::default(),
             offered: None,
+            offered_used: Timestamp(0),
             stopping: None,
+            snapshot_not_before: Timestamp(0),
         };
         server.update_members(io);
         io.set_timer(io.now().after(TICK), TICK_TIMER);
@@ -103,7 +113,13 @@ impl Server {
                 let events = self.log.on_disk(op, result, io);
                 self.on_log(events, io)?;
             }
-            Event::Timer { id: TICK_TIMER } => self.tick(io),
+            Event::Timer { id: TICK_TIMER } => {
+                if self.removed.contains(&self.me) && !self.consensus.is_leader() {
+                    let me = self.me;
+                    return Err(format!("MDS#{me} was removed from the cluster: delete its directory"));
+                }
+                self.tick(io);
+            }
             Event::Shutdown => self.shutdown(io),
             Event::Start | Event::Connected { .. } | Event::Timer { .. } => {}
             Event::Message(never) => match never {},
@@ -188,6 +204,10 @@ impl Server {
                     }
                     self.consensus.compact(index.saturating_sub(self.config.keep_entries));
                 }
+                LogEvent::SnapshotFailed(why) => {
+                    tracing::error!(name: "snapshot_failed", why, "free some space: the raft log can't be cut");
+                    self.snapshot_not_before = io.now().after(SNAPSHOT_RETRY);
+                }
                 LogEvent::Broken(why) => return Err(why),
             }
         }
@@ -227,7 +247,8 @@ impl Server {
     fn snapshots(&mut self, io: &mut dyn Io) {
         let since = self.applied.saturating_sub(self.log.snapshot_index);
         let due = self.log.wants_snapshot() || since >= self.config.snapshot_entries;
-        if due && since > 0 && !self.log.is_writing_snapshot() {
+        let may = !self.log.is_writing_snapshot() && io.now() >= self.snapshot_not_before;
+        if due && since > 0 && may {
             let bytes = self.snapshot_file().encode();
             tracing::info!(name: "snapshot_made", index = self.applied, bytes = bytes.len());
             self.log.store_snapshot(self.applied, bytes, false, io);
@@ -236,11 +257,20 @@ impl Server {
             let file = self.snapshot_file();
             self.consensus.offer_snapshot(Some((file.index, file.term, file.conf.clone())));
             self.offered = Some((file.index, Buf::from_slice(&file.encode())));
+            self.offered_used = io.now();
         } else if self.offered.is_some() && !self.consensus.is_leader() {
-            self.offered = None;
             self.outbox.clear();
-            self.consensus.offer_snapshot(None);
+            self.withdraw_offer();
+        } else if !self.outbox.is_idle() {
+            self.offered_used = io.now();
+        } else if self.offered.is_some() && io.now().since(self.offered_used) > OFFER_KEPT {
+            self.withdraw_offer();
         }
+    }
+
+    fn withdraw_offer(&mut self) {
+        self.offered = None;
+        self.consensus.offer_snapshot(None);
     }
 
     fn snapshot_file(&self) -> SnapshotFile {
