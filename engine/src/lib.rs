@@ -1,3 +1,8 @@
 //! The chunk server: chunk store on a journal, and the replication protocol.
 
+pub mod control;
+mod node;
+pub mod replication;
 pub mod store;
+
+pub use node::{CsShard, CsShardConfig};

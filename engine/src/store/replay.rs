@@ -8,7 +8,7 @@
 use super::page::{self, Header, Page, SLOT_BYTES};
 use super::record::{Kind, Record};
 use super::write::{discard, forget_overlay};
-use super::{Chunk, Outcome, OverlayBlock, Store, StoreConfig, StoreError, UNIT_BLOCKS, UNIT_BYTES, Waiting};
+use super::{Chunk, OverlayBlock, Store, StoreConfig, StoreError, UNIT_BLOCKS, UNIT_BYTES, Waiting};
 use shards::{Buf, Io};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;

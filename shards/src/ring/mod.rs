@@ -15,6 +15,7 @@ mod mailbox;
 mod net;
 mod world;
 
+pub use disk::replace_file;
 pub use mailbox::Mailbox;
 use mailbox::{Post, Shared};
 use world::{Happening, World};
@@ -123,10 +124,9 @@ fn run<N: Node>(config: RingConfig, node: N, shared: Arc<Shared<N::Message>>) ->
 
 fn pin(core: usize) {
     let mut set = nix::sched::CpuSet::new();
-    if set.set(core).is_ok() {
-        if let Err(error) = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set) {
-            tracing::warn!(core, %error, "cannot pin shard to core");
-        }
+    let pinned = set.set(core).and_then(|()| nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set));
+    if let Err(error) = pinned {
+        tracing::warn!(core, %error, "cannot pin shard to core");
     }
 }
 

@@ -1,0 +1,183 @@
+//! `pstorage-csd`: one chunk server, in the directory that `make-cs` made: a thread per shard.
+
+use clap::Parser;
+use engine::control::{self, CsControl};
+use engine::store::StoreConfig;
+use engine::{CsShard, CsShardConfig};
+use nix::fcntl::{Flock, FlockArg};
+use shards::ring::{self, RingConfig, RunningShard};
+use std::fs::{File, OpenOptions};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+use tracing_subscriber::EnvFilter;
+use wire::ShardIndex;
+use wire::auth::ClusterKey;
+
+/// Chunk server of a pstorage cluster. Ends cleanly on SIGTERM.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// Directory of the server, made by 'pstorage -c CLUSTER make-cs'.
+    #[arg(short = 'r', long = "repository", value_name = "DIR")]
+    dir: PathBuf,
+    /// Directory of keys and settings.
+    #[arg(long, value_name = "DIR", env = "PSTORAGE_ETC", default_value = "/etc/pstorage")]
+    etc: PathBuf,
+    /// Log file; '-' is standard error. [default: DIR/logs/csd.log]
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// A silent peer with outstanding work has failed after this many milliseconds.
+    #[arg(long, default_value_t = 2000)]
+    detect_ms: u64,
+}
+
+fn main() -> ExitCode {
+    // First of all, so that every thread inherits it and SIGTERM waits for the one that listens.
+    shards::host::block_termination_signals();
+    let args = Args::parse();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            tracing::error!(name: "csd_ends", why);
+            eprintln!("pstorage-csd: {}: {why}", args.dir.display());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), String> {
+    let control = control::read(&args.dir).map_err(|e| e.to_string())?;
+    let _lock = lock(&args.dir)?;
+    start_log(args)?;
+    let cluster_dir = args.etc.join("clusters").join(&control.cluster);
+    let mds = read_bs_list(&cluster_dir.join("bs.list"))?;
+    let key = read_key(&cluster_dir.join("auth_digest.key"))?;
+    let incarnation = next_incarnation(&args.dir)?;
+    tracing::info!(name: "csd_begins", cs = control.id.0, cluster = control.cluster, shards = control.shards, incarnation);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut running = Vec::new();
+    for shard in 0..control.shards {
+        let config = shard_config(args, &control, &mds, &key, incarnation, shard);
+        let mut ring = RingConfig::new(format!("cs-{}.{shard}", control.id), &args.dir, wire::framing);
+        // Several servers may share this machine: pin only where every shard has a core to itself.
+        ring.core = (usize::from(control.shards) == cores && cores > 2).then_some(usize::from(shard));
+        let thread =
+            ring::spawn(ring, move || CsShard::new(config)).map_err(|e| format!("starting a thread: {e}"))?;
+        running.push(thread);
+    }
+    let mailboxes: Vec<_> = running.iter().map(RunningShard::mailbox).collect();
+    std::thread::spawn(move || {
+        shards::host::wait_for_termination();
+        mailboxes.iter().for_each(|m| m.shutdown());
+    });
+    // A shard that breaks takes the server down: the cluster then knows, and others have the chunks.
+    loop {
+        std::thread::sleep(Duration::from_millis(50));
+        if let Some(ended) = running.iter().position(RunningShard::is_finished) {
+            running.swap_remove(ended).join().map_err(|e| e.to_string())?;
+            if running.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn shard_config(
+    args: &Args,
+    control: &CsControl,
+    mds: &[SocketAddr],
+    key: &ClusterKey,
+    incarnation: u64,
+    shard: u16,
+) -> CsShardConfig {
+    let dir = format!("shard-{shard:03}");
+    let journal_path = match &control.journal_dir {
+        Some(on_ssd) => on_ssd.join(format!("cs{}-{dir}.journal", control.id)).to_string_lossy().into_owned(),
+        None => format!("{dir}/journal"),
+    };
+    CsShardConfig {
+        cluster: control.cluster.clone(),
+        key: key.clone(),
+        cs: control.id,
+        shard: ShardIndex(shard),
+        shards: control.shards,
+        ip: control.ip,
+        mds: mds.to_vec(),
+        incarnation,
+        host_id: control.host_id,
+        host: control.host.clone(),
+        tier: control.tier,
+        store: StoreConfig {
+            dir,
+            journal_path,
+            journal_bytes: control.journal_bytes,
+            capacity_bytes: control.capacity_bytes / u64::from(control.shards),
+        },
+        detect: Duration::from_millis(args.detect_ms),
+    }
+}
+
+fn read_bs_list(path: &Path) -> Result<Vec<SocketAddr>, String> {
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        format!("{}: {e}. It must list the metadata servers, one IP:PORT a line", path.display())
+    })?;
+    let lines = text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
+    let addrs: Vec<SocketAddr> = lines
+        .map(|l| l.parse().map_err(|_| format!("{}: '{l}' is not IP:PORT", path.display())))
+        .collect::<Result<_, _>>()?;
+    if addrs.is_empty() { Err(format!("{} lists no metadata server", path.display())) } else { Ok(addrs) }
+}
+
+/// No key file: a cluster without a password.
+fn read_key(path: &Path) -> Result<ClusterKey, String> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => ClusterKey::from_text(&text).map_err(|e| format!("{}: {e}", path.display())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(ClusterKey::open()),
+        Err(e) => Err(format!("{}: {e}", path.display())),
+    }
+}
+
+/// Counts the starts of this server: peers let a later one replace an earlier one.
+fn next_incarnation(dir: &Path) -> Result<u64, String> {
+    let path = dir.join("incarnation");
+    let last = match std::fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse::<u64>().map_err(|e| format!("{}: {e}", path.display()))?,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
+        Err(e) => return Err(format!("{}: {e}", path.display())),
+    };
+    let next = last + 1;
+    ring::replace_file(&path, next.to_string().as_bytes()).map_err(|e| format!("{}: {e}", path.display()))?;
+    Ok(next)
+}
+
+/// One server per directory. The lock ends with the process, however it ends.
+fn lock(dir: &Path) -> Result<Flock<File>, String> {
+    let path = dir.join("lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|e| format!("opening {}: {e}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|(_, e)| format!("another pstorage-csd runs in this directory ({}: {e})", path.display()))
+}
+
+fn start_log(args: &Args) -> Result<(), String> {
+    let filter = EnvFilter::try_from_env("PSTORAGE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
+    let path = args.log.clone().unwrap_or_else(|| args.dir.join("logs").join("csd.log"));
+    if path == Path::new("-") {
+        builder.with_writer(std::io::stderr).init();
+        return Ok(());
+    }
+    let open = || {
+        path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+        OpenOptions::new().create(true).append(true).open(&path)
+    };
+    let file = open().map_err(|e| format!("opening the log {}: {e}", path.display()))?;
+    builder.with_writer(std::sync::Mutex::new(file)).init();
+    Ok(())
+}

@@ -1,0 +1,685 @@
+//! One shard of a chunk server as a node: connections, the session with the metadata service, and the wiring between
+//! them, [`Replication`] and [`Store`].
+//!
+//! Invariants:
+//! - nothing of a connection is handled before its handshake, and nothing of an older connection of a peer after a
+//!   newer one was accepted;
+//! - a request to the metadata service that must not be lost (Suspect, Joined, Deleted …) is repeated to every new
+//!   master until it is answered.
+
+use crate::replication::{Action, Replication};
+use crate::store::{Outcome, Store, StoreConfig};
+use shards::{ConnId, Event, Io, Node, OpId, TimerId, Timestamp};
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+use wire::auth::ClusterKey;
+use wire::cs_api::{ChunkReport, CsCommand, CsReply, CsRequest, Load, ShardStat, Space};
+use wire::hello::{Acceptor, Initiator, Peer, Step};
+use wire::{ChunkId, CsId, Frame, Head, Kind, ShardIndex, Status, decode, encode};
+
+const TICK: TimerId = TimerId(0x04 << 56);
+const TICK_EVERY: Duration = Duration::from_millis(20);
+const PORT_OP: OpId = OpId(0x04 << 56 | 1);
+const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
+/// Between attempts to reach a peer or a metadata server.
+const RETRY_EVERY: Duration = Duration::from_millis(200);
+/// An attempt to register that takes longer is given up for the next server.
+const REGISTER_PATIENCE: Duration = Duration::from_secs(3);
+const REPORT_PAGE: usize = 10_000;
+
+/// What a shard must be told.
+#[derive(Clone, Debug)]
+pub struct CsShardConfig {
+    pub cluster: String,
+    pub key: ClusterKey,
+    pub cs: CsId,
+    pub shard: ShardIndex,
+    pub shards: u16,
+    /// Address to listen on; the port is chosen at the first start and kept.
+    pub ip: IpAddr,
+    pub mds: Vec<SocketAddr>,
+    /// Grows with every start of the process.
+    pub incarnation: u64,
+    pub host_id: [u8; 16],
+    pub host: String,
+    pub tier: u8,
+    pub store: StoreConfig,
+    /// A peer with outstanding work that is silent for longer has failed.
+    pub detect: Duration,
+}
+
+/// An accepted connection.
+enum Guest {
+    Greeting(Box<Acceptor>),
+    Known(Peer),
+}
+
+/// A connection to another shard.
+struct Link {
+    conn: Option<ConnId>,
+    greeting: Option<Initiator>,
+    ready: bool,
+    waiting: Vec<Frame>,
+    last_heard: Timestamp,
+    last_ping: Timestamp,
+    retry_at: Timestamp,
+    was_down: bool,
+}
+
+/// The session with the master.
+#[derive(Default)]
+struct Session {
+    conn: Option<ConnId>,
+    greeting: Option<Initiator>,
+    registered: bool,
+    /// Which of the known servers to try next, or the one we were sent to.
+    next: usize,
+    redirect: Option<SocketAddr>,
+    retry_at: Timestamp,
+    began: Timestamp,
+    last_heartbeat: Timestamp,
+    last_heard: Timestamp,
+    next_request: u64,
+    /// Unanswered, by request id.
+    pending: BTreeMap<u64, CsRequest>,
+}
+
+pub struct CsShard {
+    config: CsShardConfig,
+    store: Option<Store>,
+    replication: Replication,
+    guests: HashMap<ConnId, Guest>,
+    links: BTreeMap<SocketAddr, Link>,
+    link_of: HashMap<ConnId, SocketAddr>,
+    session: Session,
+    addr: Option<SocketAddr>,
+    /// For connections we make: grows.
+    generation: u64,
+    stopping: bool,
+}
+
+impl CsShard {
+    pub fn new(config: CsShardConfig) -> CsShard {
+        let replication = Replication::new(config.cs);
+        // Connections of a later process must win over those of an earlier one.
+        let generation = config.incarnation << 24;
+        CsShard {
+            config,
+            store: None,
+            replication,
+            guests: HashMap::new(),
+            links: BTreeMap::new(),
+            link_of: HashMap::new(),
+            session: Session::default(),
+            addr: None,
+            generation,
+            stopping: false,
+        }
+    }
+
+    /// The store, for checkers in tests.
+    pub fn store(&self) -> Option<&Store> {
+        self.store.as_ref()
+    }
+
+    fn port_path(&self) -> String {
+        format!("{}/port", self.config.store.dir)
+    }
+
+    fn start(&mut self, io: &mut dyn Io) {
+        match Store::open(io, &self.config.store) {
+            Ok(store) => self.store = Some(store),
+            Err(error) => return io.stop(Err(error.to_string())),
+        }
+        io.set_timer(io.now().after(TICK_EVERY), TICK);
+    }
+
+    /// The store is open: listen, then register.
+    fn listen(&mut self, io: &mut dyn Io) {
+        let kept = io.get_blob(&self.port_path()).ok().flatten();
+        let kept = kept.and_then(|b| String::from_utf8(b).ok()).and_then(|t| t.trim().parse::<u16>().ok());
+        let at = SocketAddr::new(self.config.ip, kept.unwrap_or(0));
+        match io.listen(at) {
+            Ok(addr) => {
+                self.addr = Some(addr);
+                if kept != Some(addr.port()) {
+                    let path = self.port_path();
+                    io.put_blob(&path, addr.port().to_string().into_bytes(), PORT_OP);
+                }
+            }
+            Err(error) => io.stop(Err(format!("{error}. The port is kept in {}", self.port_path()))),
+        }
+    }
+
+    fn me(&mut self) -> Peer {
+        self.generation += 1;
+        Peer::CsShard { cs: self.config.cs, shard: self.config.shard, generation: self.generation }
+    }
+
+    fn greet(&mut self, io: &mut dyn Io, conn: ConnId) -> Initiator {
+        let me = self.me();
+        let (greeting, hello) = Initiator::new(self.config.key.clone(), &self.config.cluster, me, nonce(io));
+        io.send(conn, hello.encode());
+        greeting
+    }
+
+    // ---- accepted connections ----
+
+    fn guest_frame(&mut self, io: &mut dyn Io, conn: ConnId, frame: Frame) {
+        match self.guests.get_mut(&conn) {
+            Some(Guest::Greeting(acceptor)) => match acceptor.on_frame(&frame) {
+                Ok(Step::Send(reply)) => io.send(conn, reply.encode()),
+                Ok(Step::Finished { send, peer, .. }) => {
+                    let older: Vec<ConnId> = self
+                        .guests
+                        .iter()
+                        .filter(|(_, g)| matches!(g, Guest::Known(old) if peer.replaces(old)))
+                        .map(|(c, _)| *c)
+                        .collect();
+                    for old in older {
+                        self.guests.remove(&old);
+                        io.close(old);
+                    }
+                    self.guests.insert(conn, Guest::Known(peer));
+                    if let Some(welcome) = send {
+                        io.send(conn, welcome.encode());
+                    }
+                }
+                Err(failed) => {
+                    tracing::warn!(reason = %failed.reason, "refused a connection");
+                    if let Some(reply) = failed.reply {
+                        io.send(conn, reply.encode());
+                    }
+                    self.guests.remove(&conn);
+                    io.close(conn);
+                }
+            },
+            Some(Guest::Known(_)) => self.request(io, conn, frame),
+            None => {}
+        }
+    }
+
+    fn request(&mut self, io: &mut dyn Io, conn: ConnId, frame: Frame) {
+        let Some(store) = self.store.as_mut().filter(|s| s.is_ready()) else { return };
+        match frame.head.kind {
+            Kind::Ping => io.send(conn, Frame::bare(frame.head.reply(Kind::Pong, Status::Ok)).encode()),
+            Kind::ShardStat => {
+                let stats = self.replication.stats;
+                let stat = ShardStat {
+                    cs: self.config.cs,
+                    shard: self.config.shard,
+                    load: load(&self.replication, store),
+                    chunks: store.chunk_count() as u64,
+                    active_primaries: self.replication.active_primaries() as u64,
+                    reconciliations: stats.reconciliations,
+                    fills: stats.fills,
+                };
+                let head = frame.head.reply(Kind::ShardStatDone, Status::Ok);
+                io.send(conn, Frame::new(head, &encode!(&stat), shards::Buf::empty()).encode());
+            }
+            _ => {
+                self.replication.on_request(conn, frame, store, io);
+                self.act(io);
+            }
+        }
+    }
+
+    // ---- connections to other shards ----
+
+    fn to_peer(&mut self, io: &mut dyn Io, addr: SocketAddr, frame: Frame) {
+        let now = io.now();
+        let link = self.links.entry(addr).or_insert_with(|| Link::new(now));
+        match link.conn {
+            Some(conn) if link.ready => io.send(conn, frame.encode()),
+            // Watermarks are worth no connection.
+            _ if frame.head.kind == Kind::CommitNote => {}
+            Some(_) => link.waiting.push(frame),
+            None => {
+                link.waiting.push(frame);
+                if now >= link.retry_at {
+                    self.dial(io, addr);
+                } else {
+                    // It was refused a moment ago: the same answer, without asking.
+                    self.link_lost(io, addr, "not reachable");
+                }
+            }
+        }
+    }
+
+    fn dial(&mut self, io: &mut dyn Io, addr: SocketAddr) {
+        let conn = io.connect(addr);
+        let greeting = self.greet(io, conn);
+        let now = io.now();
+        let link = self.links.entry(addr).or_insert_with(|| Link::new(now));
+        link.conn = Some(conn);
+        link.greeting = Some(greeting);
+        link.ready = false;
+        link.last_heard = now;
+        self.link_of.insert(conn, addr);
+    }
+
+    fn link_frame(&mut self, io: &mut dyn Io, addr: SocketAddr, frame: Frame) {
+        let Some(link) = self.links.get_mut(&addr) else { return };
+        let Some(conn) = link.conn else { return };
+        link.last_heard = io.now();
+        if let Some(greeting) = link.greeting.as_mut() {
+            match greeting.on_frame(&frame) {
+                Ok(Step::Send(proof)) => io.send(conn, proof.encode()),
+                Ok(Step::Finished { .. }) => {
+                    link.greeting = None;
+                    link.ready = true;
+                    link.was_down = false;
+                    for frame in std::mem::take(&mut link.waiting) {
+                        io.send(conn, frame.encode());
+                    }
+                    if let Some(store) = self.store.as_mut() {
+                        self.replication.peer_up(addr, store, io);
+                    }
+                    self.act(io);
+                }
+                Err(failed) => {
+                    tracing::warn!(%addr, reason = %failed.reason, "a chunk server refused us");
+                    io.close(conn);
+                }
+            }
+            return;
+        }
+        match (frame.head.kind, self.store.as_mut()) {
+            (Kind::Pong, _) | (_, None) => {}
+            (_, Some(store)) => {
+                self.replication.on_peer(addr, frame, store, io);
+                self.act(io);
+            }
+        }
+    }
+
+    fn link_lost(&mut self, io: &mut dyn Io, addr: SocketAddr, why: &str) {
+        let Some(link) = self.links.get_mut(&addr) else { return };
+        if let Some(conn) = link.conn.take() {
+            self.link_of.remove(&conn);
+            link.retry_at = io.now().after(RETRY_EVERY);
+        }
+        link.ready = false;
+        link.greeting = None;
+        link.waiting.clear();
+        link.was_down = true;
+        if let Some(store) = self.store.as_mut() {
+            self.replication.peer_down(addr, why, store, io);
+        }
+        self.act(io);
+    }
+
+    fn watch_links(&mut self, io: &mut dyn Io) {
+        let now = io.now();
+        let mut silent = Vec::new();
+        for (&addr, link) in &mut self.links {
+            let Some(conn) = link.conn else { continue };
+            if !self.replication.waits_for(addr) && link.ready {
+                link.last_heard = now;
+                continue;
+            }
+            if now.since(link.last_heard) > self.config.detect {
+                silent.push((addr, conn));
+            } else if link.ready && now.since(link.last_heard.max(link.last_ping)) > self.config.detect / 4 {
+                link.last_ping = now;
+                io.send(conn, Frame::bare(Head::new(Kind::Ping, 0)).encode());
+            }
+        }
+        for (addr, conn) in silent {
+            io.close(conn);
+            self.link_lost(io, addr, "silent for too long");
+        }
+        for addr in self.replication.wanted_peers() {
+            let idle =
+                self.links.get(&addr).is_some_and(|l| l.conn.is_none() && now >= l.retry_at && l.was_down);
+            if idle {
+                self.dial(io, addr);
+            }
+        }
+    }
+
+    // ---- the metadata service ----
+
+    fn watch_session(&mut self, io: &mut dyn Io) {
+        let now = io.now();
+        if let Some(conn) = self.session.conn {
+            let silent = now.since(self.session.last_heard) > REGISTER_PATIENCE;
+            if silent {
+                io.close(conn);
+                self.session_lost(io, "no answer");
+            } else if self.session.registered && now.since(self.session.last_heartbeat) >= HEARTBEAT_EVERY {
+                self.heartbeat(io);
+            }
+        } else if now >= self.session.retry_at && self.addr.is_some() && !self.stopping {
+            let known = &self.config.mds;
+            if known.is_empty() {
+                return;
+            }
+            let to = self.session.redirect.take().unwrap_or(known[self.session.next % known.len()]);
+            let conn = io.connect(to);
+            let greeting = self.greet(io, conn);
+            self.session.conn = Some(conn);
+            self.session.greeting = Some(greeting);
+            self.session.began = now;
+            self.session.last_heard = now;
+        }
+    }
+
+    fn heartbeat(&mut self, io: &mut dyn Io) {
+        let Some(store) = self.store.as_ref() else { return };
+        self.session.last_heartbeat = io.now();
+        let request = CsRequest::Heartbeat { space: space(store), load: load(&self.replication, store) };
+        self.send_mds(io, 0, &request);
+    }
+
+    fn send_mds(&mut self, io: &mut dyn Io, id: u64, request: &CsRequest) {
+        if let Some(conn) = self.session.conn {
+            let frame = Frame::new(Head::new(Kind::CsRequest, id), &encode!(request), shards::Buf::empty());
+            io.send(conn, frame.encode());
+        }
+    }
+
+    /// Asks until answered.
+    fn ask_mds(&mut self, io: &mut dyn Io, request: CsRequest) {
+        let same = self.session.pending.values().any(|p| *p == request);
+        if same {
+            return;
+        }
+        self.session.next_request += 1;
+        let id = self.session.next_request;
+        if self.session.registered {
+            self.send_mds(io, id, &request);
+        }
+        self.session.pending.insert(id, request);
+    }
+
+    fn session_lost(&mut self, io: &mut dyn Io, why: &str) {
+        if self.session.registered {
+            tracing::info!(why, "lost the metadata server");
+        }
+        self.session.conn = None;
+        self.session.greeting = None;
+        self.session.registered = false;
+        self.session.next += 1;
+        let wait = if self.session.redirect.is_some() { Duration::ZERO } else { RETRY_EVERY };
+        self.session.retry_at = io.now().after(wait);
+    }
+
+    fn session_frame(&mut self, io: &mut dyn Io, conn: ConnId, frame: Frame) {
+        self.session.last_heard = io.now();
+        if let Some(greeting) = self.session.greeting.as_mut() {
+            match greeting.on_frame(&frame) {
+                Ok(Step::Send(proof)) => io.send(conn, proof.encode()),
+                Ok(Step::Finished { .. }) => {
+                    self.session.greeting = None;
+                    self.register(io);
+                }
+                Err(failed) => {
+                    tracing::error!(reason = %failed.reason, "the metadata server refused us");
+                    io.close(conn);
+                }
+            }
+            return;
+        }
+        match frame.head.kind {
+            Kind::CsReply => match decode!(CsReply, &frame.meta) {
+                Ok(reply) => self.mds_reply(io, conn, frame.head.request, reply),
+                Err(why) => tracing::error!(%why, "unreadable answer of the metadata server"),
+            },
+            Kind::CsCommand => match decode!(CsCommand, &frame.meta) {
+                Ok(CsCommand::Expelled { why }) => {
+                    tracing::error!(%why, "expelled by the metadata service");
+                    io.stop(Err(format!("the cluster no longer knows this chunk server: {why}")));
+                }
+                Ok(command) => {
+                    if let Some(store) = self.store.as_mut() {
+                        self.replication.on_command(command, store, io);
+                    }
+                    self.act(io);
+                }
+                Err(why) => tracing::error!(%why, "unreadable command of the metadata server"),
+            },
+            Kind::Ping => io.send(conn, Frame::bare(frame.head.reply(Kind::Pong, Status::Ok)).encode()),
+            _ => {}
+        }
+    }
+
+    fn register(&mut self, io: &mut dyn Io) {
+        let (Some(store), Some(addr)) = (self.store.as_ref(), self.addr) else { return };
+        let c = &self.config;
+        let request = CsRequest::Register {
+            cs: c.cs,
+            shard: c.shard,
+            shards: c.shards,
+            addr,
+            incarnation: c.incarnation,
+            host_id: c.host_id,
+            host: c.host.clone(),
+            tier: c.tier,
+            space: space(store),
+            flags: "JCD".into(),
+        };
+        self.send_mds(io, 0, &request);
+    }
+
+    fn mds_reply(&mut self, io: &mut dyn Io, conn: ConnId, id: u64, reply: CsReply) {
+        match reply {
+            CsReply::Registered { revoked, .. } => {
+                self.session.registered = true;
+                self.replication.revoke(&revoked);
+                self.report(io);
+                self.heartbeat(io);
+                for (id, request) in self.session.pending.clone() {
+                    self.send_mds(io, id, &request);
+                }
+            }
+            CsReply::Failed { status: Status::NotMaster | Status::NotReady, master, .. } => {
+                self.session.redirect = master;
+                io.close(conn);
+                self.session_lost(io, "not the master");
+            }
+            CsReply::Failed { status, detail, .. } => {
+                tracing::warn!(%status, %detail, "the metadata server refused a request");
+                if !self.session.registered {
+                    self.session.retry_at = io.now().after(RETRY_EVERY * 5);
+                    io.close(conn);
+                    return;
+                }
+                if let Some(request) = self.session.pending.remove(&id) {
+                    // Nothing changed: the sets stay as they are.
+                    self.told(io, Vec::new(), &[]);
+                    tracing::debug!(?request, "refused");
+                }
+            }
+            CsReply::Done => {
+                self.session.pending.remove(&id);
+            }
+            CsReply::Sets { sets } => {
+                let asked: Vec<ChunkId> = match self.session.pending.remove(&id) {
+                    Some(CsRequest::Suspect { chunks, .. }) => chunks.iter().map(|c| c.chunk).collect(),
+                    Some(CsRequest::Joined { chunk, .. } | CsRequest::AskSet { chunk }) => vec![chunk],
+                    _ => Vec::new(),
+                };
+                self.told(io, sets, &asked);
+            }
+        }
+    }
+
+    fn told(&mut self, io: &mut dyn Io, sets: Vec<wire::cs_api::ChunkSet>, asked: &[ChunkId]) {
+        if let Some(store) = self.store.as_mut() {
+            self.replication.on_sets(sets, asked, store, io);
+        }
+        self.act(io);
+    }
+
+    fn report(&mut self, io: &mut dyn Io) {
+        let Some(store) = self.store.as_ref() else { return };
+        let all: Vec<ChunkReport> = store
+            .chunks()
+            .map(|chunk| ChunkReport {
+                chunk,
+                epoch: store.chunk(chunk).map_or_else(Default::default, |i| i.epoch),
+            })
+            .collect();
+        let mut pages: Vec<Vec<ChunkReport>> = all.chunks(REPORT_PAGE).map(<[_]>::to_vec).collect();
+        if pages.is_empty() {
+            pages.push(Vec::new());
+        }
+        let last = pages.len() - 1;
+        for (number, chunks) in pages.into_iter().enumerate() {
+            self.send_mds(io, 0, &CsRequest::Report { chunks, last: number == last });
+        }
+    }
+
+    // ---- wiring ----
+
+    /// Carries out what replication wants, until it wants nothing more.
+    fn act(&mut self, io: &mut dyn Io) {
+        loop {
+            let actions = self.replication.take_actions();
+            if actions.is_empty() {
+                return;
+            }
+            for action in actions {
+                match action {
+                    Action::Reply(conn, frame) => io.send(conn, frame.encode()),
+                    Action::ToPeer(addr, frame) => self.to_peer(io, addr, frame),
+                    Action::ToMds(request) => self.ask_mds(io, request),
+                }
+            }
+        }
+    }
+
+    fn take_outcomes(&mut self, io: &mut dyn Io) {
+        let Some(store) = self.store.as_mut() else { return };
+        let outcomes: Vec<Outcome> = store.outcomes().collect();
+        if outcomes.is_empty() {
+            return;
+        }
+        for outcome in &outcomes {
+            match outcome {
+                Outcome::Broken(error) => {
+                    tracing::error!(%error, "chunk store broken");
+                    return io.stop(Err(error.to_string()));
+                }
+                Outcome::Ready => return self.listen(io),
+                Outcome::Finished { .. } => {}
+            }
+        }
+        self.replication.on_store(outcomes, store, io);
+        self.act(io);
+        // Starting new operations may have ended some at once.
+        self.take_outcomes(io);
+    }
+
+    fn closed(&mut self, io: &mut dyn Io, conn: ConnId, why: &str) {
+        self.guests.remove(&conn);
+        if self.session.conn == Some(conn) {
+            self.session_lost(io, why);
+        } else if let Some(addr) = self.link_of.get(&conn).copied() {
+            self.link_lost(io, addr, why);
+        }
+    }
+
+    fn tick(&mut self, io: &mut dyn Io) {
+        io.set_timer(io.now().after(TICK_EVERY), TICK);
+        if let Some(store) = self.store.as_mut().filter(|s| s.is_ready()) {
+            self.replication.on_tick(io.now(), store, io);
+            self.act(io);
+            self.watch_links(io);
+            self.watch_session(io);
+        }
+        if self.stopping && self.replication.queue_depth() == 0 {
+            io.stop(Ok(()));
+        }
+    }
+}
+
+impl Link {
+    fn new(now: Timestamp) -> Link {
+        Link {
+            conn: None,
+            greeting: None,
+            ready: false,
+            waiting: Vec::new(),
+            last_heard: now,
+            last_ping: now,
+            retry_at: Timestamp(0),
+            was_down: false,
+        }
+    }
+}
+
+impl Node for CsShard {
+    type Message = ();
+
+    fn handle(&mut self, event: Event<()>, io: &mut dyn Io) {
+        match event {
+            Event::Start => self.start(io),
+            Event::Accepted { conn, .. } => {
+                let me = self.me();
+                let acceptor = Acceptor::new(self.config.key.clone(), &self.config.cluster, me, nonce(io));
+                self.guests.insert(conn, Guest::Greeting(Box::new(acceptor)));
+            }
+            Event::Connected { .. } | Event::Message(()) => {}
+            Event::Frame { conn, frame } => match Frame::decode(frame) {
+                Ok(frame) if self.session.conn == Some(conn) => self.session_frame(io, conn, frame),
+                Ok(frame) => match self.link_of.get(&conn).copied() {
+                    Some(addr) => self.link_frame(io, addr, frame),
+                    None => self.guest_frame(io, conn, frame),
+                },
+                Err(error) => {
+                    tracing::warn!(conn = conn.0, %error, "closing connection: bad frame");
+                    io.close(conn);
+                }
+            },
+            Event::Closed { conn, why } => self.closed(io, conn, &why),
+            Event::Disk { op, result } if op == PORT_OP => {
+                if let Err(error) = result {
+                    io.stop(Err(format!("{}: {error}", self.port_path())));
+                }
+            }
+            Event::Disk { op, result } => {
+                if let Some(store) = self.store.as_mut() {
+                    store.on_disk(io, op, result);
+                }
+            }
+            Event::Timer { id } if id == TICK => self.tick(io),
+            Event::Timer { id } => {
+                if let Some(store) = self.store.as_mut() {
+                    store.on_timer(io, id);
+                }
+            }
+            Event::Shutdown => self.stopping = true,
+        }
+        self.take_outcomes(io);
+    }
+}
+
+fn nonce(io: &mut dyn Io) -> [u8; 32] {
+    let mut nonce = [0; 32];
+    nonce.chunks_mut(8).for_each(|part| part.copy_from_slice(&io.random().to_le_bytes()));
+    nonce
+}
+
+fn space(store: &Store) -> Space {
+    let (total_bytes, free_bytes) = store.space();
+    Space { total_bytes, free_bytes, chunks: store.chunk_count() as u64 }
+}
+
+fn load(replication: &Replication, store: &Store) -> Load {
+    let stats = replication.stats;
+    let (journal_used_bytes, journal_total_bytes) = store.journal_fill();
+    Load {
+        reads: stats.reads,
+        writes: stats.writes,
+        read_bytes: stats.read_bytes,
+        write_bytes: stats.write_bytes,
+        io_latency_us: 0,
+        queue_depth: replication.queue_depth() as u32,
+        journal_used_bytes,
+        journal_total_bytes,
+        cpu_us: 0,
+    }
+}

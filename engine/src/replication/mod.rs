@@ -1,0 +1,451 @@
+//! Replication of the chunks of one shard: the protocol of docs/architecture.md, "Replication". Sans-io: events in,
+//! [`Action`]s out; local storage is the (sans-io) [`Store`].
+//!
+//! Invariants:
+//! - a client's write is acknowledged only when the local store and every in-sync secondary of the set at that epoch
+//!   have it on stable storage, and the set has at least `min_replicas` of them;
+//! - writes under way in one chunk never overlap, so the uncommitted tail holds one version of each block at most;
+//! - a read never returns bytes of a write that is not committed;
+//! - a chunk is served only after every in-sync replica has adopted the epoch and all tails are levelled;
+//! - nothing of an epoch older than the one known is accepted, and the known epoch never falls.
+
+mod primary;
+mod secondary;
+
+use crate::store::{Done, Outcome, Store, StoreError, Ticket};
+use primary::Primary;
+use shards::{Buf, ConnId, Io, Timestamp};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::net::SocketAddr;
+use wire::cs_api::{ChunkReport, ChunkSet, CsCommand, CsRequest};
+use wire::{ChunkId, CsId, DataMeta, Epoch, Frame, Grant, Head, Kind, LeaseId, Role, Status};
+
+/// What the state machine wants done.
+#[derive(Debug)]
+pub enum Action {
+    /// To whoever asked on this connection.
+    Reply(ConnId, Frame),
+    /// To another chunk server's shard.
+    ToPeer(SocketAddr, Frame),
+    /// To the metadata service, until it is answered.
+    ToMds(CsRequest),
+}
+
+/// Why a local store operation was started.
+enum Purpose {
+    /// Local part of a write at this sequence, in this activation.
+    Flight {
+        chunk: ChunkId,
+        activation: u64,
+        sequence: u64,
+    },
+    /// Client's read.
+    Read {
+        conn: ConnId,
+        head: Head,
+        chunk: ChunkId,
+    },
+    /// Own bytes of a range, to be sent to others as a new write.
+    Copy {
+        chunk: ChunkId,
+        activation: u64,
+        sequence: u64,
+    },
+    /// Adopting an epoch as primary.
+    Adopt {
+        chunk: ChunkId,
+        activation: u64,
+    },
+    /// As secondary: a forwarded write.
+    Forwarded {
+        conn: ConnId,
+        head: Head,
+    },
+    /// As secondary: adopting an epoch for Prepare.
+    Prepare {
+        conn: ConnId,
+        head: Head,
+    },
+    Sums {
+        conn: ConnId,
+        head: Head,
+    },
+    Delete {
+        chunk: ChunkId,
+    },
+}
+
+/// A chunk as this shard knows it, beyond what is stored.
+struct Known {
+    epoch: Epoch,
+    grant: Grant,
+    primary: Option<Primary>,
+}
+
+pub struct Replication {
+    me: CsId,
+    chunks: BTreeMap<ChunkId, Known>,
+    purposes: HashMap<u64, Purpose>,
+    next_ticket: u64,
+    next_activation: u64,
+    /// Prepares whose epoch is durable, waiting for the chunk to fall quiet.
+    prepared: Vec<(ConnId, Head)>,
+    revoked: BTreeSet<LeaseId>,
+    /// Chunks whose watermark the secondaries don't know yet.
+    uncommitted_notes: BTreeSet<ChunkId>,
+    /// Chunks on their way to Active.
+    preparing: BTreeSet<ChunkId>,
+    /// Peers that can't be reached now.
+    down: BTreeSet<SocketAddr>,
+    pub stats: Stats,
+    actions: Vec<Action>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stats {
+    pub reads: u64,
+    pub writes: u64,
+    pub read_bytes: u64,
+    pub write_bytes: u64,
+    pub reconciliations: u64,
+    pub fills: u64,
+}
+
+impl Replication {
+    pub fn new(me: CsId) -> Self {
+        Replication {
+            me,
+            chunks: BTreeMap::new(),
+            purposes: HashMap::new(),
+            next_ticket: 1,
+            next_activation: 1,
+            prepared: Vec::new(),
+            revoked: BTreeSet::new(),
+            uncommitted_notes: BTreeSet::new(),
+            preparing: BTreeSet::new(),
+            down: BTreeSet::new(),
+            stats: Stats::default(),
+            actions: Vec::new(),
+        }
+    }
+
+    pub fn take_actions(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.actions)
+    }
+
+    pub fn active_primaries(&self) -> usize {
+        self.chunks.values().filter(|k| k.primary.as_ref().is_some_and(Primary::is_active)).count()
+    }
+
+    /// Requests under way or waiting.
+    pub fn queue_depth(&self) -> usize {
+        self.chunks.values().filter_map(|k| k.primary.as_ref()).map(Primary::load).sum()
+    }
+
+    /// Whether some peer owes us an answer (it is then watched more closely).
+    pub fn waits_for(&self, peer: SocketAddr) -> bool {
+        self.chunks.values().filter_map(|k| k.primary.as_ref()).any(|p| p.waits_for(peer))
+    }
+
+    pub fn revoke(&mut self, leases: &[LeaseId]) {
+        self.revoked.extend(leases);
+        // Leases grow and are short-lived: the oldest are long dead.
+        while self.revoked.len() > 10_000 {
+            self.revoked.pop_first();
+        }
+    }
+
+    fn ticket(&mut self, purpose: Purpose) -> Ticket {
+        self.next_ticket += 1;
+        self.purposes.insert(self.next_ticket, purpose);
+        Ticket(self.next_ticket)
+    }
+
+    fn reply(&mut self, conn: ConnId, head: &Head, kind: Kind, status: Status) {
+        self.actions.push(Action::Reply(conn, Frame::bare(head.reply(kind, status))));
+    }
+
+    /// A request of the data path, from a client or a primary.
+    pub fn on_request(&mut self, conn: ConnId, frame: Frame, store: &mut Store, io: &mut dyn Io) {
+        let head = frame.head;
+        match head.kind {
+            Kind::Write | Kind::Read | Kind::Discard => self.on_client(conn, frame, store, io),
+            Kind::Forward | Kind::ForwardDiscard => self.on_forward(conn, frame, store, io),
+            Kind::Prepare => self.on_prepare(conn, frame, store, io),
+            Kind::CommitNote => {
+                if let Ok(meta) = DataMeta::decode(&frame.meta)
+                    && head.epoch == self.epoch_of(head.chunk, store)
+                {
+                    store.note_committed(head.chunk, meta.committed);
+                }
+            }
+            Kind::Sums => {
+                let ticket = self.ticket(Purpose::Sums { conn, head });
+                let block = wire::BLOCK_BYTES as u32;
+                let deep = head.has(wire::flags::DEEP);
+                store.sums(
+                    io,
+                    ticket,
+                    head.chunk,
+                    head.offset_bytes / block,
+                    head.length_bytes / block,
+                    deep,
+                );
+            }
+            other => tracing::warn!(?other, "unexpected request"),
+        }
+        self.after(store, io);
+    }
+
+    /// Answers of secondaries.
+    pub fn on_peer(&mut self, from: SocketAddr, frame: Frame, store: &mut Store, io: &mut dyn Io) {
+        match frame.head.kind {
+            Kind::Stored => self.on_stored(from, &frame.head, store, io),
+            Kind::Prepared => self.on_prepared(from, &frame, store, io),
+            other => tracing::warn!(?other, %from, "unexpected answer of a chunk server"),
+        }
+        self.after(store, io);
+    }
+
+    /// The highest epoch known of a chunk.
+    fn epoch_of(&self, chunk: ChunkId, store: &Store) -> Epoch {
+        let stored = store.chunk(chunk).map_or(Epoch(0), |c| c.epoch);
+        self.chunks.get(&chunk).map_or(stored, |k| k.epoch.max(stored))
+    }
+
+    /// Takes over a replica set if it is newer than what is known.
+    fn adopt(&mut self, chunk: ChunkId, epoch: Epoch, grant: &Grant, store: &mut Store, io: &mut dyn Io) {
+        let known = self.epoch_of(chunk, store);
+        let have_set = self.chunks.contains_key(&chunk);
+        if epoch < known || (epoch == known && have_set) {
+            return;
+        }
+        let leads = grant.primary().is_some_and(|p| p.cs == self.me);
+        let old = self.chunks.remove(&chunk).and_then(|k| k.primary);
+        let carried = old.map(Primary::unanswered).unwrap_or_default();
+        let mut next = Known { epoch, grant: grant.clone(), primary: None };
+        if leads {
+            self.next_activation += 1;
+            next.primary = Some(Primary::new(self.next_activation, carried));
+            self.chunks.insert(chunk, next);
+            self.activate(chunk, store, io);
+        } else {
+            self.chunks.insert(chunk, next);
+            for request in carried {
+                let (conn, head) = request.origin();
+                self.reply(conn, &head, done_kind(head.kind), Status::OldEpoch);
+            }
+        }
+    }
+
+    /// Sets told by the MDS: answers to Suspect, Joined, AskSet. `asked` that are missing do not exist any more.
+    pub fn on_sets(&mut self, sets: Vec<ChunkSet>, asked: &[ChunkId], store: &mut Store, io: &mut dyn Io) {
+        let told: BTreeSet<ChunkId> = sets.iter().map(|s| s.chunk).collect();
+        for set in sets {
+            self.adopt(set.chunk, set.epoch, &set.grant, store, io);
+            // Unchanged: the suspects are needed. Go on trying to reach them.
+            if let Some(primary) = self.chunks.get_mut(&set.chunk).and_then(|k| k.primary.as_mut()) {
+                primary.suspected = false;
+            }
+        }
+        let gone: Vec<ChunkId> = asked.iter().copied().filter(|c| !told.contains(c)).collect();
+        self.delete(&gone, store, io);
+        self.after(store, io);
+    }
+
+    pub fn on_command(&mut self, command: CsCommand, store: &mut Store, io: &mut dyn Io) {
+        match command {
+            CsCommand::Repair { set } => self.adopt(set.chunk, set.epoch, &set.grant, store, io),
+            CsCommand::Delete { chunks } => self.delete(&chunks, store, io),
+            CsCommand::Revoke { leases } => self.revoke(&leases),
+            CsCommand::Expelled { .. } => {}
+        }
+        self.after(store, io);
+    }
+
+    fn delete(&mut self, chunks: &[ChunkId], store: &mut Store, io: &mut dyn Io) {
+        for &chunk in chunks {
+            if let Some(primary) = self.chunks.remove(&chunk).and_then(|k| k.primary) {
+                for request in primary.unanswered() {
+                    let (conn, head) = request.origin();
+                    self.reply(conn, &head, done_kind(head.kind), Status::OldEpoch);
+                }
+            }
+            let ticket = self.ticket(Purpose::Delete { chunk });
+            store.delete(io, ticket, chunk);
+        }
+    }
+
+    pub fn on_store(&mut self, outcomes: Vec<Outcome>, store: &mut Store, io: &mut dyn Io) {
+        for outcome in outcomes {
+            if let Outcome::Finished { ticket, result } = outcome
+                && let Some(purpose) = self.purposes.remove(&ticket.0)
+            {
+                self.store_done(purpose, result, store, io);
+            }
+        }
+        self.after(store, io);
+    }
+
+    fn store_done(
+        &mut self,
+        purpose: Purpose,
+        result: Result<Done, StoreError>,
+        store: &mut Store,
+        io: &mut dyn Io,
+    ) {
+        match purpose {
+            Purpose::Flight { chunk, activation, sequence } => {
+                self.local_done(chunk, activation, sequence, result, store, io)
+            }
+            Purpose::Copy { chunk, activation, sequence } => {
+                self.copy_read(chunk, activation, sequence, result, store, io)
+            }
+            Purpose::Adopt { chunk, activation } => self.adopted(chunk, activation, result, store, io),
+            Purpose::Read { conn, head, chunk } => self.read_done(conn, head, chunk, result),
+            Purpose::Forwarded { conn, head } => {
+                let status = result.map_or_else(|e| status_of(&e), |_| Status::Ok);
+                self.reply(conn, &head, Kind::Stored, status);
+            }
+            Purpose::Prepare { conn, head } => match result {
+                Ok(_) => self.prepared.push((conn, head)),
+                Err(e) => self.reply(conn, &head, Kind::Prepared, status_of(&e)),
+            },
+            Purpose::Sums { conn, head } => match result {
+                Ok(Done::Sums { crcs }) => {
+                    let meta = DataMeta { crcs, ..DataMeta::default() };
+                    let mut reply = head.reply(Kind::SumsDone, Status::Ok);
+                    reply.epoch = self.epoch_of(head.chunk, store);
+                    self.actions.push(Action::Reply(conn, Frame::new(reply, &meta.encode(), Buf::empty())));
+                }
+                Ok(_) => self.reply(conn, &head, Kind::SumsDone, Status::BadRequest),
+                Err(e) => self.reply(conn, &head, Kind::SumsDone, status_of(&e)),
+            },
+            Purpose::Delete { chunk } => {
+                self.actions.push(Action::ToMds(CsRequest::Deleted { chunks: vec![chunk] }));
+            }
+        }
+    }
+
+    fn read_done(&mut self, conn: ConnId, head: Head, chunk: ChunkId, result: Result<Done, StoreError>) {
+        match result {
+            Ok(Done::Read { data, crcs }) => {
+                self.stats.reads += 1;
+                self.stats.read_bytes += data.len() as u64;
+                let mut reply = head.reply(Kind::ReadDone, Status::Ok);
+                reply.length_bytes = data.len() as u32;
+                let meta = DataMeta { crcs, ..DataMeta::default() };
+                self.actions.push(Action::Reply(conn, Frame::new(reply, &meta.encode(), data)));
+            }
+            Ok(_) => self.reply(conn, &head, Kind::ReadDone, Status::BadRequest),
+            Err(error @ (StoreError::Checksum { .. } | StoreError::Io { .. })) => {
+                self.give_up_own_copy(chunk, &error);
+                self.reply(conn, &head, Kind::ReadDone, Status::Busy);
+            }
+            Err(error) => self.reply(conn, &head, Kind::ReadDone, status_of(&error)),
+        }
+    }
+
+    /// Our own copy is bad: another replica must lead, and this one be filled again.
+    fn give_up_own_copy(&mut self, chunk: ChunkId, error: &StoreError) {
+        let Some(known) = self.chunks.get(&chunk) else { return };
+        let message = format!("CS#{} has reported hard error on chunk {chunk}: {error}", self.me);
+        let severity = wire::mds_api::Severity::Warn;
+        self.actions.push(Action::ToMds(CsRequest::Event { severity, message }));
+        self.actions.push(Action::ToMds(CsRequest::Suspect {
+            chunks: vec![ChunkReport { chunk, epoch: known.epoch }],
+            cs: vec![self.me],
+            reason: error.to_string(),
+        }));
+    }
+
+    /// A peer's connection is gone, or it was silent too long.
+    pub fn peer_down(&mut self, peer: SocketAddr, why: &str, store: &mut Store, io: &mut dyn Io) {
+        self.down.insert(peer);
+        let waiting: Vec<ChunkId> = self
+            .chunks
+            .iter()
+            .filter(|(_, k)| k.primary.as_ref().is_some_and(|p| p.waits_for(peer)))
+            .map(|(c, _)| *c)
+            .collect();
+        for chunk in waiting {
+            self.lost_member(chunk, peer, why);
+        }
+        // Chunks without work in flight must not believe the peer has what was sent to it.
+        for known in self.chunks.values_mut() {
+            let member = known.grant.replicas.iter().any(|r| r.addr == peer);
+            if let Some(primary) = known.primary.as_mut().filter(|_| member) {
+                primary.needs_activation();
+            }
+        }
+        self.after(store, io);
+    }
+
+    pub fn peer_up(&mut self, peer: SocketAddr, store: &mut Store, io: &mut dyn Io) {
+        self.down.remove(&peer);
+        let again: Vec<ChunkId> = self
+            .chunks
+            .iter()
+            .filter(|(_, k)| k.grant.replicas.iter().any(|r| r.addr == peer))
+            .filter(|(_, k)| k.primary.as_ref().is_some_and(|p| p.load() > 0 && !p.is_active()))
+            .map(|(c, _)| *c)
+            .collect();
+        for chunk in again {
+            self.activate(chunk, store, io);
+        }
+        self.after(store, io);
+    }
+
+    /// Peers that must be connected for work that waits.
+    pub fn wanted_peers(&self) -> BTreeSet<SocketAddr> {
+        let stuck = self.chunks.values().filter(|k| k.primary.as_ref().is_some_and(|p| p.load() > 0));
+        stuck.flat_map(|k| k.grant.replicas.iter()).filter(|r| r.cs != self.me).map(|r| r.addr).collect()
+    }
+
+    /// About every 20 ms: tells secondaries watermarks, reminds of stuck chunks.
+    pub fn on_tick(&mut self, now: Timestamp, store: &mut Store, io: &mut dyn Io) {
+        self.send_commit_notes();
+        self.review_stuck(now, store, io);
+        self.after(store, io);
+    }
+
+    /// What may have become possible by any event.
+    fn after(&mut self, store: &mut Store, io: &mut dyn Io) {
+        self.answer_prepares(store);
+        for chunk in self.preparing.iter().copied().collect::<Vec<_>>() {
+            let waits =
+                self.chunks.get(&chunk).and_then(|k| k.primary.as_ref()).is_some_and(Primary::is_preparing);
+            if waits {
+                self.maybe_level(chunk, store, io);
+            } else {
+                self.preparing.remove(&chunk);
+            }
+        }
+    }
+}
+
+/// The reply kind of a client's request.
+fn done_kind(kind: Kind) -> Kind {
+    match kind {
+        Kind::Write => Kind::WriteDone,
+        Kind::Read => Kind::ReadDone,
+        _ => Kind::DiscardDone,
+    }
+}
+
+fn status_of(error: &StoreError) -> Status {
+    match error {
+        StoreError::NoSpace => Status::NoSpace,
+        StoreError::Checksum { .. } => Status::Checksum,
+        StoreError::UnknownChunk(_) => Status::UnknownChunk,
+        StoreError::BadRequest(_) => Status::BadRequest,
+        StoreError::Io { .. } | StoreError::Corrupt { .. } | StoreError::Journal(_) => Status::IoError,
+    }
+}
+
+/// Secondaries of a set that must have every write: in-sync ones and learners, without `me`.
+fn secondaries(grant: &Grant, me: CsId) -> impl Iterator<Item = &wire::Replica> {
+    grant.replicas.iter().filter(move |r| r.cs != me && r.role != Role::Stale)
+}
+
+type Queue<T> = VecDeque<T>;

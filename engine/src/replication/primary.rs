@@ -1,0 +1,765 @@
+//! A chunk server as primary: activation, ordering, fan-out, acknowledgement, filling learners.
+//!
+//! Activation (docs/architecture.md, "Becoming active"): Prepare to all others of the set, own epoch durable, then the
+//! union of all tails is sent again from our own bytes, then learners are emptied and filled; client requests wait.
+
+use super::{Action, Purpose, Queue, Replication, done_kind, secondaries, status_of};
+use crate::store::{DiscardOp, Done, Stamp, Store, StoreError, WriteOp};
+use shards::{Buf, ConnId, Io, Timestamp};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::time::Duration;
+use wire::cs_api::{ChunkReport, CsRequest};
+use wire::data::first_mismatch;
+use wire::{
+    BLOCK_BYTES, ChunkId, CsId, DataMeta, Epoch, Frame, Head, Kind, LeaseId, Prepared, Role, Sequence,
+    Status, decode, flags,
+};
+
+/// A request that waits this long is answered Busy, so that the client can tell its user why it waits.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Blocks copied to a learner, or levelled, in one go.
+const COPY_BLOCKS: u32 = 64;
+const COPIES_AT_ONCE: usize = 4;
+const BLOCK: u32 = BLOCK_BYTES as u32;
+
+/// A client's request, waiting.
+pub(super) struct ClientRequest {
+    conn: ConnId,
+    head: Head,
+    blocks: Range<u32>,
+    lease: LeaseId,
+    body: Body,
+    since: Timestamp,
+}
+
+#[derive(Clone)]
+enum Body {
+    Read,
+    Discard,
+    Write { payload: Buf, crcs: Vec<wire::BlockCrc> },
+}
+
+impl ClientRequest {
+    pub fn origin(&self) -> (ConnId, Head) {
+        (self.conn, self.head)
+    }
+
+    fn writes(&self) -> bool {
+        !matches!(self.body, Body::Read)
+    }
+}
+
+/// A write under way.
+struct Flight {
+    blocks: Range<u32>,
+    /// `None`: levelling or filling.
+    request: Option<ClientRequest>,
+    local: bool,
+    waiting: BTreeSet<SocketAddr>,
+    failed: Option<Status>,
+    /// For copies: to whom, once our bytes are read.
+    targets: Vec<SocketAddr>,
+    fill: bool,
+}
+
+#[derive(PartialEq, Eq, Clone, Copy, Debug)]
+enum Phase {
+    /// Nothing asked of it since the set or a connection changed.
+    Idle,
+    /// Waiting for `Prepared` of these and for our own epoch to be durable.
+    Preparing,
+    /// Re-sending the tails.
+    Levelling,
+    Active,
+}
+
+pub(super) struct Primary {
+    activation: u64,
+    phase: Phase,
+    own_epoch_durable: bool,
+    prepared: BTreeMap<SocketAddr, Prepared>,
+    awaited: BTreeSet<SocketAddr>,
+    next_sequence: u64,
+    committed: u64,
+    flights: BTreeMap<u64, Flight>,
+    /// Reads under way: a write over them waits.
+    queue: Queue<ClientRequest>,
+    /// Ranges to send again before becoming active.
+    to_level: Vec<Range<u32>>,
+    /// Ranges learners lack, last first; learners are told to empty the chunk first.
+    to_fill: Vec<Range<u32>>,
+    learners: BTreeSet<SocketAddr>,
+    /// Secondaries that must be sent EXPECT_EMPTY with their first write.
+    expect_empty: BTreeSet<SocketAddr>,
+    pub suspected: bool,
+    largest_lease: LeaseId,
+}
+
+impl Primary {
+    pub fn new(activation: u64, requests: Vec<ClientRequest>) -> Self {
+        Primary {
+            activation,
+            phase: Phase::Idle,
+            own_epoch_durable: false,
+            prepared: BTreeMap::new(),
+            awaited: BTreeSet::new(),
+            next_sequence: 1,
+            committed: 0,
+            flights: BTreeMap::new(),
+            queue: requests.into(),
+            to_level: Vec::new(),
+            to_fill: Vec::new(),
+            learners: BTreeSet::new(),
+            expect_empty: BTreeSet::new(),
+            suspected: false,
+            largest_lease: LeaseId(0),
+        }
+    }
+
+    pub fn is_active(&self) -> bool {
+        self.phase == Phase::Active
+    }
+
+    pub fn load(&self) -> usize {
+        self.flights.len() + self.queue.len() + usize::from(!self.learners.is_empty())
+    }
+
+    pub fn waits_for(&self, peer: SocketAddr) -> bool {
+        self.awaited.contains(&peer) || self.flights.values().any(|f| f.waiting.contains(&peer))
+    }
+
+    pub fn is_preparing(&self) -> bool {
+        self.phase == Phase::Preparing
+    }
+
+    fn waits_for_quiet(&self) -> bool {
+        self.phase == Phase::Preparing && self.own_epoch_durable && self.awaited.is_empty()
+    }
+
+    /// Client requests not answered yet, in order: flights first.
+    pub fn unanswered(self) -> Vec<ClientRequest> {
+        self.flights.into_values().filter_map(|f| f.request).chain(self.queue).collect()
+    }
+
+    /// A member's connection broke: what it holds must be asked again before the next request.
+    pub fn needs_activation(&mut self) {
+        if self.phase == Phase::Active && self.flights.is_empty() {
+            self.phase = Phase::Idle;
+        }
+    }
+}
+
+impl Replication {
+    pub(super) fn on_client(&mut self, conn: ConnId, frame: Frame, store: &mut Store, io: &mut dyn Io) {
+        let head = frame.head;
+        let done = done_kind(head.kind);
+        let meta = match DataMeta::decode(&frame.meta) {
+            Ok(meta) => meta,
+            Err(why) => {
+                tracing::warn!(%why, "malformed request");
+                return self.reply(conn, &head, done, Status::BadRequest);
+            }
+        };
+        if let Some(grant) = &meta.grant {
+            self.adopt(head.chunk, head.epoch, grant, store, io);
+        }
+        if head.epoch < self.epoch_of(head.chunk, store) {
+            return self.reply(conn, &head, done, Status::OldEpoch);
+        }
+        let Some(known) = self.chunks.get_mut(&head.chunk).filter(|k| k.epoch == head.epoch) else {
+            return self.reply(conn, &head, done, Status::UnknownChunk);
+        };
+        let Some(primary) = &mut known.primary else {
+            return self.reply(conn, &head, done, Status::NotPrimary);
+        };
+        let length = if head.kind == Kind::Write { frame.payload.len() as u32 } else { head.length_bytes };
+        if length == 0
+            || (head.offset_bytes | length) % BLOCK != 0
+            || u64::from(head.offset_bytes) + u64::from(length) > crate::store::MOST_CHUNK_BYTES
+        {
+            return self.reply(conn, &head, done, Status::BadRequest);
+        }
+        let stored_lease = store.chunk(head.chunk).map_or(LeaseId(0), |c| c.largest_lease);
+        primary.largest_lease = primary.largest_lease.max(stored_lease);
+        if head.kind != Kind::Read
+            && (meta.lease < primary.largest_lease || self.revoked.contains(&meta.lease))
+        {
+            return self.reply(conn, &head, done, Status::LeaseLost);
+        }
+        let body = match head.kind {
+            Kind::Read => Body::Read,
+            Kind::Discard => Body::Discard,
+            _ if first_mismatch(&frame.payload, &meta.crcs).is_some() => {
+                return self.reply(conn, &head, done, Status::Checksum);
+            }
+            _ => Body::Write { payload: frame.payload, crcs: meta.crcs },
+        };
+        if head.kind != Kind::Read {
+            primary.largest_lease = primary.largest_lease.max(meta.lease);
+        }
+        let first = head.offset_bytes / BLOCK;
+        let blocks = first..first + length / BLOCK;
+        primary.queue.push_back(ClientRequest {
+            conn,
+            head,
+            blocks,
+            lease: meta.lease,
+            body,
+            since: io.now(),
+        });
+        if primary.phase == Phase::Idle {
+            self.activate(head.chunk, store, io);
+        }
+        self.pump(head.chunk, store, io);
+    }
+
+    /// Starts (again) on the way to Active.
+    pub(super) fn activate(&mut self, chunk: ChunkId, store: &mut Store, io: &mut dyn Io) {
+        let me = self.me;
+        self.next_activation += 1;
+        let activation = self.next_activation;
+        let held = store.chunk(chunk).is_some();
+        let Some(known) = self.chunks.get_mut(&chunk) else { return };
+        let (epoch, grant) = (known.epoch, known.grant.clone());
+        let Some(old) = known.primary.take() else { return };
+        let suspected = old.suspected;
+        let mut primary = Primary::new(activation, old.unanswered());
+        primary.suspected = suspected;
+        let members: Vec<SocketAddr> = secondaries(&grant, me).map(|r| r.addr).collect();
+        primary.learners =
+            grant.replicas.iter().filter(|r| r.role == Role::Learner).map(|r| r.addr).collect();
+        if epoch == Epoch(1) && !held && primary.learners.is_empty() {
+            // Never written: nothing to reconcile, unless a secondary says otherwise.
+            primary.phase = Phase::Active;
+            primary.expect_empty = members.iter().copied().collect();
+            known.primary = Some(primary);
+            return self.pump(chunk, store, io);
+        }
+        primary.phase = Phase::Preparing;
+        primary.awaited = members.iter().copied().collect();
+        known.primary = Some(primary);
+        self.stats.reconciliations += 1;
+        self.preparing.insert(chunk);
+        let meta = DataMeta { grant: Some(grant), ..DataMeta::default() }.encode();
+        for addr in members {
+            let mut head = Head::new(Kind::Prepare, activation);
+            head.chunk = chunk;
+            head.epoch = epoch;
+            head.flags = flags::GRANT;
+            self.actions.push(Action::ToPeer(addr, Frame::new(head, &meta, Buf::empty())));
+        }
+        let ticket = self.ticket(Purpose::Adopt { chunk, activation });
+        store.set_epoch(io, ticket, chunk, epoch);
+    }
+
+    fn current(&mut self, chunk: ChunkId, activation: u64) -> Option<&mut Primary> {
+        self.chunks.get_mut(&chunk)?.primary.as_mut().filter(|p| p.activation == activation)
+    }
+
+    pub(super) fn adopted(
+        &mut self,
+        chunk: ChunkId,
+        activation: u64,
+        result: Result<Done, StoreError>,
+        store: &mut Store,
+        io: &mut dyn Io,
+    ) {
+        if let Err(error) = result {
+            return self.give_up_own_copy(chunk, &error);
+        }
+        if let Some(primary) = self.current(chunk, activation) {
+            primary.own_epoch_durable = true;
+            self.maybe_level(chunk, store, io);
+        }
+    }
+
+    pub(super) fn on_prepared(
+        &mut self,
+        from: SocketAddr,
+        frame: &Frame,
+        store: &mut Store,
+        io: &mut dyn Io,
+    ) {
+        let head = frame.head;
+        let Some(primary) = self.current(head.chunk, head.request) else { return };
+        if primary.phase != Phase::Preparing {
+            return;
+        }
+        match (head.status, decode!(Prepared, &frame.meta)) {
+            (Status::Ok, Ok(prepared)) => {
+                primary.awaited.remove(&from);
+                primary.prepared.insert(from, prepared);
+                self.maybe_level(head.chunk, store, io);
+            }
+            // It knows a newer set than we do.
+            (Status::OldEpoch, _) => {
+                self.actions.push(Action::ToMds(CsRequest::AskSet { chunk: head.chunk }))
+            }
+            (status, _) => self.lost_member(head.chunk, from, status.text()),
+        }
+    }
+
+    /// All have answered and nothing is under way locally: level the tails.
+    pub(super) fn maybe_level(&mut self, chunk: ChunkId, store: &mut Store, io: &mut dyn Io) {
+        let me = self.me;
+        let Some(known) = self.chunks.get_mut(&chunk) else { return };
+        let grant = known.grant.clone();
+        let Some(primary) = known.primary.as_mut() else { return };
+        if !primary.waits_for_quiet() || !store.is_quiet(chunk) {
+            return;
+        }
+        let own = store.chunk(chunk).cloned().unwrap_or_default();
+        let in_sync: BTreeSet<SocketAddr> =
+            secondaries(&grant, me).filter(|r| r.role == Role::InSync).map(|r| r.addr).collect();
+        let mut last = own.last_sequence;
+        let mut ranges: Vec<Range<u32>> =
+            own.tail.iter().map(|t| t.first_block..t.first_block + t.block_count).collect();
+        for (addr, prepared) in &primary.prepared {
+            last = last.max(prepared.last_sequence);
+            if in_sync.contains(addr) {
+                ranges.extend(prepared.tail.iter().map(|t| t.first_block..t.first_block + t.block_count));
+            }
+        }
+        primary.largest_lease = primary.largest_lease.max(own.largest_lease);
+        primary.next_sequence = last.0 + 1;
+        primary.committed = own.committed.0;
+        primary.to_level = if in_sync.is_empty() { Vec::new() } else { pieces(ranges) };
+        primary.to_fill = Vec::new();
+        if !primary.learners.is_empty() {
+            primary.to_fill = pieces(store.allocated_ranges(chunk));
+            primary.to_fill.reverse();
+            self.stats.fills += 1;
+        }
+        let learners: Vec<SocketAddr> = primary.learners.iter().copied().collect();
+        primary.phase = Phase::Levelling;
+        if !learners.is_empty() {
+            self.empty_learners(chunk, learners);
+        }
+        self.pump(chunk, store, io);
+    }
+
+    /// Learners may hold anything: they start from nothing. All later sends to them come behind this one.
+    fn empty_learners(&mut self, chunk: ChunkId, learners: Vec<SocketAddr>) {
+        let Some(known) = self.chunks.get_mut(&chunk) else { return };
+        let Some(primary) = known.primary.as_mut() else { return };
+        let sequence = primary.next_sequence;
+        primary.next_sequence += 1;
+        let flight = Flight {
+            blocks: 0..crate::store::MOST_CHUNK_BYTES as u32 / BLOCK,
+            request: None,
+            local: true,
+            waiting: learners.iter().copied().collect(),
+            failed: None,
+            targets: Vec::new(),
+            fill: true,
+        };
+        primary.flights.insert(sequence, flight);
+        let mut head = Head::new(Kind::ForwardDiscard, sequence);
+        head.chunk = chunk;
+        head.epoch = known.epoch;
+        head.flags = flags::FILL;
+        head.length_bytes = crate::store::MOST_CHUNK_BYTES as u32;
+        let meta = DataMeta { sequence: Sequence(sequence), ..DataMeta::default() }.encode();
+        for addr in learners {
+            self.actions.push(Action::ToPeer(addr, Frame::new(head, &meta, Buf::empty())));
+        }
+    }
+
+    /// Starts whatever can start: levelling, then client requests in order, then filling.
+    pub(super) fn pump(&mut self, chunk: ChunkId, store: &mut Store, io: &mut dyn Io) {
+        self.level_more(chunk, store, io);
+        while let Some(request) = self.next_request(chunk) {
+            match request.body {
+                Body::Read => self.start_read(chunk, request, store, io),
+                _ => self.start_write(chunk, request, store, io),
+            }
+        }
+        self.fill_more(chunk, store, io);
+    }
+
+    fn level_more(&mut self, chunk: ChunkId, store: &mut Store, io: &mut dyn Io) {
+        let me = self.me;
+        loop {
+            let Some(known) = self.chunks.get_mut(&chunk) else { return };
+            let targets: Vec<SocketAddr> = secondaries(&known.grant, me).map(|r| r.addr).collect();
+            let Some(primary) = known.primary.as_mut().filter(|p| p.phase == Phase::Levelling) else {
+                return;
+            };
+            if primary.flights.len() >= COPIES_AT_ONCE {
+                return;
+            }
+            let Some(range) = primary.to_level.pop() else {
+                if primary.flights.is_empty() {
+                    primary.phase = Phase::Active;
+                    primary.committed = primary.next_sequence - 1;
+                    let committed = Sequence(primary.committed);
+                    store.note_committed(chunk, committed);
+                    self.uncommitted_notes.insert(chunk);
+                }
+                return;
+            };
+            let blocked = primary.flights.values().any(|f| overlaps(&f.blocks, &range));
+            if blocked {
+                primary.to_level.push(range);
+                return;
+            }
+            self.start_copy(chunk, range, targets, false, store, io);
+        }
+    }
+
+    fn fill_more(&mut self, chunk: ChunkId, store: &mut Store, io: &mut dyn Io) {
+        loop {
+            let Some(known) = self.chunks.get_mut(&chunk) else { return };
+            let epoch = known.epoch;
+            let Some(primary) = known.primary.as_mut().filter(|p| p.is_active() && !p.learners.is_empty())
+            else {
+                return;
+            };
+            let targets: Vec<SocketAddr> = primary.learners.iter().copied().collect();
+            let filling = primary.flights.values().filter(|f| f.fill).count();
+            let Some(range) = primary.to_fill.last().cloned() else {
+                if filling == 0 {
+                    let done = std::mem::take(&mut primary.learners);
+                    let joined = known.grant.replicas.iter().filter(|r| done.contains(&r.addr)).map(|r| r.cs);
+                    for cs in joined.collect::<Vec<CsId>>() {
+                        self.actions.push(Action::ToMds(CsRequest::Joined { chunk, epoch, cs }));
+                    }
+                }
+                return;
+            };
+            if filling >= COPIES_AT_ONCE || primary.flights.values().any(|f| overlaps(&f.blocks, &range)) {
+                return;
+            }
+            primary.to_fill.pop();
+            self.start_copy(chunk, range, targets, true, store, io);
+        }
+    }
+
+    /// Reads our own bytes of a range, to send them on.
+    fn start_copy(
+        &mut self,
+        chunk: ChunkId,
+        blocks: Range<u32>,
+        targets: Vec<SocketAddr>,
+        fill: bool,
+        store: &mut Store,
+        io: &mut dyn Io,
+    ) {
+        let Some(primary) = self.chunks.get_mut(&chunk).and_then(|k| k.primary.as_mut()) else { return };
+        let sequence = primary.next_sequence;
+        primary.next_sequence += 1;
+        let activation = primary.activation;
+        let flight = Flight {
+            blocks: blocks.clone(),
+            request: None,
+            local: false,
+            waiting: BTreeSet::new(),
+            failed: None,
+            targets,
+            fill,
+        };
+        primary.flights.insert(sequence, flight);
+        let ticket = self.ticket(Purpose::Copy { chunk, activation, sequence });
+        store.read(io, ticket, chunk, blocks.start * BLOCK, (blocks.end - blocks.start) * BLOCK);
+    }
+
+    pub(super) fn copy_read(
+        &mut self,
+        chunk: ChunkId,
+        activation: u64,
+        sequence: u64,
+        result: Result<Done, StoreError>,
+        store: &mut Store,
+        io: &mut dyn Io,
+    ) {
+        let (data, crcs) = match result {
+            Ok(Done::Read { data, crcs }) => (data, crcs),
+            Ok(_) => return,
+            Err(error) => return self.give_up_own_copy(chunk, &error),
+        };
+        let epoch = self.chunks.get(&chunk).map_or(Epoch(0), |k| k.epoch);
+        let Some(primary) = self.current(chunk, activation) else { return };
+        let committed = Sequence(primary.committed);
+        let Some(flight) = primary.flights.get_mut(&sequence) else { return };
+        flight.local = true;
+        flight.waiting = flight.targets.iter().copied().collect();
+        let targets = std::mem::take(&mut flight.targets);
+        let mut head = Head::new(Kind::Forward, sequence);
+        head.chunk = chunk;
+        head.epoch = epoch;
+        head.offset_bytes = flight.blocks.start * BLOCK;
+        head.flags = if flight.fill { flags::FILL } else { 0 };
+        let meta = DataMeta { sequence: Sequence(sequence), committed, crcs, ..DataMeta::default() }.encode();
+        for addr in targets {
+            self.actions.push(Action::ToPeer(addr, Frame::new(head, &meta, data.clone())));
+        }
+        self.settle(chunk, sequence, store, io);
+    }
+
+    /// The first queued request that nothing in front of it or under way holds back.
+    fn next_request(&mut self, chunk: ChunkId) -> Option<ClientRequest> {
+        let known = self.chunks.get_mut(&chunk)?;
+        let in_sync = known.grant.in_sync().count();
+        let enough = in_sync >= usize::from(known.grant.min_replicas);
+        let primary = known.primary.as_mut().filter(|p| p.is_active())?;
+        let at = (0..primary.queue.len()).find(|&at| {
+            let request = &primary.queue[at];
+            let held = primary.flights.values().any(|f| {
+                // A copy only reads our bytes: reads may pass it.
+                (request.writes() || f.request.is_some()) && overlaps(&f.blocks, &request.blocks)
+            });
+            let ahead = primary
+                .queue
+                .range(..at)
+                .any(|q| (q.writes() || request.writes()) && overlaps(&q.blocks, &request.blocks));
+            !held && !ahead && (enough || !request.writes())
+        })?;
+        primary.queue.remove(at)
+    }
+
+    fn start_read(&mut self, chunk: ChunkId, request: ClientRequest, store: &mut Store, io: &mut dyn Io) {
+        let ClientRequest { conn, head, blocks, .. } = request;
+        if store.chunk(chunk).is_none() {
+            // Placed and never written: zeros.
+            let data = shards::BufMut::zeroed((blocks.end - blocks.start) as usize * BLOCK_BYTES).freeze();
+            let crcs = vec![wire::BlockCrc::HOLE; (blocks.end - blocks.start) as usize];
+            return self.read_done(conn, head, chunk, Ok(Done::Read { data, crcs }));
+        }
+        let ticket = self.ticket(Purpose::Read { conn, head, chunk });
+        // The store runs overlapping operations in the order of the calls: a later write waits for this read.
+        store.read(io, ticket, chunk, blocks.start * BLOCK, (blocks.end - blocks.start) * BLOCK);
+    }
+
+    fn start_write(&mut self, chunk: ChunkId, request: ClientRequest, store: &mut Store, io: &mut dyn Io) {
+        let me = self.me;
+        let Some(known) = self.chunks.get_mut(&chunk) else { return };
+        let (epoch, grant) = (known.epoch, known.grant.clone());
+        let Some(primary) = known.primary.as_mut() else { return };
+        let sequence = primary.next_sequence;
+        primary.next_sequence += 1;
+        let stamp = Stamp {
+            epoch,
+            sequence: Sequence(sequence),
+            committed: Sequence(primary.committed),
+            lease: request.lease,
+        };
+        let members: Vec<SocketAddr> = secondaries(&grant, me).map(|r| r.addr).collect();
+        let activation = primary.activation;
+        let (blocks, body) = (request.blocks.clone(), request.body.clone());
+        let mut head = Head::new(
+            if matches!(body, Body::Discard) { Kind::ForwardDiscard } else { Kind::Forward },
+            sequence,
+        );
+        head.chunk = chunk;
+        head.epoch = epoch;
+        head.offset_bytes = blocks.start * BLOCK;
+        head.length_bytes = (blocks.end - blocks.start) * BLOCK;
+        head.trace = request.head.trace;
+        let flight = Flight {
+            blocks: blocks.clone(),
+            request: Some(request),
+            local: false,
+            waiting: members.iter().copied().collect(),
+            failed: None,
+            targets: Vec::new(),
+            fill: false,
+        };
+        primary.flights.insert(sequence, flight);
+        let (payload, crcs) = match body {
+            Body::Write { payload, crcs } => (payload, crcs),
+            _ => (Buf::empty(), Vec::new()),
+        };
+        let mut meta = DataMeta {
+            lease: stamp.lease,
+            sequence: stamp.sequence,
+            committed: stamp.committed,
+            grant: None,
+            crcs,
+        };
+        for addr in members {
+            let mut head = head;
+            meta.grant = None;
+            if primary.expect_empty.remove(&addr) {
+                head.flags |= flags::EXPECT_EMPTY | flags::GRANT;
+                meta.grant = Some(grant.clone());
+            }
+            self.actions.push(Action::ToPeer(addr, Frame::new(head, &meta.encode(), payload.clone())));
+        }
+        let ticket = self.ticket(Purpose::Flight { chunk, activation, sequence });
+        let offset_bytes = blocks.start * BLOCK;
+        if head.kind == Kind::ForwardDiscard {
+            store.discard(
+                io,
+                ticket,
+                DiscardOp { chunk, stamp, offset_bytes, length_bytes: head.length_bytes },
+            );
+        } else {
+            store.write(io, ticket, WriteOp { chunk, stamp, offset_bytes, payload, crcs: meta.crcs });
+        }
+    }
+
+    pub(super) fn local_done(
+        &mut self,
+        chunk: ChunkId,
+        activation: u64,
+        sequence: u64,
+        result: Result<Done, StoreError>,
+        store: &mut Store,
+        io: &mut dyn Io,
+    ) {
+        let Some(primary) = self.current(chunk, activation) else { return };
+        let Some(flight) = primary.flights.get_mut(&sequence) else { return };
+        flight.local = true;
+        if let Err(error) = result {
+            flight.failed = Some(status_of(&error));
+            if !matches!(error, StoreError::NoSpace | StoreError::BadRequest(_)) {
+                return self.give_up_own_copy(chunk, &error);
+            }
+        }
+        self.settle(chunk, sequence, store, io);
+    }
+
+    pub(super) fn on_stored(&mut self, from: SocketAddr, head: &Head, store: &mut Store, io: &mut dyn Io) {
+        let known = self.chunks.get_mut(&head.chunk).filter(|k| k.epoch == head.epoch);
+        let Some(primary) = known.and_then(|k| k.primary.as_mut()) else { return };
+        let Some(flight) = primary.flights.get_mut(&head.request) else { return };
+        match head.status {
+            Status::Ok => {
+                flight.waiting.remove(&from);
+                self.settle(head.chunk, head.request, store, io);
+            }
+            Status::OldEpoch => self.actions.push(Action::ToMds(CsRequest::AskSet { chunk: head.chunk })),
+            // It holds something, or has lost what it held: ask it, then send again.
+            Status::NotEmpty | Status::UnknownChunk => self.reprepare(head.chunk, store, io),
+            Status::NoSpace => {
+                flight.waiting.remove(&from);
+                flight.failed = Some(Status::NoSpace);
+                self.settle(head.chunk, head.request, store, io);
+            }
+            status => self.lost_member(head.chunk, from, status.text()),
+        }
+    }
+
+    /// A fresh chunk that is not fresh everywhere: make it exist here, then reconcile.
+    fn reprepare(&mut self, chunk: ChunkId, store: &mut Store, io: &mut dyn Io) {
+        let Some(known) = self.chunks.get(&chunk) else { return };
+        let epoch = known.epoch;
+        if store.chunk(chunk).is_none() {
+            let ticket = self.ticket(Purpose::Adopt { chunk, activation: 0 });
+            store.set_epoch(io, ticket, chunk, epoch);
+        }
+        self.activate(chunk, store, io);
+    }
+
+    /// Ends a flight if everybody has it.
+    fn settle(&mut self, chunk: ChunkId, sequence: u64, store: &mut Store, io: &mut dyn Io) {
+        let Some(primary) = self.chunks.get_mut(&chunk).and_then(|k| k.primary.as_mut()) else { return };
+        let done = primary.flights.get(&sequence).is_some_and(|f| f.local && f.waiting.is_empty());
+        if !done {
+            return;
+        }
+        let flight = primary.flights.remove(&sequence).expect("just seen");
+        let oldest = primary.flights.keys().next().copied().unwrap_or(primary.next_sequence);
+        // A failed write is somewhere and not everywhere: its tail must stay until it is levelled.
+        if flight.failed.is_none() && primary.phase == Phase::Active {
+            primary.committed = primary.committed.max(oldest - 1);
+            let committed = Sequence(primary.committed);
+            store.note_committed(chunk, committed);
+            self.uncommitted_notes.insert(chunk);
+        }
+        if let Some(request) = flight.request {
+            let (conn, head) = request.origin();
+            self.stats.writes += 1;
+            self.stats.write_bytes += u64::from(request.blocks.end - request.blocks.start) * u64::from(BLOCK);
+            self.reply(conn, &head, done_kind(head.kind), flight.failed.unwrap_or(Status::Ok));
+        }
+        if flight.failed.is_some() {
+            return self.activate(chunk, store, io);
+        }
+        self.pump(chunk, store, io);
+    }
+
+    /// A member of the set can't be reached or has failed for this chunk.
+    pub(super) fn lost_member(&mut self, chunk: ChunkId, peer: SocketAddr, why: &str) {
+        let Some(known) = self.chunks.get_mut(&chunk) else { return };
+        let Some(primary) = known.primary.as_mut() else { return };
+        let Some(replica) = known.grant.replicas.iter().find(|r| r.addr == peer) else { return };
+        if std::mem::replace(&mut primary.suspected, true) {
+            return;
+        }
+        // Flights stay: a new set carries their requests over; the same set starts over when the peer is back.
+        primary.phase = Phase::Idle;
+        tracing::info!(chunk = chunk.0, cs = replica.cs.0, why, "suspecting a replica");
+        self.actions.push(Action::ToMds(CsRequest::Suspect {
+            chunks: vec![ChunkReport { chunk, epoch: known.epoch }],
+            cs: vec![replica.cs],
+            reason: why.to_string(),
+        }));
+    }
+
+    pub(super) fn send_commit_notes(&mut self) {
+        let me = self.me;
+        for chunk in std::mem::take(&mut self.uncommitted_notes) {
+            let Some(known) = self.chunks.get(&chunk) else { continue };
+            let Some(primary) = known.primary.as_ref().filter(|p| p.is_active()) else { continue };
+            if !primary.flights.is_empty() {
+                self.uncommitted_notes.insert(chunk);
+                continue;
+            }
+            let mut head = Head::new(Kind::CommitNote, 0);
+            head.chunk = chunk;
+            head.epoch = known.epoch;
+            head.flags = flags::ONE_WAY;
+            let meta = DataMeta { committed: Sequence(primary.committed), ..DataMeta::default() }.encode();
+            for replica in secondaries(&known.grant, me) {
+                self.actions.push(Action::ToPeer(replica.addr, Frame::new(head, &meta, Buf::empty())));
+            }
+        }
+    }
+
+    /// Chunks with waiting work that are not getting anywhere: try again, and tell clients after a while.
+    pub(super) fn review_stuck(&mut self, now: Timestamp, store: &mut Store, io: &mut dyn Io) {
+        let mut again = Vec::new();
+        let mut busy = Vec::new();
+        for (&chunk, known) in &mut self.chunks {
+            let Some(primary) = known.primary.as_mut() else { continue };
+            while primary.queue.front().is_some_and(|q| now.since(q.since) > PATIENCE) {
+                busy.extend(primary.queue.pop_front());
+            }
+            let reachable = secondaries(&known.grant, self.me).all(|r| !self.down.contains(&r.addr));
+            if primary.phase == Phase::Idle && !primary.suspected && primary.load() > 0 && reachable {
+                again.push(chunk);
+            }
+        }
+        for request in busy {
+            let (conn, head) = request.origin();
+            self.reply(conn, &head, done_kind(head.kind), Status::Busy);
+        }
+        for chunk in again {
+            self.activate(chunk, store, io);
+        }
+    }
+}
+
+fn overlaps(a: &Range<u32>, b: &Range<u32>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+/// Disjoint sorted pieces of at most [`COPY_BLOCKS`] that cover the ranges.
+fn pieces(mut ranges: Vec<Range<u32>>) -> Vec<Range<u32>> {
+    ranges.sort_by_key(|r| r.start);
+    let mut merged: Vec<Range<u32>> = Vec::new();
+    for range in ranges {
+        match merged.last_mut() {
+            Some(last) if last.end >= range.start => last.end = last.end.max(range.end),
+            _ => merged.push(range),
+        }
+    }
+    let cut = |r: Range<u32>| {
+        let end = r.end;
+        r.step_by(COPY_BLOCKS as usize).map(move |start| start..(start + COPY_BLOCKS).min(end))
+    };
+    merged.into_iter().flat_map(cut).collect()
+}
