@@ -1,0 +1,257 @@
+//! `pstorage`: the one command of administrators.
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use pstorage_tools::commands::{attributes, auth, check, local, make, stat};
+use pstorage_tools::{Context, Outcome};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Sets up, watches and changes pstorage clusters.
+#[derive(Parser)]
+#[command(name = "pstorage", version)]
+struct Cli {
+    /// Name of the cluster.
+    #[arg(short = 'c', long = "cluster", env = "PSTORAGE_NAME", global = true)]
+    cluster: Option<String>,
+    /// Directory of keys and settings.
+    #[arg(long, env = "PSTORAGE_ETC", default_value = "/etc/pstorage", global = true)]
+    etc: PathBuf,
+    /// Output for programs.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+struct LocalShape {
+    /// Directory that holds everything.
+    dir: PathBuf,
+    /// Metadata servers.
+    #[arg(long, default_value_t = 3)]
+    mds: u32,
+    /// Chunk servers.
+    #[arg(long, default_value_t = 3)]
+    cs: u32,
+    /// Shards of each chunk server.
+    #[arg(long, default_value_t = 2)]
+    shards: u16,
+    /// Replicas, normal:minimum.
+    #[arg(long, default_value = "3:2")]
+    replicas: String,
+    /// Space of each chunk server, GB.
+    #[arg(long, default_value_t = 10)]
+    capacity_gb: u64,
+}
+
+#[derive(Subcommand)]
+enum Local {
+    /// Starts a cluster (made first if it isn't there) and mounts it on DIR/mnt.
+    Up(LocalShape),
+    /// Shows its processes and state.
+    Status { dir: PathBuf },
+    /// Unmounts and stops it; the data stays.
+    Down { dir: PathBuf },
+    /// Starts it, stores a disk image, reads it back, compares.
+    Demo {
+        #[command(flatten)]
+        shape: LocalShape,
+        /// Image to store instead of a made one.
+        #[arg(long)]
+        image: Option<PathBuf>,
+    },
+}
+
+#[derive(Args)]
+struct NewMds {
+    /// Address: IP or IP:PORT (default port 2510; the next port is used too).
+    #[arg(short = 'a', long = "address")]
+    address: String,
+    /// Directory of the new server.
+    #[arg(short = 'r', long = "repository")]
+    dir: PathBuf,
+    /// A running metadata server, where discovery is not set up.
+    #[arg(short = 'b', long = "bootstrap")]
+    bootstrap: Vec<SocketAddr>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Makes a metadata server; with -I the first one, and with it the cluster.
+    ///
+    /// Example: pstorage -c pcs1 make-mds -I -a 10.30.100.101 -r /pstorage/pcs1-mds -p
+    MakeMds {
+        /// This is the first server: make the cluster.
+        #[arg(short = 'I', long = "init")]
+        init: bool,
+        #[command(flatten)]
+        new: NewMds,
+        /// Ask for the cluster's password.
+        #[arg(short = 'p', long = "password")]
+        password: bool,
+        /// Read the password from a file.
+        #[arg(long)]
+        password_file: Option<PathBuf>,
+    },
+    /// Makes one more metadata server for a running cluster.
+    AddMds {
+        #[command(flatten)]
+        new: NewMds,
+    },
+    /// Removes a metadata server from the quorum.
+    RmMds { id: u64 },
+    /// Makes a chunk server.
+    ///
+    /// Example: pstorage -c pcs1 make-cs -r /pstorage/pcs1-cs -t 1 --journal /ssd
+    MakeCs {
+        /// Directory of the new server.
+        #[arg(short = 'r', long = "repository")]
+        dir: PathBuf,
+        /// Storage tier, 0 to 3.
+        #[arg(short = 't', long = "tier", default_value_t = 0)]
+        tier: u8,
+        /// Directory on an SSD for the write journals.
+        #[arg(short = 'j', long = "journal")]
+        journal: Option<PathBuf>,
+        /// Size of the journals of all shards together, MB.
+        #[arg(short = 's', long = "journal-size")]
+        journal_mb: Option<u64>,
+        /// Address to listen on. [default: 127.0.0.1]
+        #[arg(short = 'a', long = "address")]
+        ip: Option<IpAddr>,
+        /// Shards; fixed for the life of the server. [default: cores]
+        #[arg(long)]
+        shards: Option<u16>,
+        /// Space for chunks, MB. [default: 95 % of what is free]
+        #[arg(long)]
+        capacity_mb: Option<u64>,
+    },
+    /// Authenticates this node by the cluster's password.
+    AuthNode {
+        #[arg(long)]
+        password_file: Option<PathBuf>,
+        #[arg(short = 'b', long = "bootstrap")]
+        bootstrap: Vec<SocketAddr>,
+    },
+    /// Shows the state of the cluster.
+    Stat,
+    /// Shows the event log.
+    GetEvent {
+        /// Go on showing new ones.
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Compares all replicas of all chunks, reading the data.
+    Check {
+        /// Have damaged replicas filled again.
+        #[arg(long)]
+        repair: bool,
+    },
+    /// Shows where the chunks of a file lie (path inside the cluster).
+    Explain { path: String },
+    /// Sets attributes of a file or directory (path inside the cluster): replicas, tier, failure-domain, chunk-size.
+    SetAttr {
+        #[arg(short = 'R', long)]
+        recursive: bool,
+        /// Paths are inside the cluster (they always are, so far).
+        #[arg(short = 'p')]
+        inside: bool,
+        path: String,
+        #[arg(required = true, value_name = "NAME=VALUE")]
+        assignments: Vec<String>,
+    },
+    /// Shows attributes of a file or directory (path inside the cluster).
+    GetAttr {
+        #[arg(short = 'p')]
+        inside: bool,
+        path: String,
+    },
+    /// Shows the cluster's settings.
+    GetConfig,
+    /// Changes the cluster's settings.
+    SetConfig {
+        #[arg(required = true, value_name = "KEY=VALUE")]
+        assignments: Vec<String>,
+    },
+    /// Ends the leases of a file whose host has died (path inside the cluster).
+    Revoke { path: String },
+    /// A whole cluster on this machine, for evaluation.
+    #[command(subcommand)]
+    Local(Local),
+    /// Prints a completion script for a shell.
+    Completion { shell: clap_complete::Shell },
+    /// Writes the manual pages into a directory.
+    Man { dir: PathBuf },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let context = Context { cluster: cli.cluster, etc: cli.etc, json: cli.json };
+    match run(&context, cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("pstorage: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn shape_of(s: &LocalShape) -> local::Shape {
+    local::Shape {
+        mds: s.mds,
+        cs: s.cs,
+        shards: s.shards,
+        replicas: s.replicas.clone(),
+        capacity_bytes: s.capacity_gb << 30,
+    }
+}
+
+fn run(context: &Context, command: Command) -> Outcome {
+    match command {
+        Command::MakeMds { init: true, new, password, password_file } => {
+            let key = if password || password_file.is_some() { Some(auth::new_key(password_file.as_deref())?) } else { None };
+            make::make_first_mds(context, make::parse_addr(&new.address)?, &new.dir, key)
+        }
+        Command::MakeMds { new, .. } | Command::AddMds { new } => {
+            make::add_mds(context, make::parse_addr(&new.address)?, &new.dir, &new.bootstrap)
+        }
+        Command::RmMds { id } => make::rm_mds(context, id),
+        Command::MakeCs { dir, tier, journal, journal_mb, ip, shards, capacity_mb } => make::make_cs(
+            context,
+            &make::NewCs {
+                dir,
+                tier,
+                journal_dir: journal,
+                journal_bytes: journal_mb.map(|mb| mb << 20),
+                ip,
+                shards,
+                capacity_bytes: capacity_mb.map(|mb| mb << 20),
+            },
+        ),
+        Command::AuthNode { password_file, bootstrap } => auth::auth_node(context, password_file.as_deref(), &bootstrap),
+        Command::Stat => stat::stat(context),
+        Command::GetEvent { follow } => stat::get_event(context, follow),
+        Command::Check { repair } => check::check(context, repair),
+        Command::Explain { path } => stat::explain(context, &path),
+        Command::SetAttr { recursive, path, assignments, .. } => {
+            attributes::set_attr(context, &path, &assignments, recursive)
+        }
+        Command::GetAttr { path, .. } => attributes::get_attr(context, &path),
+        Command::GetConfig => attributes::get_config(context),
+        Command::SetConfig { assignments } => attributes::set_config(context, &assignments),
+        Command::Revoke { path } => attributes::revoke(context, &path),
+        Command::Local(Local::Up(shape)) => local::up(&shape.dir, &shape_of(&shape)),
+        Command::Local(Local::Status { dir }) => local::status(&dir, context.json),
+        Command::Local(Local::Down { dir }) => local::down(&dir),
+        Command::Local(Local::Demo { shape, image }) => local::demo(&shape.dir, &shape_of(&shape), image.as_deref()),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "pstorage", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Man { dir } => {
+            std::fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+            clap_mangen::generate_to(Cli::command(), &dir).map_err(|e| format!("{}: {e}", dir.display()))
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! `set-attr`, `get-attr`, `get-config`, `set-config`, `revoke`. Paths are those inside the cluster.
+
+use super::stat::resolve;
+use crate::{Context, Outcome};
+use wire::mds_api::{MdsReply, MdsRequest};
+
+pub fn set_attr(context: &Context, path: &str, assignments: &[String], recursive: bool) -> Outcome {
+    let mut link = context.link()?;
+    let file = resolve(&mut link, path)?.file;
+    for assignment in assignments {
+        let (name, value) = assignment.split_once('=').ok_or(format!("'{assignment}' is not NAME=VALUE"))?;
+        let request = MdsRequest::SetPolicy { file, name: name.into(), value: value.into(), recursive };
+        link.ask(&request).map_err(|e| format!("{path}: {assignment}: {e}"))?;
+    }
+    Ok(())
+}
+
+pub fn get_attr(context: &Context, path: &str) -> Outcome {
+    let a = resolve(&mut context.link()?, path)?;
+    let domain = format!("{:?}", a.replicas.domain).to_lowercase();
+    if context.json {
+        println!(
+            "{}",
+            serde_json::json!({"path": path, "replicas": format!("{}:{}", a.replicas.normal, a.replicas.minimum),
+                "tier": a.replicas.tier, "failure-domain": domain, "chunk-size": a.chunk_bytes})
+        );
+    } else {
+        println!("replicas={}:{}", a.replicas.normal, a.replicas.minimum);
+        println!("failure-domain={domain}");
+        println!("tier={}", a.replicas.tier);
+        println!("chunk-size={}", a.chunk_bytes);
+    }
+    Ok(())
+}
+
+pub fn get_config(context: &Context) -> Outcome {
+    let MdsReply::Config { entries } = context.link()?.ask(&MdsRequest::GetConfig)? else {
+        return Err("unexpected answer of the metadata server".into());
+    };
+    for (key, value) in entries {
+        println!("{key}={value}");
+    }
+    Ok(())
+}
+
+pub fn set_config(context: &Context, assignments: &[String]) -> Outcome {
+    let mut link = context.link()?;
+    for assignment in assignments {
+        let (key, value) = assignment.split_once('=').ok_or(format!("'{assignment}' is not KEY=VALUE"))?;
+        link.ask(&MdsRequest::SetConfig { key: key.into(), value: value.into() })?;
+    }
+    Ok(())
+}
+
+pub fn revoke(context: &Context, path: &str) -> Outcome {
+    let mut link = context.link()?;
+    let file = resolve(&mut link, path)?.file;
+    link.ask(&MdsRequest::Revoke { file })?;
+    println!("The leases of {path} are revoked.");
+    Ok(())
+}

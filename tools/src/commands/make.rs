@@ -1,0 +1,143 @@
+//! `make-mds`, `add-mds`, `rm-mds`, `make-cs`.
+
+use crate::{Context, Outcome};
+use engine::control::CsControl;
+use mds::control::{MdsControl, MdsPeer, new_uuid};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use wire::MdsId;
+use wire::mds_api::{MdsReply, MdsRequest};
+
+/// `IP` or `IP:PORT`.
+pub fn parse_addr(text: &str) -> Outcome<SocketAddr> {
+    if let Ok(addr) = text.parse() {
+        return Ok(addr);
+    }
+    let ip: IpAddr = text.parse().map_err(|_| format!("'{text}' is not IP or IP:PORT"))?;
+    Ok(SocketAddr::new(ip, mds::control::DEFAULT_PORT))
+}
+
+/// The first metadata server, and with it the cluster.
+pub fn make_first_mds(context: &Context, addr: SocketAddr, dir: &Path, key: Option<wire::auth::ClusterKey>) -> Outcome {
+    let cluster = context.cluster()?;
+    let peer = MdsPeer::at(MdsId(1), addr).map_err(|e| e.to_string())?;
+    let control = MdsControl::first_quorum(cluster, new_uuid(), MdsId(1), &[peer]);
+    mds::control::create(dir, &control).map_err(|e| e.to_string())?;
+    if let Some(key) = key {
+        super::auth::store_key(context, &key)?;
+    }
+    context.add_to_bs_list(&[addr])?;
+    println!("MDS#1 of cluster '{cluster}' made in {}. Start it: pstorage-mdsd -r {}", dir.display(), dir.display());
+    Ok(())
+}
+
+/// One more metadata server for a running cluster.
+pub fn add_mds(context: &Context, addr: SocketAddr, dir: &Path, bootstrap: &[SocketAddr]) -> Outcome {
+    let cluster = context.cluster()?;
+    context.add_to_bs_list(bootstrap)?;
+    mds::control::check_free(dir).map_err(|e| e.to_string())?;
+    let raft_addr = mds::control::raft_addr_of(addr).map_err(|e| e.to_string())?;
+    let mut link = context.link()?;
+    let MdsReply::Mds { id } = link.ask(&MdsRequest::AddMds { addr, raft_addr })? else {
+        return Err("unexpected answer of the metadata server".into());
+    };
+    let mut peers = Vec::new();
+    if let MdsReply::Stat(stat) = link.ask(&MdsRequest::ClusterStat)? {
+        for info in stat.mds.iter().filter(|m| m.mds != id) {
+            peers.push(MdsPeer::at(info.mds, info.addr).map_err(|e| e.to_string())?);
+        }
+    }
+    let control = MdsControl::joining(cluster, new_uuid(), MdsPeer { id, addr, raft_addr }, &peers);
+    mds::control::create(dir, &control).map_err(|e| e.to_string())?;
+    context.add_to_bs_list(&[addr])?;
+    println!("MDS#{id} of cluster '{cluster}' made in {}. Start it: pstorage-mdsd -r {}", dir.display(), dir.display());
+    Ok(())
+}
+
+pub fn rm_mds(context: &Context, id: u64) -> Outcome {
+    context.link()?.ask(&MdsRequest::RemoveMds { id: MdsId(id) })?;
+    println!("MDS#{id} removed. Stop its pstorage-mdsd and delete its directory.");
+    Ok(())
+}
+
+pub struct NewCs {
+    pub dir: PathBuf,
+    pub tier: u8,
+    pub journal_dir: Option<PathBuf>,
+    /// Of the whole server.
+    pub journal_bytes: Option<u64>,
+    pub ip: Option<IpAddr>,
+    pub shards: Option<u16>,
+    pub capacity_bytes: Option<u64>,
+}
+
+/// A new chunk server.
+pub fn make_cs(context: &Context, new: &NewCs) -> Outcome {
+    let cs = make_cs_quietly(context, new)?;
+    let (cluster, dir) = (context.cluster()?, new.dir.display());
+    println!("CS#{cs} of cluster '{cluster}' made in {dir}. Start it: pstorage-csd -r {dir}");
+    Ok(())
+}
+
+pub fn make_cs_quietly(context: &Context, new: &NewCs) -> Outcome<wire::CsId> {
+    let cluster = context.cluster()?;
+    if new.tier > 3 {
+        return Err(format!("tier {} does not exist; tiers are 0 to 3", new.tier));
+    }
+    engine::control::check_new(&new.dir).map_err(|e| e.to_string())?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u16;
+    let shards = new.shards.unwrap_or(cores).max(1);
+    let journal_bytes = new.journal_bytes.unwrap_or(u64::from(shards) * (64 << 20)) / u64::from(shards);
+    if journal_bytes < shards::journal::SMALLEST_JOURNAL_BYTES * 4 {
+        return Err(format!("a journal of {journal_bytes} bytes a shard is too small; give each shard at least 4 MiB"));
+    }
+    let space = nix::sys::statvfs::statvfs(&new.dir).map_err(|e| format!("{}: {e}", new.dir.display()))?;
+    let free = space.blocks_available() as u64 * space.fragment_size() as u64;
+    let journals_here = if new.journal_dir.is_none() { journal_bytes * u64::from(shards) } else { 0 };
+    let room = free.saturating_sub(journals_here) / 100 * 95;
+    let capacity_bytes = new.capacity_bytes.unwrap_or(room);
+    if room < 256 << 20 || capacity_bytes > room {
+        return Err(format!(
+            "{}: {} MB are free, too few for journals of {} MB and {} MB of chunks (at least 256 MB)",
+            new.dir.display(),
+            free >> 20,
+            journals_here >> 20,
+            capacity_bytes >> 20
+        ));
+    }
+    let host = shards::host::host_name();
+    let host_id = host_id(context)?;
+    let reply = context.link()?.ask(&MdsRequest::NewCs { host_id, host: host.clone() })?;
+    let MdsReply::NewCs { cs } = reply else { return Err("unexpected answer of the metadata server".into()) };
+    let control = CsControl {
+        format: engine::control::FORMAT,
+        service: "cs".into(),
+        cluster: cluster.into(),
+        id: cs,
+        host_id,
+        host,
+        tier: new.tier,
+        shards,
+        ip: new.ip.unwrap_or(IpAddr::from([127, 0, 0, 1])),
+        capacity_bytes,
+        journal_dir: new.journal_dir.clone(),
+        journal_bytes,
+    };
+    engine::control::create(&new.dir, &control).map_err(|e| e.to_string())?;
+    Ok(cs)
+}
+
+/// Identifies this host for failure domains; made once.
+fn host_id(context: &Context) -> Outcome<[u8; 16]> {
+    let path = context.etc.join("host_id");
+    let fail = |e: std::io::Error| format!("{}: {e}", path.display());
+    if let Ok(text) = std::fs::read_to_string(&path) {
+        let digits = text.trim();
+        let parsed = u128::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 32);
+        return parsed.map(u128::to_be_bytes).ok_or(format!("{}: not 32 hexadecimal digits", path.display()));
+    }
+    let id: [u8; 16] = shards::host::random_bytes();
+    let text = format!("{:032x}\n", u128::from_be_bytes(id));
+    shards::ring::replace_file(&path, text.as_bytes()).map_err(fail)?;
+    Ok(id)
+}

@@ -1,0 +1,8 @@
+//! The commands, one file each.
+
+pub mod attributes;
+pub mod auth;
+pub mod check;
+pub mod local;
+pub mod make;
+pub mod stat;
