@@ -29,20 +29,39 @@ pub enum Reply {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Effect {
     /// These leases are dead: tell all CS (`CsCommand::Revoke`) and their clients (`ClientNote::Revoked`).
-    RevokeLeases { file: FileId, leases: Vec<(LeaseId, ClientId)> },
+    RevokeLeases {
+        file: FileId,
+        leases: Vec<(LeaseId, ClientId)>,
+    },
     /// New pending deletions of one CS.
-    DeleteChunks { cs: CsId, chunks: Vec<ChunkId> },
+    DeleteChunks {
+        cs: CsId,
+        chunks: Vec<ChunkId>,
+    },
     /// The chunk's set changed; its primary must hear it (`CsCommand::Repair` when it has learners).
-    SetChanged { view: ChunkView },
-    SessionEnded { client: ClientId },
+    SetChanged {
+        view: ChunkView,
+    },
+    SessionEnded {
+        client: ClientId,
+    },
     /// The CS was dropped by the administrator: expel its shards.
-    CsDropped { cs: CsId },
+    CsDropped {
+        cs: CsId,
+    },
     /// A configuration key has a new value.
-    ConfigChanged { key: String },
+    ConfigChanged {
+        key: String,
+    },
     /// The list of MDS changed: adapt the raft membership.
-    MdsChanged { id: MdsId, removed: bool },
+    MdsChanged {
+        id: MdsId,
+        removed: bool,
+    },
     /// The event log has a new entry with this number.
-    Logged { event: u64 },
+    Logged {
+        event: u64,
+    },
 }
 
 /// A chunk and its replica set, without addresses.
@@ -139,7 +158,9 @@ impl From<Refusal> for Reply {
 impl Reply {
     /// The reply with addresses. `Sets` (never an answer to a client by itself) becomes the maps of the sets.
     pub fn into_wire(self, addr_of: &dyn Fn(CsId, ChunkId) -> SocketAddr) -> MdsReply {
-        let maps = |views: Vec<ChunkView>| MdsReply::Maps { chunks: views.iter().map(|v| v.to_map(addr_of)).collect() };
+        let maps = |views: Vec<ChunkView>| MdsReply::Maps {
+            chunks: views.iter().map(|v| v.to_map(addr_of)).collect(),
+        };
         match self {
             Reply::Wire(reply) => reply,
             Reply::Maps(views) => maps(views),

@@ -224,7 +224,9 @@ impl Op {
         use MdsRequest as R;
         let nobody = ClientId(0);
         Some(match request.clone() {
-            R::OpenSession { host, mount_point, nonce } => (nobody, Op::OpenSession { host, mount_point, nonce }),
+            R::OpenSession { host, mount_point, nonce } => {
+                (nobody, Op::OpenSession { host, mount_point, nonce })
+            }
             R::CloseSession { client } => (client, Op::CloseSession),
             R::SetAttr { client, file, change } => (client, Op::SetAttr { file, change }),
             R::Create { client, parent, name, kind, mode, uid, gid, symlink_target, exclusive, open } => {

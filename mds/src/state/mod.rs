@@ -1,21 +1,54 @@
-//! The deterministic metadata state machine (skeleton: signatures first, bodies follow).
+//! The deterministic metadata state machine: the same commands in the same order give the same state on every server.
+//!
+//! Invariants:
+//! - nothing here reads a clock or draws a random number; both come inside commands;
+//! - whatever is iterated stands in B-trees;
+//! - a request of a session that was executed is answered from memory when it comes again;
+//! - a chunk keeps at least one in-sync replica as long as it exists;
+//! - a chunk's epoch grows by one with every change of its set.
+
+mod admin;
 mod answer;
+mod chunks;
 mod command;
+pub mod config;
+mod data;
+mod files;
+mod sessions;
+mod snapshot;
+
+#[cfg(test)]
+mod tests;
 
 pub use answer::{ChunkView, Effect, Outcome, Refusal, Reply, SetOutcome, SetResult};
 pub use command::{COMMAND_VERSION, Command, Internal, Op, Placement, SetAction, SetChange};
 
+use answer::refuse;
+use data::{Answer, Body, Data};
+use rkyv::{Archive, Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use wire::mds_api::{ChunkCounts, ClientInfo, DirEntry, Event, FileAttr, LeaseMode, MdsRequest, ReplicaPolicy, Severity};
-use wire::cs_api::ChunkReport;
-use wire::{ChunkId, ClientId, CsId, FileId, LeaseId, MdsId};
+use wire::mds_api::{
+    DirEntry, Event, FailureDomain, FileAttr, LeaseMode, MdsReply, MdsRequest, ReplicaPolicy,
+};
+use wire::{ChunkId, ClientId, CsId, FileId, LeaseId, MdsId, ROOT, Status};
+
+/// What the guide says a new cluster has.
+pub const DEFAULT_POLICY: ReplicaPolicy =
+    ReplicaPolicy { normal: 1, minimum: 1, tier: 0, domain: FailureDomain::Host };
+/// Answers remembered for each session.
+const MOST_ANSWERS: usize = 512;
 
 /// What the master knows about a CS being there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Liveness { Active, Inactive, Offline }
+pub enum Liveness {
+    Active,
+    Inactive,
+    Offline,
+}
 
 /// A chunk server in the registry.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub struct CsRecord {
     pub host_id: [u8; 16],
     pub host: String,
@@ -27,12 +60,19 @@ pub struct CsRecord {
     pub dropped: bool,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct MdsRecord { pub addr: SocketAddr, pub raft_addr: SocketAddr }
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct MdsRecord {
+    pub addr: SocketAddr,
+    pub raft_addr: SocketAddr,
+}
 
 /// A lease and its holder.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Lease { pub id: LeaseId, pub client: ClientId, pub mode: LeaseMode }
+pub struct Lease {
+    pub id: LeaseId,
+    pub client: ClientId,
+    pub mode: LeaseMode,
+}
 
 /// What the repair loop should do next for a chunk, in order of danger (smallest first).
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,65 +85,237 @@ pub enum RepairStep {
     Filling { view: ChunkView },
 }
 
-pub struct State {}
-impl Default for State { fn default() -> Self { Self::new() } }
+pub struct State {
+    data: Data,
+    /// Derived: which chunks have a replica on a CS.
+    on_cs: BTreeMap<CsId, BTreeSet<ChunkId>>,
+}
 
-#[rustfmt::skip]
+impl Default for State {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl State {
-    pub fn new() -> State { State {} }
-    pub fn apply(&mut self, index: u64, command: &Command) -> Outcome { let _ = (index, command); todo!() }
-    /// Index of the last applied command.
-    pub fn applied(&self) -> u64 { todo!() }
-    pub fn digest(&self) -> u64 { todo!() }
-    pub fn snapshot(&self) -> Vec<u8> { todo!() }
-    pub fn restore(bytes: &[u8]) -> Result<State, String> { let _ = bytes; todo!() }
+    pub fn apply(&mut self, index: u64, command: &Command) -> Outcome {
+        self.data.applied = index;
+        let mut effects = Vec::new();
+        let reply = match command {
+            Command::Client { client, request, time_ms, op } => {
+                self.client_command(*client, *request, *time_ms, op, &mut effects)
+            }
+            Command::Internal { time_ms, op } => self.internal(*time_ms, op, &mut effects),
+        };
+        Outcome { reply, effects }
+    }
+
+    /// Runs a request once; a repetition gets the first answer.
+    fn client_command(
+        &mut self,
+        client: ClientId,
+        request: u64,
+        now: u64,
+        op: &Op,
+        effects: &mut Vec<Effect>,
+    ) -> Reply {
+        if client == ClientId(0) || request == 0 {
+            return self.run(client, now, op, effects);
+        }
+        let Some(session) = self.data.sessions.get(&client) else {
+            return Refusal { status: Status::StaleHandle, detail: format!("session {client} has ended") }
+                .into();
+        };
+        match session.answers.get(&request) {
+            Some(Answer::Wire(reply)) => return Reply::Wire(reply.clone()),
+            Some(Answer::Maps(views)) => {
+                // The sets may have moved on since; what holds now is as good an answer.
+                return Reply::Maps(views.iter().filter_map(|v| self.chunk(v.chunk)).collect());
+            }
+            None => {}
+        }
+        let reply = self.run(client, now, op, effects);
+        if let Some(session) = self.data.sessions.get_mut(&client) {
+            let answer = match &reply {
+                Reply::Wire(reply) => Answer::Wire(reply.clone()),
+                Reply::Maps(views) => Answer::Maps(views.clone()),
+                Reply::Sets(_) => return reply,
+            };
+            session.answers.insert(request, answer);
+            if session.answers.len() > MOST_ANSWERS {
+                session.answers.pop_first();
+            }
+        }
+        reply
+    }
+
+    fn run(&mut self, client: ClientId, now: u64, op: &Op, effects: &mut Vec<Effect>) -> Reply {
+        let result = match op {
+            Op::OpenSession { host, mount_point, nonce } => {
+                let client = self.open_session(host, mount_point, *nonce);
+                let lease_timeout_ms = self.config_number(config::LEASE_TIMEOUT_MS) as u32;
+                Ok(MdsReply::Session { client, lease_timeout_ms })
+            }
+            Op::CloseSession => {
+                self.end_session(client, false, effects);
+                Ok(MdsReply::Done)
+            }
+            Op::Allocate { file, lease, first, count, placements } => {
+                match self.allocate(client, *file, *lease, *first, *count, placements) {
+                    Ok(views) => return Reply::Maps(views),
+                    Err(refusal) => Err(refusal),
+                }
+            }
+            Op::Revoke { file } => self.revoke(*file, effects).map(|()| MdsReply::Done),
+            Op::NewCs { .. }
+            | Op::SetPolicy { .. }
+            | Op::AddMds { .. }
+            | Op::RemoveMds { .. }
+            | Op::SetConfig { .. } => self.admin_op(now, op, effects),
+            _ => self.file_op(client, now, op, effects),
+        };
+        match result {
+            Ok(reply) => Reply::Wire(reply),
+            Err(refusal) => refusal.into(),
+        }
+    }
 
     /// Answers requests that only read the state (Lookup, GetAttr, ReadDir, ReadLink, GetXattr, ListXattr, Map,
     /// Resolve, Events, ListChunks, GetConfig). `None` for all others.
-    pub fn query(&self, request: &MdsRequest) -> Option<Reply> { let _ = request; todo!() }
-    pub fn lookup(&self, parent: FileId, name: &str) -> Result<FileAttr, Refusal> { let _ = (parent, name); todo!() }
-    pub fn attr(&self, file: FileId) -> Result<FileAttr, Refusal> { let _ = file; todo!() }
-    pub fn resolve(&self, path: &str) -> Result<FileAttr, Refusal> { let _ = path; todo!() }
-    pub fn read_dir(&self, directory: FileId, after: &str, limit: u32) -> Result<(Vec<DirEntry>, bool), Refusal> { let _ = (directory, after, limit); todo!() }
+    pub fn query(&self, request: &MdsRequest) -> Option<Reply> {
+        let result = match request {
+            MdsRequest::Lookup { parent, name } => self.lookup(*parent, name).map(MdsReply::Attr),
+            MdsRequest::GetAttr { file } => self.attr(*file).map(MdsReply::Attr),
+            MdsRequest::Resolve { path } => self.resolve(path).map(MdsReply::Attr),
+            MdsRequest::ReadDir { directory, after, limit } => self
+                .read_dir(*directory, after, *limit)
+                .map(|(entries, more)| MdsReply::Entries { entries, more }),
+            MdsRequest::ReadLink { file } => self.inode(*file).and_then(|inode| match &inode.body {
+                Body::Symlink { target } => Ok(MdsReply::Link { target: target.clone() }),
+                _ => refuse(Status::InvalidArgument, "not a symbolic link"),
+            }),
+            MdsRequest::GetXattr { file, name } => {
+                self.inode(*file).and_then(|inode| match inode.xattrs.get(name) {
+                    Some(value) => Ok(MdsReply::Xattr { value: value.clone() }),
+                    None => refuse(Status::NoAttribute, name.clone()),
+                })
+            }
+            MdsRequest::ListXattr { file } => self
+                .inode(*file)
+                .map(|inode| MdsReply::XattrNames { names: inode.xattrs.keys().cloned().collect() }),
+            MdsRequest::Map { file, first, count } => match self.map(*file, *first, *count) {
+                Ok(views) => return Some(Reply::Maps(views)),
+                Err(refusal) => Err(refusal),
+            },
+            MdsRequest::ListChunks { after, limit } => {
+                return Some(Reply::Maps(self.list_chunks(*after, (*limit).min(10_000))));
+            }
+            MdsRequest::Events { after, limit } => {
+                let (events, last) = self.events(*after, *limit);
+                Ok(MdsReply::Events { events, last })
+            }
+            MdsRequest::GetConfig => Ok(MdsReply::Config { entries: self.config_entries() }),
+            _ => return None,
+        };
+        Some(match result {
+            Ok(reply) => Reply::Wire(reply),
+            Err(refusal) => refusal.into(),
+        })
+    }
+
+    /// Index of the last applied command.
+    pub fn applied(&self) -> u64 {
+        self.data.applied
+    }
+
+    pub fn lookup(&self, parent: FileId, name: &str) -> Result<FileAttr, Refusal> {
+        if name == ".." {
+            let above = self.inode(parent)?.parent;
+            return self.attr(if parent == ROOT { ROOT } else { above });
+        }
+        match self.entries(parent)?.get(name) {
+            Some(file) => self.attr(*file),
+            None => refuse(Status::NotFound, format!("'{name}'")),
+        }
+    }
+
+    pub fn resolve(&self, path: &str) -> Result<FileAttr, Refusal> {
+        let mut at = ROOT;
+        for name in path.split('/').filter(|n| !n.is_empty() && *n != ".") {
+            at = self.lookup(at, name)?.file;
+        }
+        self.attr(at)
+    }
+
+    pub fn read_dir(
+        &self,
+        directory: FileId,
+        after: &str,
+        limit: u32,
+    ) -> Result<(Vec<DirEntry>, bool), Refusal> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = if after.is_empty() { Unbounded } else { Excluded(after) };
+        let mut rest = self.entries(directory)?.range::<str, _>((from, Unbounded));
+        let mut entries = Vec::new();
+        for (name, file) in rest.by_ref().take(limit.clamp(1, 10_000) as usize) {
+            entries.push(DirEntry { name: name.clone(), attr: self.attr(*file)? });
+        }
+        Ok((entries, rest.next().is_some()))
+    }
+
     /// Absolute path for messages.
-    pub fn path_of(&self, file: FileId) -> String { let _ = file; todo!() }
+    pub fn path_of(&self, file: FileId) -> String {
+        let mut names = Vec::new();
+        let mut at = file;
+        while at != ROOT {
+            let Some(inode) = self.data.inodes.get(&at) else { return format!("file {file}") };
+            let above = self.data.inodes.get(&inode.parent).map(|i| &i.body);
+            let Some(Body::Directory { entries, .. }) = above else {
+                return format!("file {file} (unlinked)");
+            };
+            let name = entries.iter().find(|(_, child)| **child == at).map_or("?", |(name, _)| name);
+            names.push(name.to_string());
+            at = inode.parent;
+        }
+        names.reverse();
+        format!("/{}", names.join("/"))
+    }
+
     /// Policy of a file or directory (for placement of its chunks).
-    pub fn policy(&self, file: FileId) -> Result<ReplicaPolicy, Refusal> { let _ = file; todo!() }
-    pub fn root_policy(&self) -> ReplicaPolicy { todo!() }
+    pub fn policy(&self, file: FileId) -> Result<ReplicaPolicy, Refusal> {
+        Ok(self.inode(file)?.policy)
+    }
 
-    /// Maps of existing chunks `first .. first+count`.
-    pub fn map(&self, file: FileId, first: u32, count: u32) -> Result<Vec<ChunkView>, Refusal> { let _ = (file, first, count); todo!() }
-    /// Indexes that Allocate would have to place; empty when all exist. Err when Allocate would be refused.
-    pub fn missing_chunks(&self, client: ClientId, file: FileId, lease: LeaseId, first: u32, count: u32) -> Result<Vec<u32>, Refusal> { let _ = (client, file, lease, first, count); todo!() }
-    pub fn chunk(&self, chunk: ChunkId) -> Option<ChunkView> { let _ = chunk; todo!() }
-    pub fn list_chunks(&self, after: ChunkId, limit: u32) -> Vec<ChunkView> { let _ = (after, limit); todo!() }
-    /// Chunks with a replica (of any role) on the CS, in order of id, above `after`.
-    pub fn chunks_on(&self, cs: CsId, after: ChunkId) -> Box<dyn Iterator<Item = ChunkId> + '_> { let _ = (cs, after); todo!() }
-    pub fn replica_count(&self, cs: CsId) -> u64 { let _ = cs; todo!() }
-    /// Reported chunks that the CS must not hold; propose `Internal::DeleteStrays` for them.
-    pub fn strays(&self, cs: CsId, report: &[ChunkReport]) -> Vec<ChunkId> { let _ = (cs, report); todo!() }
-    /// What the CS has still to delete: send at registration (those of the shard) and again from time to time.
-    pub fn pending_deletes(&self, cs: CsId) -> Box<dyn Iterator<Item = ChunkId> + '_> { let _ = cs; todo!() }
-    pub fn chunk_counts(&self, live: &dyn Fn(CsId) -> Liveness) -> ChunkCounts { let _ = live; todo!() }
-    pub fn repair_step(&self, chunk: ChunkId, live: &dyn Fn(CsId) -> Liveness) -> Option<RepairStep> { let _ = (chunk, live); todo!() }
-    pub fn file_count(&self) -> u64 { todo!() }
-    pub fn chunk_count(&self) -> u64 { todo!() }
+    pub fn root_policy(&self) -> ReplicaPolicy {
+        self.policy(ROOT).unwrap_or(DEFAULT_POLICY)
+    }
 
-    pub fn session_exists(&self, client: ClientId) -> bool { let _ = client; todo!() }
-    pub fn clients(&self) -> Vec<ClientInfo> { todo!() }
-    pub fn leases_of_file(&self, file: FileId) -> Vec<Lease> { let _ = file; todo!() }
-    /// Recently revoked leases of a session, for KeepAlive.
-    pub fn revoked_of(&self, client: ClientId) -> Vec<LeaseId> { let _ = client; todo!() }
-    /// All recently revoked leases, for CsReply::Registered.
-    pub fn revoked(&self) -> Vec<LeaseId> { todo!() }
+    pub fn file_count(&self) -> u64 {
+        self.data.inodes.len() as u64
+    }
 
-    pub fn cs(&self, cs: CsId) -> Option<&CsRecord> { let _ = cs; todo!() }
-    pub fn cs_list(&self) -> Box<dyn Iterator<Item = (CsId, &CsRecord)> + '_> { todo!() }
-    pub fn mds_list(&self) -> Box<dyn Iterator<Item = (MdsId, &MdsRecord)> + '_> { todo!() }
-    pub fn events(&self, after: u64, limit: u32) -> (Vec<Event>, u64) { let _ = (after, limit); todo!() }
-    pub fn event(&self, number: u64) -> Option<&Event> { let _ = number; todo!() }
-    /// Value of a configuration key in its own unit; see `state::config` for the keys.
-    pub fn config_number(&self, key: &str) -> u64 { let _ = key; todo!() }
-    pub fn config_entries(&self) -> Vec<(String, String)> { todo!() }
+    pub fn chunk_count(&self) -> u64 {
+        self.data.chunks.len() as u64
+    }
+
+    pub fn cs(&self, cs: CsId) -> Option<&CsRecord> {
+        self.data.cs.get(&cs)
+    }
+
+    pub fn cs_list(&self) -> Box<dyn Iterator<Item = (CsId, &CsRecord)> + '_> {
+        Box::new(self.data.cs.iter().map(|(cs, record)| (*cs, record)))
+    }
+
+    pub fn mds_list(&self) -> Box<dyn Iterator<Item = (MdsId, &MdsRecord)> + '_> {
+        Box::new(self.data.mds.iter().map(|(id, record)| (*id, record)))
+    }
+
+    pub fn events(&self, after: u64, limit: u32) -> (Vec<Event>, u64) {
+        let found = self.data.events.range(after.saturating_add(1)..).take(limit.min(10_000) as usize);
+        (found.map(|(_, e)| e.clone()).collect(), self.data.next_event - 1)
+    }
+
+    pub fn event(&self, number: u64) -> Option<&Event> {
+        self.data.events.get(&number)
+    }
 }
-const _: Option<Severity> = None;

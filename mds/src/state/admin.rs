@@ -1,0 +1,270 @@
+//! Administration: policies, settings, registries, the event log, and the service's own commands.
+
+use super::answer::{Effect, Refusal, Reply, refuse};
+use super::data::Body;
+use super::{CsRecord, Internal, MdsRecord, Op, State, config};
+use wire::cs_api::ChunkReport;
+use wire::mds_api::{Event, FailureDomain, MdsReply, Severity};
+use wire::{ChunkId, CsId, FileId, MdsId, Status};
+
+const MOST_EVENTS: usize = 20_000;
+
+impl State {
+    pub(super) fn admin_op(
+        &mut self,
+        now: u64,
+        op: &Op,
+        effects: &mut Vec<Effect>,
+    ) -> Result<MdsReply, Refusal> {
+        match op {
+            Op::NewCs { host_id, host } => {
+                let cs = CsId(self.data.next_cs);
+                self.data.next_cs += 1;
+                let (host_id, host, location) = (*host_id, host.clone(), String::new());
+                self.data
+                    .cs
+                    .insert(cs, CsRecord { host_id, host, location, tier: 0, shards: 0, dropped: false });
+                Ok(MdsReply::NewCs { cs })
+            }
+            Op::SetPolicy { file, name, value, recursive } => {
+                self.set_policy(*file, name, value, *recursive, effects)?;
+                Ok(MdsReply::Done)
+            }
+            Op::AddMds { addr, raft_addr } => {
+                let known = self.data.mds.iter().find(|(_, r)| r.addr == *addr).map(|(id, _)| *id);
+                if let Some(id) = known {
+                    return refuse(Status::Exists, format!("{addr} is MDS#{id} already"));
+                }
+                let id = MdsId(self.data.next_mds);
+                self.set_mds(id, MdsRecord { addr: *addr, raft_addr: *raft_addr });
+                effects.push(Effect::MdsChanged { id, removed: false });
+                self.log(now, "MDS", Severity::Info, format!("MDS#{id} at {addr} was added"), effects);
+                Ok(MdsReply::Mds { id })
+            }
+            Op::RemoveMds { id } => {
+                let Some(gone) = self.data.mds.remove(id) else {
+                    return refuse(Status::NotFound, format!("there is no MDS#{id}"));
+                };
+                effects.push(Effect::MdsChanged { id: *id, removed: true });
+                self.log(
+                    now,
+                    "MDS",
+                    Severity::Info,
+                    format!("MDS#{id} at {} was removed", gone.addr),
+                    effects,
+                );
+                Ok(MdsReply::Done)
+            }
+            Op::SetConfig { key, value } => {
+                config::check(key, value).or_else(|why| refuse(Status::InvalidArgument, why))?;
+                self.data.config.insert(key.clone(), value.clone());
+                effects.push(Effect::ConfigChanged { key: key.clone() });
+                self.log(now, "MDS", Severity::Info, format!("{key} was set to {value}"), effects);
+                Ok(MdsReply::Done)
+            }
+            other => refuse(Status::BadRequest, format!("{other:?} is not an administrator's operation")),
+        }
+    }
+
+    fn set_mds(&mut self, id: MdsId, record: MdsRecord) {
+        self.data.next_mds = self.data.next_mds.max(id.0 + 1);
+        self.data.mds.insert(id, record);
+    }
+
+    fn set_policy(
+        &mut self,
+        file: FileId,
+        name: &str,
+        value: &str,
+        recursive: bool,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        let bad = |why: &str| refuse(Status::InvalidArgument, format!("{name}={value}: {why}"));
+        let mut policy = self.inode(file)?.policy;
+        let mut chunk_bytes = None;
+        match name {
+            "replicas" => {
+                let (normal, minimum) = value.split_once(':').unwrap_or((value, ""));
+                let Ok(normal) = normal.parse::<u8>() else { return bad("expected N or N:M") };
+                let minimum =
+                    if minimum.is_empty() { Some(normal.min(policy.minimum)) } else { minimum.parse().ok() };
+                let Some(minimum) = minimum else { return bad("expected N or N:M") };
+                if !(1..=15).contains(&normal) || !(1..=normal).contains(&minimum) {
+                    return bad("1 to 15 replicas, the minimum not above the normal number");
+                }
+                (policy.normal, policy.minimum) = (normal, minimum);
+            }
+            "tier" => match value.parse::<u8>() {
+                Ok(tier @ 0..=3) => policy.tier = tier,
+                _ => return bad("a tier from 0 to 3"),
+            },
+            "failure-domain" => {
+                policy.domain = match value {
+                    "disk" => FailureDomain::Disk,
+                    "host" => FailureDomain::Host,
+                    "rack" => FailureDomain::Rack,
+                    "row" => FailureDomain::Row,
+                    "room" => FailureDomain::Room,
+                    _ => return bad("disk, host, rack, row or room"),
+                }
+            }
+            "chunk-size" => {
+                let (digits, unit) = match value.strip_suffix(['M', 'm']) {
+                    Some(digits) => (digits, 1u64 << 20),
+                    None => (value, 1),
+                };
+                match digits.parse::<u64>().map(|n| n.saturating_mul(unit)) {
+                    Ok(bytes) if bytes.is_power_of_two() && (1 << 20..=256 << 20).contains(&bytes) => {
+                        chunk_bytes = Some(bytes as u32);
+                    }
+                    _ => return bad("a power of two from 1M to 256M"),
+                }
+            }
+            _ => return bad("attributes are replicas, tier, failure-domain and chunk-size"),
+        }
+        let mut targets = vec![file];
+        while let Some(at) = targets.pop() {
+            let Some(inode) = self.data.inodes.get_mut(&at) else { continue };
+            let holds_chunks = matches!(&inode.body, Body::File { chunks, .. } if !chunks.is_empty());
+            match chunk_bytes {
+                Some(_) if holds_chunks && at == file => {
+                    return refuse(
+                        Status::InvalidArgument,
+                        "the chunk size of a file with data can't change",
+                    );
+                }
+                Some(_) if holds_chunks => {}
+                Some(bytes) => inode.chunk_bytes = bytes,
+                None => inode.policy = policy,
+            }
+            if let (Body::Directory { entries, .. }, true) = (&inode.body, recursive) {
+                targets.extend(entries.values());
+            }
+        }
+        let _ = effects;
+        Ok(())
+    }
+
+    pub(super) fn internal(&mut self, now: u64, op: &Internal, effects: &mut Vec<Effect>) -> Reply {
+        match op {
+            Internal::Noop => {}
+            Internal::RegisterCs { cs, host_id, host, location, tier, shards } => {
+                let dropped = self.data.cs.get(cs).is_some_and(|r| r.dropped);
+                if dropped || cs.0 >= self.data.next_cs {
+                    let detail = format!("CS#{cs} was dropped or never made");
+                    return Refusal { status: Status::StaleHandle, detail }.into();
+                }
+                let record = CsRecord {
+                    host_id: *host_id,
+                    host: host.clone(),
+                    location: location.clone(),
+                    tier: *tier,
+                    shards: *shards,
+                    dropped: false,
+                };
+                self.data.cs.insert(*cs, record);
+            }
+            Internal::DropCs { cs, force } => return self.drop_cs(now, *cs, *force, effects),
+            Internal::ChangeSets { changes } => {
+                return Reply::Sets(changes.iter().map(|c| self.change_set(c, effects)).collect());
+            }
+            Internal::Deleted { cs, chunks } => {
+                if let Some(pending) = self.data.pending_deletes.get_mut(cs) {
+                    chunks.iter().for_each(|c| {
+                        pending.remove(c);
+                    });
+                    if pending.is_empty() {
+                        self.data.pending_deletes.remove(cs);
+                    }
+                }
+            }
+            Internal::DeleteStrays { cs, chunks } => {
+                // The state may have moved on since the master looked.
+                let strays: Vec<ChunkId> =
+                    chunks.iter().copied().filter(|c| self.is_stray(*cs, *c)).collect();
+                self.must_delete(*cs, strays, effects);
+            }
+            Internal::ExpireClients { clients } => {
+                for client in clients {
+                    self.end_session(*client, true, effects);
+                }
+            }
+            Internal::Event { system, severity, message } => {
+                self.log(now, system, *severity, message.clone(), effects);
+            }
+            Internal::SetMds { id, addr, raft_addr } => {
+                self.set_mds(*id, MdsRecord { addr: *addr, raft_addr: *raft_addr });
+            }
+        }
+        Reply::Wire(MdsReply::Done)
+    }
+
+    fn drop_cs(&mut self, now: u64, cs: CsId, force: bool, effects: &mut Vec<Effect>) -> Reply {
+        let there: Vec<ChunkId> = self.chunks_on(cs, ChunkId(0)).collect();
+        let needed = there.iter().filter_map(|c| self.chunk(*c)).filter(|view| {
+            let rest = view.in_sync().filter(|other| *other != cs).count();
+            view.in_sync().any(|other| other == cs)
+                && (rest == 0 || (rest < usize::from(view.min_replicas) && !force))
+        });
+        let needed = needed.count();
+        if needed > 0 {
+            let detail =
+                format!("CS#{cs} holds {needed} chunks without enough other replicas; nothing was dropped");
+            return Refusal { status: Status::InvalidArgument, detail }.into();
+        }
+        let Some(record) = self.data.cs.get_mut(&cs) else {
+            return Refusal { status: Status::NotFound, detail: format!("there is no CS#{cs}") }.into();
+        };
+        record.dropped = true;
+        for chunk in there {
+            let Some(view) = self.chunk(chunk) else { continue };
+            let action = super::SetAction::Remove { cs, force: true };
+            self.change_set(&super::SetChange { chunk, epoch: view.epoch, action }, effects);
+        }
+        self.data.pending_deletes.remove(&cs);
+        effects.push(Effect::CsDropped { cs });
+        self.log(now, "MDS", Severity::Info, format!("CS#{cs} was dropped"), effects);
+        Reply::Wire(MdsReply::Done)
+    }
+
+    fn log(
+        &mut self,
+        time_ms: u64,
+        system: &str,
+        severity: Severity,
+        message: String,
+        effects: &mut Vec<Effect>,
+    ) {
+        let number = self.data.next_event;
+        self.data.next_event += 1;
+        self.data.events.insert(number, Event { number, time_ms, system: system.into(), severity, message });
+        if self.data.events.len() > MOST_EVENTS {
+            self.data.events.pop_first();
+        }
+        effects.push(Effect::Logged { event: number });
+    }
+
+    fn is_stray(&self, cs: CsId, chunk: ChunkId) -> bool {
+        self.chunk(chunk).is_none_or(|view| view.role_of(cs).is_none())
+    }
+
+    /// Reported chunks that the CS must not hold; propose `Internal::DeleteStrays` for them.
+    pub fn strays(&self, cs: CsId, report: &[ChunkReport]) -> Vec<ChunkId> {
+        report.iter().map(|r| r.chunk).filter(|c| self.is_stray(cs, *c)).collect()
+    }
+
+    /// What the CS has still to delete: send at registration (those of the shard) and again from time to time.
+    pub fn pending_deletes(&self, cs: CsId) -> Box<dyn Iterator<Item = ChunkId> + '_> {
+        Box::new(self.data.pending_deletes.get(&cs).into_iter().flatten().copied())
+    }
+
+    /// Value of a configuration key in its own unit; see [`config`] for the keys. 0 for an unknown one.
+    pub fn config_number(&self, key: &str) -> u64 {
+        let set = self.data.config.get(key).and_then(|v| v.parse().ok());
+        set.or_else(|| config::find(key).map(|k| k.default)).unwrap_or(0)
+    }
+
+    pub fn config_entries(&self) -> Vec<(String, String)> {
+        config::KEYS.iter().map(|k| (k.name.to_string(), self.config_number(k.name).to_string())).collect()
+    }
+}

@@ -1,0 +1,282 @@
+//! Chunks: placement of new ones, changes of replica sets, deletion, what repair should do next.
+
+use super::answer::{ChunkView, Effect, Refusal, SetOutcome, SetResult, refuse};
+use super::data::{Body, ChunkRecord};
+use super::{Liveness, Placement, RepairStep, SetAction, SetChange, State};
+use std::collections::BTreeMap;
+use wire::data::MAX_REPLICAS;
+use wire::mds_api::ChunkCounts;
+use wire::{ChunkId, ClientId, CsId, Epoch, FileId, LeaseId, Role, Status};
+
+const ORDER: [Role; 3] = [Role::InSync, Role::Learner, Role::Stale];
+
+impl State {
+    pub(super) fn view(&self, chunk: ChunkId, record: &ChunkRecord) -> ChunkView {
+        let policy = self.data.inodes.get(&record.file).map_or(super::DEFAULT_POLICY, |i| i.policy);
+        ChunkView {
+            chunk,
+            file: record.file,
+            index: record.index,
+            epoch: record.epoch,
+            replicas: record.replicas.clone(),
+            min_replicas: policy.minimum,
+            normal_replicas: policy.normal,
+        }
+    }
+
+    pub fn chunk(&self, chunk: ChunkId) -> Option<ChunkView> {
+        self.data.chunks.get(&chunk).map(|record| self.view(chunk, record))
+    }
+
+    pub fn map(&self, file: FileId, first: u32, count: u32) -> Result<Vec<ChunkView>, Refusal> {
+        let Body::File { chunks, .. } = &self.inode(file)?.body else {
+            return refuse(Status::IsDirectory, format!("file {file} has no chunks"));
+        };
+        let range = chunks.range(first..first.saturating_add(count));
+        Ok(range.filter_map(|(_, chunk)| self.chunk(*chunk)).collect())
+    }
+
+    pub fn missing_chunks(
+        &self,
+        client: ClientId,
+        file: FileId,
+        lease: LeaseId,
+        first: u32,
+        count: u32,
+    ) -> Result<Vec<u32>, Refusal> {
+        let Body::File { chunks, .. } = &self.inode(file)?.body else {
+            return refuse(Status::IsDirectory, format!("file {file} has no chunks"));
+        };
+        if !self.holds(client, file, lease) {
+            return refuse(Status::LeaseLost, format!("lease {lease} of file {file}"));
+        }
+        if count > 1024 {
+            return refuse(Status::InvalidArgument, "at most 1,024 chunks at once");
+        }
+        Ok((first..first.saturating_add(count)).filter(|index| !chunks.contains_key(index)).collect())
+    }
+
+    pub(super) fn allocate(
+        &mut self,
+        client: ClientId,
+        file: FileId,
+        lease: LeaseId,
+        first: u32,
+        count: u32,
+        placements: &[Placement],
+    ) -> Result<Vec<ChunkView>, Refusal> {
+        let missing = self.missing_chunks(client, file, lease, first, count)?;
+        let placed: BTreeMap<u32, &Vec<CsId>> = placements.iter().map(|p| (p.index, &p.replicas)).collect();
+        if let Some(index) = missing.iter().find(|index| placed.get(index).is_none_or(|r| r.is_empty())) {
+            // A truncate came between: the client asks again.
+            return refuse(Status::Busy, format!("chunk {index} of file {file} vanished meanwhile"));
+        }
+        for index in missing {
+            let chunk = ChunkId(self.data.next_chunk);
+            self.data.next_chunk += 1;
+            let replicas: Vec<(CsId, Role)> = placed[&index].iter().map(|&cs| (cs, Role::InSync)).collect();
+            for (cs, _) in &replicas {
+                self.on_cs.entry(*cs).or_default().insert(chunk);
+            }
+            self.data.chunks.insert(chunk, ChunkRecord { file, index, epoch: Epoch(1), replicas });
+            if let Body::File { chunks, .. } = &mut self.inode_mut(file)?.body {
+                chunks.insert(index, chunk);
+            }
+        }
+        self.map(file, first, count)
+    }
+
+    /// Takes chunks out of the map; every CS with a replica has to delete it.
+    pub(super) fn delete_chunks(&mut self, chunks: &[ChunkId], effects: &mut Vec<Effect>) {
+        let mut by_cs: BTreeMap<CsId, Vec<ChunkId>> = BTreeMap::new();
+        for chunk in chunks {
+            let Some(record) = self.data.chunks.remove(chunk) else { continue };
+            for (cs, _) in record.replicas {
+                self.forget_on(cs, *chunk);
+                by_cs.entry(cs).or_default().push(*chunk);
+            }
+        }
+        for (cs, chunks) in by_cs {
+            self.must_delete(cs, chunks, effects);
+        }
+    }
+
+    fn forget_on(&mut self, cs: CsId, chunk: ChunkId) {
+        if let Some(there) = self.on_cs.get_mut(&cs) {
+            there.remove(&chunk);
+        }
+    }
+
+    pub(super) fn must_delete(&mut self, cs: CsId, chunks: Vec<ChunkId>, effects: &mut Vec<Effect>) {
+        if chunks.is_empty() || self.data.cs.get(&cs).is_none_or(|r| r.dropped) {
+            return;
+        }
+        self.data.pending_deletes.entry(cs).or_default().extend(&chunks);
+        effects.push(Effect::DeleteChunks { cs, chunks });
+    }
+
+    pub(super) fn change_set(&mut self, change: &SetChange, effects: &mut Vec<Effect>) -> SetResult {
+        let outcome = self.try_change(change, effects);
+        let set = self.chunk(change.chunk);
+        if let (SetOutcome::Changed, Some(view)) = (outcome, &set) {
+            effects.push(Effect::SetChanged { view: view.clone() });
+        }
+        SetResult { chunk: change.chunk, outcome, set }
+    }
+
+    fn try_change(&mut self, change: &SetChange, effects: &mut Vec<Effect>) -> SetOutcome {
+        let Some(view) = self.chunk(change.chunk) else { return SetOutcome::Gone };
+        if view.epoch != change.epoch {
+            return SetOutcome::OtherEpoch;
+        }
+        let mut replicas = view.replicas.clone();
+        let in_sync = |replicas: &[(CsId, Role)]| replicas.iter().filter(|r| r.1 == Role::InSync).count();
+        match &change.action {
+            SetAction::Drop { cs, force } => {
+                let primary_lost = view.primary().is_some_and(|p| cs.contains(&p));
+                let mut changed = false;
+                for replica in replicas.iter_mut().filter(|r| cs.contains(&r.0) && r.1 != Role::Stale) {
+                    replica.1 = Role::Stale;
+                    changed = true;
+                }
+                if !changed {
+                    return SetOutcome::Unchanged;
+                }
+                let in_sync_lost = in_sync(&view.replicas) > in_sync(&replicas);
+                if in_sync(&replicas) == 0 {
+                    return SetOutcome::NoneWouldRemain;
+                }
+                let too_few = in_sync(&replicas) < usize::from(view.min_replicas);
+                if in_sync_lost && too_few && !force && !primary_lost {
+                    return SetOutcome::BelowMinimum;
+                }
+            }
+            SetAction::AddLearner { cs } => {
+                let pending = self.data.pending_deletes.get(cs).is_some_and(|d| d.contains(&change.chunk));
+                let known = self.data.cs.get(cs).is_some_and(|r| !r.dropped);
+                match view.role_of(*cs) {
+                    _ if !known => return SetOutcome::WrongReplica,
+                    _ if pending => return SetOutcome::DeletePending,
+                    Some(Role::Learner) => return SetOutcome::Unchanged,
+                    Some(Role::InSync) => return SetOutcome::WrongReplica,
+                    Some(Role::Stale) => {
+                        replicas.iter_mut().filter(|r| r.0 == *cs).for_each(|r| r.1 = Role::Learner)
+                    }
+                    None if replicas.len() >= MAX_REPLICAS => return SetOutcome::Full,
+                    None => replicas.push((*cs, Role::Learner)),
+                }
+            }
+            SetAction::Joined { cs } => match view.role_of(*cs) {
+                Some(Role::Learner) => {
+                    replicas.iter_mut().filter(|r| r.0 == *cs).for_each(|r| r.1 = Role::InSync)
+                }
+                Some(Role::InSync) => return SetOutcome::Unchanged,
+                _ => return SetOutcome::WrongReplica,
+            },
+            SetAction::Remove { cs, force } => {
+                let Some(role) = view.role_of(*cs) else { return SetOutcome::WrongReplica };
+                replicas.retain(|r| r.0 != *cs);
+                if role == Role::InSync && in_sync(&replicas) == 0 {
+                    return SetOutcome::NoneWouldRemain;
+                }
+                if role == Role::InSync && in_sync(&replicas) < usize::from(view.min_replicas) && !force {
+                    return SetOutcome::BelowMinimum;
+                }
+                self.forget_on(*cs, change.chunk);
+                self.must_delete(*cs, vec![change.chunk], effects);
+            }
+        }
+        // A stable sort: the primary stays in front while it is in sync.
+        replicas.sort_by_key(|r| ORDER.iter().position(|o| *o == r.1));
+        for (cs, _) in &replicas {
+            self.on_cs.entry(*cs).or_default().insert(change.chunk);
+        }
+        let record = self.data.chunks.get_mut(&change.chunk).expect("seen above");
+        record.replicas = replicas;
+        record.epoch = Epoch(record.epoch.0 + 1);
+        SetOutcome::Changed
+    }
+
+    pub fn list_chunks(&self, after: ChunkId, limit: u32) -> Vec<ChunkView> {
+        let behind = self.data.chunks.range(ChunkId(after.0.saturating_add(1))..);
+        behind.take(limit as usize).map(|(chunk, record)| self.view(*chunk, record)).collect()
+    }
+
+    /// Chunks with a replica (of any role) on the CS, in order of id, above `after`.
+    pub fn chunks_on(&self, cs: CsId, after: ChunkId) -> Box<dyn Iterator<Item = ChunkId> + '_> {
+        let from = ChunkId(after.0.saturating_add(1));
+        Box::new(self.on_cs.get(&cs).into_iter().flat_map(move |set| set.range(from..).copied()))
+    }
+
+    pub fn replica_count(&self, cs: CsId) -> u64 {
+        self.on_cs.get(&cs).map_or(0, |set| set.len() as u64)
+    }
+
+    /// What repair should do next for a chunk.
+    pub fn repair_step(&self, chunk: ChunkId, live: &dyn Fn(CsId) -> Liveness) -> Option<RepairStep> {
+        let view = self.chunk(chunk)?;
+        let change = |action| Some(RepairStep::Change(SetChange { chunk, epoch: view.epoch, action }));
+        let in_sync: Vec<CsId> = view.in_sync().collect();
+        let normal = usize::from(view.normal_replicas);
+        // Without a living primary nobody can fill anything.
+        let primary = view.primary()?;
+        if live(primary) != Liveness::Active {
+            let others = in_sync.iter().any(|cs| live(*cs) == Liveness::Active);
+            let offline = live(primary) == Liveness::Offline && others;
+            return if offline { change(SetAction::Drop { cs: vec![primary], force: true }) } else { None };
+        }
+        let learner = view.with_role(Role::Learner).next();
+        if let Some(learner) = learner {
+            return match live(learner) {
+                Liveness::Active => Some(RepairStep::Filling { view }),
+                _ => change(SetAction::Drop { cs: vec![learner], force: true }),
+            };
+        }
+        if let Some(gone) = in_sync.iter().find(|cs| live(**cs) == Liveness::Offline) {
+            return change(SetAction::Drop { cs: vec![*gone], force: true });
+        }
+        let stale: Vec<CsId> = view.with_role(Role::Stale).collect();
+        if in_sync.len() < normal
+            && let Some(back) = stale.iter().find(|cs| live(**cs) == Liveness::Active)
+        {
+            return change(SetAction::AddLearner { cs: *back });
+        }
+        if let Some(gone) = stale.iter().find(|cs| in_sync.len() >= normal || live(**cs) == Liveness::Offline)
+        {
+            return change(SetAction::Remove { cs: *gone, force: true });
+        }
+        if in_sync.len() > normal {
+            return change(SetAction::Remove { cs: *in_sync.last().expect("more than one"), force: false });
+        }
+        if in_sync.len() + stale.len() < normal {
+            let policy = self.policy(view.file).ok()?;
+            return Some(RepairStep::Place { exclude: view.replicas.iter().map(|r| r.0).collect(), policy });
+        }
+        None
+    }
+
+    pub fn chunk_counts(&self, live: &dyn Fn(CsId) -> Liveness) -> ChunkCounts {
+        let mut counts = ChunkCounts { total: self.data.chunks.len() as u64, ..ChunkCounts::default() };
+        counts.deleting = self.data.pending_deletes.values().map(|d| d.len() as u64).sum();
+        for (chunk, record) in &self.data.chunks {
+            let view = self.view(*chunk, record);
+            let (normal, minimum) = (usize::from(view.normal_replicas), usize::from(view.min_replicas));
+            let in_sync = view.in_sync().count();
+            let active = view.in_sync().filter(|cs| live(*cs) == Liveness::Active).count();
+            let learners = view.with_role(Role::Learner).count();
+            let stale = view.with_role(Role::Stale).count();
+            counts.replicating += u64::from(learners > 0);
+            counts.overcommitted += u64::from(in_sync > normal);
+            counts.unique += u64::from(in_sync == 1 && normal > 1);
+            match () {
+                () if active == 0 => counts.offline += 1,
+                () if active >= normal => counts.healthy += 1,
+                () if in_sync < minimum => counts.blocked += 1,
+                () if in_sync >= normal => counts.standby += 1,
+                () if stale > 0 => counts.urgent += 1,
+                () => counts.degraded += 1,
+            }
+        }
+        counts
+    }
+}

@@ -1,0 +1,54 @@
+//! Settings of the cluster: names as administrators know them, units, defaults, ranges.
+
+pub const LEASE_TIMEOUT_MS: &str = "mds.lease.timeout";
+pub const OFFLINE_TIMEOUT_MS: &str = "mds.wd.offline_tout";
+pub const FILL_MARGIN_PERCENT: &str = "mds.alloc.fill_margin";
+pub const FREE_SPACE_MARGIN_MB: &str = "mds.alloc.free_space_margin";
+pub const FILLS_PER_SHARD: &str = "mds.repl.max_fills";
+pub const MAX_OFFLINE_CS_HOSTS: &str = "mds.wd.max_offline_cs_hosts";
+
+pub(super) struct Key {
+    pub name: &'static str,
+    pub default: u64,
+    pub least: u64,
+    pub most: u64,
+    pub unit: &'static str,
+}
+
+pub(super) const KEYS: &[Key] = &[
+    Key { name: FILL_MARGIN_PERCENT, default: 5, least: 0, most: 50, unit: "percent" },
+    Key { name: FREE_SPACE_MARGIN_MB, default: 512, least: 0, most: 1 << 20, unit: "MB" },
+    Key { name: LEASE_TIMEOUT_MS, default: 10_000, least: 1_000, most: 600_000, unit: "ms" },
+    Key { name: FILLS_PER_SHARD, default: 8, least: 1, most: 1000, unit: "chunks" },
+    Key { name: MAX_OFFLINE_CS_HOSTS, default: 2, least: 0, most: 10_000, unit: "hosts, 0 = off" },
+    Key { name: OFFLINE_TIMEOUT_MS, default: 300_000, least: 1_000, most: 86_400_000, unit: "ms" },
+];
+
+pub(super) fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|k| k.name == name)
+}
+
+/// Checks a new value, or says what is wrong.
+pub(super) fn check(name: &str, value: &str) -> Result<(), String> {
+    let Some(key) = find(name) else {
+        let nearest = KEYS.iter().min_by_key(|k| distance(k.name, name)).expect("there are keys").name;
+        return Err(format!("there is no setting '{name}'; did you mean '{nearest}'?"));
+    };
+    match value.parse::<u64>() {
+        Ok(v) if (key.least..=key.most).contains(&v) => Ok(()),
+        _ => Err(format!("{name}={value}: a number from {} to {} ({})", key.least, key.most, key.unit)),
+    }
+}
+
+/// Edits between two names.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut corner = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.bytes().enumerate() {
+            let next = (corner + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
+            corner = std::mem::replace(&mut row[j + 1], next);
+        }
+    }
+    row[b.len()]
+}

@@ -1,0 +1,344 @@
+//! The namespace: names, attributes, sizes. Errors are those of POSIX.
+
+use super::answer::{Effect, Refusal, refuse};
+use super::data::{Body, Inode};
+use super::{Op, State};
+use std::collections::BTreeMap;
+use wire::mds_api::{AttrChange, FileAttr, FileKind, LeaseMode, MdsReply};
+use wire::{ChunkId, ClientId, FileId, LeaseId, ROOT, Status};
+
+type Answered = Result<MdsReply, Refusal>;
+const MOST_XATTR_BYTES: usize = 64 << 10;
+
+fn check_name(name: &str) -> Result<(), Refusal> {
+    match name {
+        "" | "." | ".." => refuse(Status::InvalidArgument, format!("'{name}' is not a file name")),
+        _ if name.len() > 255 => refuse(Status::NameTooLong, "names have at most 255 bytes"),
+        _ if name.contains(['/', '\0']) => refuse(Status::InvalidArgument, "a name can't contain '/'"),
+        _ => Ok(()),
+    }
+}
+
+impl State {
+    pub(super) fn inode(&self, file: FileId) -> Result<&Inode, Refusal> {
+        self.data
+            .inodes
+            .get(&file)
+            .ok_or_else(|| Refusal { status: Status::NotFound, detail: format!("file {file}") })
+    }
+
+    pub(super) fn inode_mut(&mut self, file: FileId) -> Result<&mut Inode, Refusal> {
+        self.data
+            .inodes
+            .get_mut(&file)
+            .ok_or_else(|| Refusal { status: Status::NotFound, detail: format!("file {file}") })
+    }
+
+    pub(super) fn entries(&self, directory: FileId) -> Result<&BTreeMap<String, FileId>, Refusal> {
+        match &self.inode(directory)?.body {
+            Body::Directory { entries, .. } => Ok(entries),
+            _ => refuse(Status::NotDirectory, format!("file {directory}")),
+        }
+    }
+
+    fn child(&self, parent: FileId, name: &str) -> Result<FileId, Refusal> {
+        let found = self.entries(parent)?.get(name).copied();
+        found.ok_or_else(|| Refusal { status: Status::NotFound, detail: format!("'{name}'") })
+    }
+
+    /// Puts a name into a directory, or takes it out, and keeps counts and times.
+    fn enter(&mut self, parent: FileId, name: &str, child: Option<FileId>, is_directory: bool, now: u64) {
+        let inode = self.data.inodes.get_mut(&parent).expect("looked at before");
+        inode.mtime_ms = now;
+        inode.ctime_ms = now;
+        let Body::Directory { entries, subdirectories } = &mut inode.body else {
+            unreachable!("looked at before")
+        };
+        match child {
+            Some(child) => {
+                entries.insert(name.to_string(), child);
+                *subdirectories += u32::from(is_directory);
+            }
+            None => {
+                entries.remove(name);
+                *subdirectories -= u32::from(is_directory);
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_lines)]
+    pub(super) fn file_op(
+        &mut self,
+        client: ClientId,
+        now: u64,
+        op: &Op,
+        effects: &mut Vec<Effect>,
+    ) -> Answered {
+        match op {
+            Op::SetAttr { file, change } => self.set_attr(*file, change, now, effects),
+            Op::Create { parent, name, kind, mode, uid, gid, symlink_target, exclusive, open } => {
+                check_name(name)?;
+                if let Some(existing) = self.entries(*parent)?.get(name).copied() {
+                    let is_file = self.inode(existing)?.kind() == FileKind::File && *kind == FileKind::File;
+                    if *exclusive || !is_file {
+                        return refuse(Status::Exists, format!("'{name}'"));
+                    }
+                    let lease =
+                        if *open { Some(self.open(client, existing, LeaseMode::Write)?) } else { None };
+                    return Ok(MdsReply::Created { attr: self.attr(existing)?, lease });
+                }
+                let above = self.inode(*parent)?;
+                let (policy, chunk_bytes) = (above.policy, above.chunk_bytes);
+                if above.parent == FileId(0) && *parent != ROOT {
+                    return refuse(Status::NotFound, "the directory was removed");
+                }
+                let body = match kind {
+                    FileKind::File => Body::File { size_bytes: 0, chunks: BTreeMap::new() },
+                    FileKind::Directory => Body::Directory { entries: BTreeMap::new(), subdirectories: 0 },
+                    FileKind::Symlink => Body::Symlink { target: symlink_target.clone() },
+                };
+                let file = FileId(self.data.next_file);
+                self.data.next_file += 1;
+                let inode = Inode {
+                    body,
+                    mode: *mode,
+                    uid: *uid,
+                    gid: *gid,
+                    mtime_ms: now,
+                    ctime_ms: now,
+                    policy,
+                    chunk_bytes,
+                    xattrs: BTreeMap::new(),
+                    parent: *parent,
+                    leases: Vec::new(),
+                };
+                self.data.inodes.insert(file, inode);
+                self.enter(*parent, name, Some(file), *kind == FileKind::Directory, now);
+                let lease = if *open && *kind == FileKind::File {
+                    Some(self.open(client, file, LeaseMode::Write)?)
+                } else {
+                    None
+                };
+                Ok(MdsReply::Created { attr: self.attr(file)?, lease })
+            }
+            Op::Unlink { parent, name, directory } => {
+                let file = self.child(*parent, name)?;
+                let kind = self.inode(file)?.kind();
+                match (kind, directory) {
+                    (FileKind::Directory, false) => return refuse(Status::IsDirectory, format!("'{name}'")),
+                    (FileKind::File | FileKind::Symlink, true) => {
+                        return refuse(Status::NotDirectory, format!("'{name}'"));
+                    }
+                    (FileKind::Directory, true) if !self.entries(file)?.is_empty() => {
+                        return refuse(Status::NotEmptyDirectory, format!("'{name}'"));
+                    }
+                    _ => {}
+                }
+                self.enter(*parent, name, None, kind == FileKind::Directory, now);
+                self.unlinked(file, now, effects);
+                Ok(MdsReply::Done)
+            }
+            Op::Rename { from_parent, from_name, to_parent, to_name, no_replace, exchange } => self.rename(
+                (*from_parent, from_name),
+                (*to_parent, to_name),
+                *no_replace,
+                *exchange,
+                now,
+                effects,
+            ),
+            Op::SetXattr { file, name, value, create_only, replace_only } => {
+                if value.len() > MOST_XATTR_BYTES || name.len() > 255 {
+                    return refuse(
+                        Status::InvalidArgument,
+                        "attributes have at most 64 KiB, names 255 bytes",
+                    );
+                }
+                let inode = self.inode_mut(*file)?;
+                match (inode.xattrs.contains_key(name), create_only, replace_only) {
+                    (true, true, _) => return refuse(Status::Exists, name.clone()),
+                    (false, _, true) => return refuse(Status::NoAttribute, name.clone()),
+                    _ => inode.xattrs.insert(name.clone(), value.clone()),
+                };
+                inode.ctime_ms = now;
+                Ok(MdsReply::Done)
+            }
+            Op::RemoveXattr { file, name } => {
+                let inode = self.inode_mut(*file)?;
+                inode.ctime_ms = now;
+                match inode.xattrs.remove(name) {
+                    Some(_) => Ok(MdsReply::Done),
+                    None => refuse(Status::NoAttribute, name.clone()),
+                }
+            }
+            Op::Open { file, mode } => {
+                match self.inode(*file)?.kind() {
+                    FileKind::File => {}
+                    FileKind::Directory => return refuse(Status::IsDirectory, format!("file {file}")),
+                    FileKind::Symlink => {
+                        return refuse(Status::InvalidArgument, "a symbolic link can't be opened");
+                    }
+                }
+                let lease = self.open(client, *file, *mode)?;
+                Ok(MdsReply::Opened { attr: self.attr(*file)?, lease })
+            }
+            Op::Release { file, lease, size_bytes, mtime_ms } => {
+                if let (Some(size), true) = (size_bytes, self.holds(client, *file, *lease)) {
+                    self.grow(*file, *size, mtime_ms.unwrap_or(now))?;
+                }
+                self.release(client, *file, *lease, effects);
+                Ok(MdsReply::Done)
+            }
+            Op::Extend { file, lease, size_bytes, mtime_ms } => {
+                if !self.holds(client, *file, *lease) {
+                    return refuse(Status::LeaseLost, format!("lease {lease} of file {file}"));
+                }
+                self.grow(*file, *size_bytes, *mtime_ms)?;
+                Ok(MdsReply::Done)
+            }
+            other => refuse(Status::BadRequest, format!("{other:?} is not a file operation")),
+        }
+    }
+
+    fn grow(&mut self, file: FileId, size: u64, mtime_ms: u64) -> Result<(), Refusal> {
+        let inode = self.inode_mut(file)?;
+        inode.mtime_ms = inode.mtime_ms.max(mtime_ms);
+        if let Body::File { size_bytes, .. } = &mut inode.body {
+            *size_bytes = (*size_bytes).max(size);
+        }
+        Ok(())
+    }
+
+    fn set_attr(
+        &mut self,
+        file: FileId,
+        change: &AttrChange,
+        now: u64,
+        effects: &mut Vec<Effect>,
+    ) -> Answered {
+        let inode = self.inode_mut(file)?;
+        if change.size_bytes.is_some() && inode.kind() != FileKind::File {
+            let status = if inode.kind() == FileKind::Directory {
+                Status::IsDirectory
+            } else {
+                Status::InvalidArgument
+            };
+            return refuse(status, format!("file {file} has no size to set"));
+        }
+        inode.ctime_ms = now;
+        inode.mode = change.mode.unwrap_or(inode.mode);
+        inode.uid = change.uid.unwrap_or(inode.uid);
+        inode.gid = change.gid.unwrap_or(inode.gid);
+        let mut dropped: Vec<ChunkId> = Vec::new();
+        if let (Some(size), Body::File { size_bytes, chunks }) = (change.size_bytes, &mut inode.body) {
+            let first_gone = size.div_ceil(u64::from(inode.chunk_bytes)).min(u64::from(u32::MAX)) as u32;
+            dropped = chunks.split_off(&first_gone).into_values().collect();
+            *size_bytes = size;
+            inode.mtime_ms = now;
+        }
+        inode.mtime_ms = change.mtime_ms.unwrap_or(inode.mtime_ms);
+        self.delete_chunks(&dropped, effects);
+        Ok(MdsReply::Attr(self.attr(file)?))
+    }
+
+    /// The last name is gone: the inode too, unless somebody has it open.
+    fn unlinked(&mut self, file: FileId, now: u64, effects: &mut Vec<Effect>) {
+        let Some(inode) = self.data.inodes.get_mut(&file) else { return };
+        inode.parent = FileId(0);
+        inode.ctime_ms = now;
+        self.drop_if_unused(file, effects);
+    }
+
+    pub(super) fn drop_if_unused(&mut self, file: FileId, effects: &mut Vec<Effect>) {
+        let unused =
+            self.data.inodes.get(&file).is_some_and(|i| i.parent == FileId(0) && i.leases.is_empty());
+        if !unused || file == ROOT {
+            return;
+        }
+        if let Some(Inode { body: Body::File { chunks, .. }, .. }) = self.data.inodes.remove(&file) {
+            let all: Vec<ChunkId> = chunks.into_values().collect();
+            self.delete_chunks(&all, effects);
+        }
+    }
+
+    fn rename(
+        &mut self,
+        from: (FileId, &str),
+        to: (FileId, &str),
+        no_replace: bool,
+        exchange: bool,
+        now: u64,
+        effects: &mut Vec<Effect>,
+    ) -> Answered {
+        check_name(to.1)?;
+        let file = self.child(from.0, from.1)?;
+        let is_dir = self.inode(file)?.kind() == FileKind::Directory;
+        let over = self.entries(to.0)?.get(to.1).copied();
+        if self.inode(to.0)?.parent == FileId(0) && to.0 != ROOT {
+            return refuse(Status::NotFound, "the target directory was removed");
+        }
+        if is_dir && self.lies_in(to.0, file) {
+            return refuse(Status::InvalidArgument, "a directory can't be moved into itself");
+        }
+        if exchange {
+            let other = self.child(to.0, to.1)?;
+            let other_is_dir = self.inode(other)?.kind() == FileKind::Directory;
+            if other_is_dir && self.lies_in(from.0, other) {
+                return refuse(Status::InvalidArgument, "a directory can't be moved into itself");
+            }
+            self.enter(from.0, from.1, None, is_dir, now);
+            self.enter(to.0, to.1, None, other_is_dir, now);
+            self.enter(from.0, from.1, Some(other), other_is_dir, now);
+            self.enter(to.0, to.1, Some(file), is_dir, now);
+            self.inode_mut(other)?.parent = from.0;
+            self.inode_mut(file)?.parent = to.0;
+            return Ok(MdsReply::Done);
+        }
+        if let Some(over) = over {
+            if over == file {
+                return Ok(MdsReply::Done);
+            }
+            let over_is_dir = self.inode(over)?.kind() == FileKind::Directory;
+            match (is_dir, over_is_dir) {
+                _ if no_replace => return refuse(Status::Exists, format!("'{}'", to.1)),
+                (true, false) => return refuse(Status::NotDirectory, format!("'{}'", to.1)),
+                (false, true) => return refuse(Status::IsDirectory, format!("'{}'", to.1)),
+                (true, true) if !self.entries(over)?.is_empty() => {
+                    return refuse(Status::NotEmptyDirectory, format!("'{}'", to.1));
+                }
+                _ => {}
+            }
+            self.enter(to.0, to.1, None, over_is_dir, now);
+            self.unlinked(over, now, effects);
+        }
+        self.enter(from.0, from.1, None, is_dir, now);
+        self.enter(to.0, to.1, Some(file), is_dir, now);
+        let inode = self.inode_mut(file)?;
+        inode.parent = to.0;
+        inode.ctime_ms = now;
+        Ok(MdsReply::Done)
+    }
+
+    /// Whether `directory` is `ancestor` or lies below it.
+    fn lies_in(&self, mut directory: FileId, ancestor: FileId) -> bool {
+        loop {
+            if directory == ancestor {
+                return true;
+            }
+            match self.data.inodes.get(&directory) {
+                Some(inode) if directory != ROOT && inode.parent != FileId(0) => directory = inode.parent,
+                _ => return false,
+            }
+        }
+    }
+
+    pub(super) fn holds(&self, client: ClientId, file: FileId, lease: LeaseId) -> bool {
+        self.data
+            .inodes
+            .get(&file)
+            .is_some_and(|i| i.leases.iter().any(|l| l.id == lease && l.client == client))
+    }
+
+    pub fn attr(&self, file: FileId) -> Result<FileAttr, Refusal> {
+        Ok(self.inode(file)?.attr(file))
+    }
+}

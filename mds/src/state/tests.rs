@@ -1,0 +1,245 @@
+//! Names, leases, sets, exactly-once, snapshots.
+
+use super::*;
+use wire::mds_api::{AttrChange, FileKind};
+use wire::{Epoch, Role};
+
+struct Bench {
+    state: State,
+    index: u64,
+    request: u64,
+}
+
+impl Bench {
+    /// Three CS and one session, client 1.
+    fn new() -> Bench {
+        let mut b = Bench { state: State::new(), index: 0, request: 0 };
+        for _ in 0..3 {
+            b.ask(ClientId(0), Op::NewCs { host_id: [1; 16], host: "h".into() });
+        }
+        for nonce in 0..2 {
+            b.ask(ClientId(0), Op::OpenSession { host: "h".into(), mount_point: "/m".into(), nonce });
+        }
+        b
+    }
+
+    fn apply(&mut self, command: Command) -> Outcome {
+        self.index += 1;
+        let bytes = command.encode();
+        self.state.apply(self.index, &Command::decode(&bytes).unwrap())
+    }
+
+    fn ask(&mut self, client: ClientId, op: Op) -> Reply {
+        self.request += 1;
+        self.apply(Command::Client { client, request: self.request, time_ms: 5, op }).reply
+    }
+
+    fn create(&mut self, parent: FileId, name: &str, kind: FileKind) -> Reply {
+        let op = Op::Create {
+            parent,
+            name: name.into(),
+            kind,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            symlink_target: String::new(),
+            exclusive: true,
+            open: kind == FileKind::File,
+        };
+        self.ask(ClientId(1), op)
+    }
+
+    fn file(&mut self, name: &str) -> (FileId, LeaseId) {
+        match self.create(ROOT, name, FileKind::File) {
+            Reply::Wire(MdsReply::Created { attr, lease }) => (attr.file, lease.unwrap()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn set(&mut self, chunk: ChunkId, epoch: u32, action: SetAction) -> SetResult {
+        let change = SetChange { chunk, epoch: Epoch(epoch), action };
+        match self.apply(Command::change_sets(1, vec![change])).reply {
+            Reply::Sets(mut results) => results.remove(0),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn chunk(&mut self) -> (FileId, ChunkId) {
+        self.ask(
+            ClientId(0),
+            Op::SetPolicy { file: ROOT, name: "replicas".into(), value: "3:2".into(), recursive: false },
+        );
+        let (file, lease) = self.file("disk");
+        let placements = vec![Placement { index: 0, replicas: vec![CsId(1), CsId(2), CsId(3)] }];
+        match self.ask(ClientId(1), Op::Allocate { file, lease, first: 0, count: 1, placements }) {
+            Reply::Maps(views) => (file, views[0].chunk),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn status(reply: &Reply) -> Status {
+    match reply {
+        Reply::Wire(MdsReply::Failed { status, .. }) => *status,
+        other => panic!("{other:?} is no refusal"),
+    }
+}
+
+#[test]
+fn names_follow_posix() {
+    let mut b = Bench::new();
+    let Reply::Wire(MdsReply::Created { attr: dir, .. }) = b.create(ROOT, "d", FileKind::Directory) else {
+        panic!()
+    };
+    let (file, _) = b.file("f");
+    assert_eq!(status(&b.create(ROOT, "f", FileKind::File)), Status::Exists);
+    assert_eq!(status(&b.create(file, "x", FileKind::File)), Status::NotDirectory);
+    assert_eq!(b.state.attr(ROOT).unwrap().links, 3);
+    let unlink = |name: &str, directory| Op::Unlink { parent: ROOT, name: name.into(), directory };
+    assert_eq!(status(&b.ask(ClientId(1), unlink("d", false))), Status::IsDirectory);
+    assert_eq!(status(&b.ask(ClientId(1), unlink("f", true))), Status::NotDirectory);
+    let rename = |from: (FileId, &str), to: (FileId, &str)| Op::Rename {
+        from_parent: from.0,
+        from_name: from.1.into(),
+        to_parent: to.0,
+        to_name: to.1.into(),
+        no_replace: false,
+        exchange: false,
+    };
+    assert_eq!(b.ask(ClientId(1), rename((ROOT, "f"), (dir.file, "g"))), Reply::Wire(MdsReply::Done));
+    assert_eq!(b.state.path_of(file), "/d/g");
+    assert_eq!(status(&b.ask(ClientId(1), unlink("d", true))), Status::NotEmptyDirectory);
+    assert_eq!(status(&b.ask(ClientId(1), rename((ROOT, "d"), (dir.file, "in")))), Status::InvalidArgument);
+    assert_eq!(b.state.resolve("/d/g").unwrap().file, file);
+    assert_eq!(status(&b.create(ROOT, "a/b", FileKind::File)), Status::InvalidArgument);
+}
+
+#[test]
+fn an_open_file_outlives_its_name_and_its_chunks_are_deleted_with_it() {
+    let mut b = Bench::new();
+    let (file, chunk) = b.chunk();
+    b.ask(ClientId(1), Op::Unlink { parent: ROOT, name: "disk".into(), directory: false });
+    assert_eq!(b.state.attr(file).unwrap().links, 0);
+    assert!(b.state.chunk(chunk).is_some());
+    let lease = b.state.leases_of_file(file)[0].id;
+    b.ask(ClientId(1), Op::Release { file, lease, size_bytes: None, mtime_ms: None });
+    assert!(b.state.chunk(chunk).is_none() && b.state.attr(file).is_err());
+    assert_eq!(b.state.pending_deletes(CsId(2)).collect::<Vec<_>>(), [chunk]);
+    b.apply(Command::internal(1, Internal::Deleted { cs: CsId(2), chunks: vec![chunk] }));
+    assert_eq!(b.state.pending_deletes(CsId(2)).count(), 0);
+    assert_eq!(b.state.strays(CsId(2), &[wire::cs_api::ChunkReport { chunk, epoch: Epoch(1) }]), [chunk]);
+}
+
+#[test]
+fn one_writer_or_many_readers() {
+    let mut b = Bench::new();
+    let (file, lease) = b.file("f");
+    let open = |mode| Op::Open { file, mode };
+    let busy = b.ask(ClientId(2), open(LeaseMode::Read));
+    assert_eq!(status(&busy), Status::FileBusy);
+    b.ask(ClientId(1), Op::Release { file, lease, size_bytes: Some(10), mtime_ms: None });
+    assert_eq!(b.state.attr(file).unwrap().size_bytes, 10);
+    for client in [1, 2] {
+        assert!(matches!(
+            b.ask(ClientId(client), open(LeaseMode::Read)),
+            Reply::Wire(MdsReply::Opened { .. })
+        ));
+    }
+    assert_eq!(status(&b.ask(ClientId(1), open(LeaseMode::Write))), Status::FileBusy);
+    let outcome = b.apply(Command::internal(1, Internal::ExpireClients { clients: vec![ClientId(2)] }));
+    assert!(outcome.effects.iter().any(|e| matches!(e, Effect::RevokeLeases { .. })));
+    let Reply::Wire(MdsReply::Opened { lease: newer, .. }) = b.ask(ClientId(1), open(LeaseMode::Write))
+    else {
+        panic!()
+    };
+    assert!(newer > lease);
+    assert_eq!(status(&b.ask(ClientId(2), open(LeaseMode::Read))), Status::StaleHandle);
+}
+
+#[test]
+fn repeated_requests_get_the_first_answer() {
+    let mut b = Bench::new();
+    let op = Op::Unlink { parent: ROOT, name: "f".into(), directory: false };
+    b.file("f");
+    let command = Command::Client { client: ClientId(1), request: 900, time_ms: 1, op };
+    assert_eq!(b.apply(command.clone()).reply, Reply::Wire(MdsReply::Done));
+    b.file("f");
+    assert_eq!(b.apply(command).reply, Reply::Wire(MdsReply::Done), "not executed again");
+    assert!(b.state.lookup(ROOT, "f").is_ok());
+}
+
+#[test]
+fn replica_sets_change_by_the_rules() {
+    let mut b = Bench::new();
+    let (_, chunk) = b.chunk();
+    let drop = |cs: u32| SetAction::Drop { cs: vec![CsId(cs)], force: false };
+    let lost_primary = b.set(chunk, 1, drop(1));
+    assert_eq!(lost_primary.outcome, SetOutcome::Changed);
+    assert_eq!(lost_primary.set.as_ref().unwrap().primary(), Some(CsId(2)));
+    assert_eq!(b.set(chunk, 1, drop(2)).outcome, SetOutcome::OtherEpoch);
+    assert_eq!(b.set(chunk, 2, drop(3)).outcome, SetOutcome::BelowMinimum);
+    assert_eq!(b.set(chunk, 2, drop(2)).outcome, SetOutcome::Changed, "a lost primary must be replaced");
+    assert_eq!(b.set(chunk, 3, drop(3)).outcome, SetOutcome::NoneWouldRemain);
+    let live = |_| Liveness::Active;
+    assert!(
+        matches!(b.state.repair_step(chunk, &live), Some(RepairStep::Change(c)) if c.action == SetAction::AddLearner { cs: CsId(2) } || c.action == SetAction::AddLearner { cs: CsId(1) })
+    );
+    assert_eq!(b.set(chunk, 3, SetAction::AddLearner { cs: CsId(1) }).outcome, SetOutcome::Changed);
+    assert!(matches!(b.state.repair_step(chunk, &live), Some(RepairStep::Filling { .. })));
+    assert_eq!(b.set(chunk, 4, SetAction::Joined { cs: CsId(1) }).outcome, SetOutcome::Changed);
+    let view = b.state.chunk(chunk).unwrap();
+    assert_eq!(
+        (view.primary(), view.role_of(CsId(1)), view.role_of(CsId(2))),
+        (Some(CsId(3)), Some(Role::InSync), Some(Role::Stale))
+    );
+    assert_eq!(b.state.chunk_counts(&live).urgent, 1);
+}
+
+#[test]
+fn truncating_drops_chunks_and_settings_are_checked() {
+    let mut b = Bench::new();
+    let (file, chunk) = b.chunk();
+    let change = AttrChange { size_bytes: Some(0), ..AttrChange::default() };
+    b.ask(ClientId(1), Op::SetAttr { file, change });
+    assert!(b.state.chunk(chunk).is_none());
+    let wrong = b.ask(ClientId(0), Op::SetConfig { key: "mds.wd.offline_timeout".into(), value: "1".into() });
+    assert!(
+        matches!(wrong, Reply::Wire(MdsReply::Failed { detail, .. }) if detail.contains("mds.wd.offline_tout"))
+    );
+    for (name, value) in
+        [("replicas", "0"), ("replicas", "2:3"), ("tier", "4"), ("chunk-size", "3M"), ("x", "1")]
+    {
+        let op = Op::SetPolicy { file: ROOT, name: name.into(), value: value.into(), recursive: false };
+        assert_eq!(status(&b.ask(ClientId(0), op)), Status::InvalidArgument, "{name}={value}");
+    }
+}
+
+#[test]
+fn a_snapshot_is_the_whole_state() {
+    let mut b = Bench::new();
+    b.chunk();
+    b.create(ROOT, "d", FileKind::Directory);
+    let bytes = b.state.snapshot();
+    let mut again = State::restore(&bytes).unwrap();
+    assert_eq!(again.digest(), b.state.digest());
+    let next = Command::Client {
+        client: ClientId(1),
+        request: 7000,
+        time_ms: 9,
+        op: Op::Unlink { parent: ROOT, name: "disk".into(), directory: false },
+    };
+    b.state.apply(100, &next);
+    again.apply(100, &next);
+    assert_eq!(again.digest(), b.state.digest());
+    let mut torn = bytes.clone();
+    torn[100] ^= 1;
+    assert!(State::restore(&torn).is_err());
+}
+
+#[test]
+fn golden_command() {
+    let bytes = Command::internal(1, Internal::Noop).encode();
+    assert_eq!(bytes[0], COMMAND_VERSION);
+    assert!(Command::decode(&[9, 1, 2]).unwrap_err().contains("version 9"));
+    assert!(Command::decode(&[]).is_err());
+}
