@@ -21,7 +21,10 @@ pub type Outcome<T = ()> = Result<T, String>;
 
 impl Context {
     pub fn cluster(&self) -> Outcome<&str> {
-        let name = self.cluster.as_deref().ok_or("name the cluster: pstorage -c CLUSTER … (or set PSTORAGE_NAME)")?;
+        let name = self
+            .cluster
+            .as_deref()
+            .ok_or("name the cluster: pstorage -c CLUSTER … (or set PSTORAGE_NAME)")?;
         wire::check_cluster_name(name)?;
         Ok(name)
     }

@@ -17,7 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Connects and authenticates.
 pub fn connect(cluster: &str, key: &ClusterKey, to: SocketAddr) -> Outcome<BlockingConn> {
     let mut conn = BlockingConn::connect(to, wire::framing, CONNECT).map_err(|e| e.to_string())?;
-    let (mut greeting, hello) = Initiator::new(key.clone(), cluster, Peer::Tool, shards::host::random_bytes());
+    let (mut greeting, hello) =
+        Initiator::new(key.clone(), cluster, Peer::Tool, shards::host::random_bytes());
     conn.send(&hello.encode()).map_err(|e| e.to_string())?;
     loop {
         let frame = receive(&mut conn)?;
@@ -61,7 +62,8 @@ impl MdsLink {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let mut tried = Vec::new();
-            let mut candidates: Vec<SocketAddr> = self.master.iter().map(|m| m.0).chain(self.known.clone()).collect();
+            let mut candidates: Vec<SocketAddr> =
+                self.master.iter().map(|m| m.0).chain(self.known.clone()).collect();
             let mut at = 0;
             while at < candidates.len() && at < 12 {
                 let addr = candidates[at];
@@ -82,7 +84,9 @@ impl MdsLink {
                 self.master = None;
             }
             // Wrong keys don't get better by waiting.
-            let hopeless = tried.iter().all(|t| t.contains("password") || t.contains("belongs to cluster") || t.contains("does not hold"));
+            let hopeless = tried.iter().all(|t| {
+                t.contains("password") || t.contains("belongs to cluster") || t.contains("does not hold")
+            });
             if hopeless || Instant::now() > deadline {
                 tried.sort();
                 tried.dedup();
@@ -103,7 +107,8 @@ impl MdsLink {
         };
         self.next_request += 1;
         let head = Head::new(Kind::MdsRequest, self.next_request);
-        conn.send(&Frame::new(head, &encode!(request), shards::Buf::empty()).encode()).map_err(|e| e.to_string())?;
+        conn.send(&Frame::new(head, &encode!(request), shards::Buf::empty()).encode())
+            .map_err(|e| e.to_string())?;
         loop {
             let frame = receive(&mut conn)?;
             match frame.head.kind {

@@ -210,7 +210,11 @@ fn shape_of(s: &LocalShape) -> local::Shape {
 fn run(context: &Context, command: Command) -> Outcome {
     match command {
         Command::MakeMds { init: true, new, password, password_file } => {
-            let key = if password || password_file.is_some() { Some(auth::new_key(password_file.as_deref())?) } else { None };
+            let key = if password || password_file.is_some() {
+                Some(auth::new_key(password_file.as_deref())?)
+            } else {
+                None
+            };
             make::make_first_mds(context, make::parse_addr(&new.address)?, &new.dir, key)
         }
         Command::MakeMds { new, .. } | Command::AddMds { new } => {
@@ -229,7 +233,9 @@ fn run(context: &Context, command: Command) -> Outcome {
                 capacity_bytes: capacity_mb.map(|mb| mb << 20),
             },
         ),
-        Command::AuthNode { password_file, bootstrap } => auth::auth_node(context, password_file.as_deref(), &bootstrap),
+        Command::AuthNode { password_file, bootstrap } => {
+            auth::auth_node(context, password_file.as_deref(), &bootstrap)
+        }
         Command::Stat => stat::stat(context),
         Command::GetEvent { follow } => stat::get_event(context, follow),
         Command::Check { repair } => check::check(context, repair),
@@ -244,7 +250,9 @@ fn run(context: &Context, command: Command) -> Outcome {
         Command::Local(Local::Up(shape)) => local::up(&shape.dir, &shape_of(&shape)),
         Command::Local(Local::Status { dir }) => local::status(&dir, context.json),
         Command::Local(Local::Down { dir }) => local::down(&dir),
-        Command::Local(Local::Demo { shape, image }) => local::demo(&shape.dir, &shape_of(&shape), image.as_deref()),
+        Command::Local(Local::Demo { shape, image }) => {
+            local::demo(&shape.dir, &shape_of(&shape), image.as_deref())
+        }
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "pstorage", &mut std::io::stdout());
             Ok(())

@@ -69,7 +69,9 @@ pub fn auth_node(context: &Context, password_file: Option<&Path>, bootstrap: &[S
 
 fn find_salt(cluster: &str, known: &[SocketAddr]) -> Outcome<(PasswordSalt, SocketAddr)> {
     if known.is_empty() {
-        return Err(format!("don't know any metadata server of '{cluster}': name one with -b IP:PORT, or write bs.list"));
+        return Err(format!(
+            "don't know any metadata server of '{cluster}': name one with -b IP:PORT, or write bs.list"
+        ));
     }
     let mut tried = Vec::new();
     for &addr in known {

@@ -24,7 +24,9 @@ pub fn check(context: &Context, repair: bool) -> Outcome {
     let mut link = context.link()?;
     let chunks = all_chunks(&mut link)?;
     let bar = ProgressBar::new(chunks.len() as u64);
-    bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} chunks, {eta} left").expect("a valid template"));
+    bar.set_style(
+        ProgressStyle::with_template("{bar:40} {pos}/{len} chunks, {eta} left").expect("a valid template"),
+    );
     let mut wrong = 0;
     let mut unreadable = 0;
     for map in &chunks {
@@ -34,7 +36,8 @@ pub fn check(context: &Context, repair: bool) -> Outcome {
                 wrong += 1;
                 bar.println(format!("chunk {}: {}", map.chunk, finding.text));
                 for cs in finding.bad.iter().filter(|_| repair) {
-                    let request = MdsRequest::ReportBadReplica { chunk: map.chunk, epoch: map.epoch, cs: *cs };
+                    let request =
+                        MdsRequest::ReportBadReplica { chunk: map.chunk, epoch: map.epoch, cs: *cs };
                     match link.ask(&request) {
                         Ok(_) => bar.println(format!("chunk {}: CS#{cs} will be filled again", map.chunk)),
                         Err(e) => bar.println(format!("chunk {}: {e}", map.chunk)),
@@ -56,7 +59,12 @@ pub fn check(context: &Context, repair: bool) -> Outcome {
         chunks.len()
     );
     if wrong + unreadable > 0 {
-        return Err(if repair { "damage was found; run check again later" } else { "damage was found; see check --repair" }.into());
+        return Err(if repair {
+            "damage was found; run check again later"
+        } else {
+            "damage was found; see check --repair"
+        }
+        .into());
     }
     Ok(())
 }
@@ -68,7 +76,9 @@ fn check_chunk(link: &mut MdsLink, map: &ChunkMap) -> Outcome<Option<Finding>> {
         if attempt > 0 {
             std::thread::sleep(Duration::from_millis(200));
             let after = wire::ChunkId(map.chunk.0 - 1);
-            if let Ok(wire::mds_api::MdsReply::Maps { chunks }) = link.ask(&MdsRequest::ListChunks { after, limit: 1 }) {
+            if let Ok(wire::mds_api::MdsReply::Maps { chunks }) =
+                link.ask(&MdsRequest::ListChunks { after, limit: 1 })
+            {
                 match chunks.into_iter().next().filter(|m| m.chunk == map.chunk) {
                     Some(newer) => map = newer,
                     None => return Ok(None), // Deleted meanwhile.
@@ -95,7 +105,8 @@ fn compare(link: &MdsLink, map: &ChunkMap) -> Outcome<Option<Finding>> {
             let text = format!("data does not match its checksums on {damaged:?}");
             return Ok(Some(Finding { text, bad: damaged }));
         }
-        let sums: Vec<(CsId, Vec<BlockCrc>)> = answers.into_iter().filter_map(|(cs, a)| Some((cs, a?))).collect();
+        let sums: Vec<(CsId, Vec<BlockCrc>)> =
+            answers.into_iter().filter_map(|(cs, a)| Some((cs, a?))).collect();
         let agree = |a: &[BlockCrc]| sums.iter().filter(|(_, b)| b[..] == *a).count();
         let Some((_, best)) = sums.iter().max_by_key(|(_, s)| agree(s)) else { return Ok(None) };
         let bad: Vec<CsId> = sums.iter().filter(|(_, s)| s != best).map(|(cs, _)| *cs).collect();
@@ -129,6 +140,7 @@ fn sums(link: &MdsLink, map: &ChunkMap, replica: &Replica, first: u32) -> Outcom
 
 /// Written zeros and a hole read alike.
 fn zero_is_hole(crc: BlockCrc) -> BlockCrc {
-    static ZEROS: std::sync::LazyLock<BlockCrc> = std::sync::LazyLock::new(|| BlockCrc::of(&[0; wire::BLOCK_BYTES]));
+    static ZEROS: std::sync::LazyLock<BlockCrc> =
+        std::sync::LazyLock::new(|| BlockCrc::of(&[0; wire::BLOCK_BYTES]));
     if crc == *ZEROS { BlockCrc::HOLE } else { crc }
 }

@@ -110,10 +110,17 @@ impl Cluster {
         let own = std::env::current_exe().map_err(|e| e.to_string())?;
         let program = own.with_file_name(service.binary);
         if !program.exists() {
-            return Err(format!("{} is not there: build all programs (cargo build --release --workspace)", program.display()));
+            return Err(format!(
+                "{} is not there: build all programs (cargo build --release --workspace)",
+                program.display()
+            ));
         }
         let log = self.dir.join("logs").join(format!("{}.out", service.name));
-        let out = File::options().create(true).append(true).open(&log).map_err(|e| format!("{}: {e}", log.display()))?;
+        let out = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .map_err(|e| format!("{}: {e}", log.display()))?;
         let err = out.try_clone().map_err(|e| e.to_string())?;
         let child = Command::new(&program)
             .args(&service.args)
@@ -130,19 +137,31 @@ impl Cluster {
     /// Waits for `ready`, watching that the services live.
     fn wait(&self, what: &str, watched: &[Service], mut ready: impl FnMut() -> Outcome<bool>) -> Outcome {
         let deadline = Instant::now() + READY_WITHIN;
+        // A process that is just being started has no command line yet: look more than once.
+        let mut misses = 0;
         loop {
             let last = ready();
             if let Ok(true) = last {
                 return Ok(());
             }
-            for service in watched {
-                if self.pid(&service.name).is_none() {
-                    return Err(format!("{} ended. It said:\n{}", service.name, self.last_words(&service.name)));
+            let gone = watched.iter().find(|s| self.pid(&s.name).is_none());
+            misses = if gone.is_some() { misses + 1 } else { 0 };
+            if let Some(service) = gone {
+                if misses >= 5 {
+                    return Err(format!(
+                        "{} ended. It said:\n{}",
+                        service.name,
+                        self.last_words(&service.name)
+                    ));
                 }
             }
             if Instant::now() > deadline {
                 let why = last.err().unwrap_or_default();
-                return Err(format!("{what} within {} s. {why}\nLogs are in {}", READY_WITHIN.as_secs(), self.path("logs")));
+                return Err(format!(
+                    "{what} within {} s. {why}\nLogs are in {}",
+                    READY_WITHIN.as_secs(),
+                    self.path("logs")
+                ));
             }
             std::thread::sleep(Duration::from_millis(30));
         }
@@ -214,7 +233,10 @@ fn make_cluster(c: &Cluster, shape: &Shape) -> Outcome {
         .filter(|n| !["etc", "run", "logs", "mnt"].contains(&n.as_str()))
         .collect();
     if let Some(entry) = foreign.first() {
-        return Err(format!("{} is not empty (it holds '{entry}'): choose an empty directory", c.dir.display()));
+        return Err(format!(
+            "{} is not empty (it holds '{entry}'): choose an empty directory",
+            c.dir.display()
+        ));
     }
     let password = crate::random_hex::<16>();
     let key = ClusterKey::from_password(&password, PasswordSalt::with_salt(shards::host::random_bytes()))?;
@@ -234,7 +256,10 @@ fn make_cluster(c: &Cluster, shape: &Shape) -> Outcome {
 
 pub fn up(dir: &Path, shape: &Shape) -> Outcome {
     if !Path::new("/dev/fuse").exists() {
-        return Err("/dev/fuse is not there: load the fuse module (modprobe fuse), or start the container with it".into());
+        return Err(
+            "/dev/fuse is not there: load the fuse module (modprobe fuse), or start the container with it"
+                .into(),
+        );
     }
     let c = Cluster::at(dir)?;
     let began = Instant::now();
@@ -243,11 +268,13 @@ pub fn up(dir: &Path, shape: &Shape) -> Outcome {
     for service in &mds {
         c.start(service)?;
     }
-    c.wait("no master metadata server was elected", &mds, || {
-        cluster_stat(&c).map(|_| true)
-    })?;
+    c.wait("no master metadata server was elected", &mds, || cluster_stat(&c).map(|_| true))?;
     println!("{:>6.2}s  {} metadata servers, a master elected", began.elapsed().as_secs_f64(), mds.len());
-    let fresh = c.numbers("cs").is_empty();
+    if c.numbers("cs").is_empty() {
+        let value = shape.replicas.clone();
+        let request = MdsRequest::SetPolicy { file: ROOT, name: "replicas".into(), value, recursive: false };
+        c.context.link()?.ask(&request)?;
+    }
     for n in c.numbers("cs").len() as u32 + 1..=shape.cs {
         let new = make::NewCs {
             dir: c.dir.join(format!("cs{n}")),
@@ -267,18 +294,22 @@ pub fn up(dir: &Path, shape: &Shape) -> Outcome {
     c.wait("not all chunk servers registered", &cs, || {
         Ok(cluster_stat(&c)?.cs.iter().filter(|s| s.status == CsStatus::Active).count() >= cs.len())
     })?;
-    println!("{:>6.2}s  {} chunk servers of {} shards registered", began.elapsed().as_secs_f64(), cs.len(), shape.shards);
-    if fresh {
-        let value = shape.replicas.clone();
-        let request = MdsRequest::SetPolicy { file: ROOT, name: "replicas".into(), value, recursive: false };
-        c.context.link()?.ask(&request)?;
-    }
+    println!(
+        "{:>6.2}s  {} chunk servers of {} shards registered",
+        began.elapsed().as_secs_f64(),
+        cs.len(),
+        shape.shards
+    );
     if c.is_mounted() && c.pid("mount").is_none() {
         let _ = nix::mount::umount2(&c.mount_point(), nix::mount::MntFlags::MNT_DETACH);
     }
     let mount = [c.mount()];
     c.start(&mount[0])?;
-    c.wait("the mount was not ready", &mount, || Ok(c.is_mounted() && fs::read_dir(c.mount_point()).is_ok()))?;
+    c.wait(
+        "the mount was not ready",
+        &mount,
+        || Ok(c.is_mounted() && fs::read_dir(c.mount_point()).is_ok()),
+    )?;
     println!("{:>6.2}s  mounted on {}", began.elapsed().as_secs_f64(), c.mount_point().display());
     Ok(())
 }
@@ -306,7 +337,11 @@ pub fn down(dir: &Path) -> Outcome {
     if c.is_mounted() {
         let _ = nix::mount::umount2(&c.mount_point(), nix::mount::MntFlags::MNT_DETACH);
     }
-    println!("Stopped. The data stays in {}; start again with: pstorage local up {}", c.dir.display(), c.dir.display());
+    println!(
+        "Stopped. The data stays in {}; start again with: pstorage local up {}",
+        c.dir.display(),
+        c.dir.display()
+    );
     Ok(())
 }
 
@@ -316,13 +351,20 @@ pub fn status(dir: &Path, json: bool) -> Outcome {
         c.services().iter().map(|s| (s.name.clone(), c.pid(&s.name).map(Pid::as_raw))).collect();
     if json {
         let services: Vec<_> = rows.iter().map(|(n, p)| serde_json::json!({"name": n, "pid": p})).collect();
-        println!("{}", serde_json::json!({"services": services, "mounted": c.is_mounted(), "mount": c.mount_point()}));
+        println!(
+            "{}",
+            serde_json::json!({"services": services, "mounted": c.is_mounted(), "mount": c.mount_point()})
+        );
         return Ok(());
     }
     for (name, pid) in &rows {
         println!("{name:<8} {}", pid.map_or("down".into(), |p| format!("process {p}")));
     }
-    println!("mount    {} {}", c.mount_point().display(), if c.is_mounted() { "mounted" } else { "not mounted" });
+    println!(
+        "mount    {} {}",
+        c.mount_point().display(),
+        if c.is_mounted() { "mounted" } else { "not mounted" }
+    );
     if rows.iter().any(|(n, p)| n.starts_with("mds") && p.is_some()) {
         println!();
         stat::stat(&c.context)?;
@@ -403,7 +445,10 @@ fn bar(total: u64) -> ProgressBar {
 
 /// Copies with a progress bar and syncs; checksum and MB/s.
 fn store(source: &Path, target: &Path) -> Outcome<(String, f64)> {
-    let fail = |p: &Path| { let p = p.display().to_string(); move |e: std::io::Error| format!("{p}: {e}") };
+    let fail = |p: &Path| {
+        let p = p.display().to_string();
+        move |e: std::io::Error| format!("{p}: {e}")
+    };
     let mut from = File::open(source).map_err(fail(source))?;
     let total = from.metadata().map_err(fail(source))?.len();
     let mut to = File::create(target).map_err(fail(target))?;

@@ -18,7 +18,12 @@ pub fn parse_addr(text: &str) -> Outcome<SocketAddr> {
 }
 
 /// The first metadata server, and with it the cluster.
-pub fn make_first_mds(context: &Context, addr: SocketAddr, dir: &Path, key: Option<wire::auth::ClusterKey>) -> Outcome {
+pub fn make_first_mds(
+    context: &Context,
+    addr: SocketAddr,
+    dir: &Path,
+    key: Option<wire::auth::ClusterKey>,
+) -> Outcome {
     let cluster = context.cluster()?;
     let peer = MdsPeer::at(MdsId(1), addr).map_err(|e| e.to_string())?;
     let control = MdsControl::first_quorum(cluster, new_uuid(), MdsId(1), &[peer]);
@@ -27,7 +32,11 @@ pub fn make_first_mds(context: &Context, addr: SocketAddr, dir: &Path, key: Opti
         super::auth::store_key(context, &key)?;
     }
     context.add_to_bs_list(&[addr])?;
-    println!("MDS#1 of cluster '{cluster}' made in {}. Start it: pstorage-mdsd -r {}", dir.display(), dir.display());
+    println!(
+        "MDS#1 of cluster '{cluster}' made in {}. Start it: pstorage-mdsd -r {}",
+        dir.display(),
+        dir.display()
+    );
     Ok(())
 }
 
@@ -50,7 +59,11 @@ pub fn add_mds(context: &Context, addr: SocketAddr, dir: &Path, bootstrap: &[Soc
     let control = MdsControl::joining(cluster, new_uuid(), MdsPeer { id, addr, raft_addr }, &peers);
     mds::control::create(dir, &control).map_err(|e| e.to_string())?;
     context.add_to_bs_list(&[addr])?;
-    println!("MDS#{id} of cluster '{cluster}' made in {}. Start it: pstorage-mdsd -r {}", dir.display(), dir.display());
+    println!(
+        "MDS#{id} of cluster '{cluster}' made in {}. Start it: pstorage-mdsd -r {}",
+        dir.display(),
+        dir.display()
+    );
     Ok(())
 }
 
@@ -89,7 +102,9 @@ pub fn make_cs_quietly(context: &Context, new: &NewCs) -> Outcome<wire::CsId> {
     let shards = new.shards.unwrap_or(cores).max(1);
     let journal_bytes = new.journal_bytes.unwrap_or(u64::from(shards) * (64 << 20)) / u64::from(shards);
     if journal_bytes < shards::journal::SMALLEST_JOURNAL_BYTES * 4 {
-        return Err(format!("a journal of {journal_bytes} bytes a shard is too small; give each shard at least 4 MiB"));
+        return Err(format!(
+            "a journal of {journal_bytes} bytes a shard is too small; give each shard at least 4 MiB"
+        ));
     }
     let space = nix::sys::statvfs::statvfs(&new.dir).map_err(|e| format!("{}: {e}", new.dir.display()))?;
     let free = space.blocks_available() as u64 * space.fragment_size() as u64;

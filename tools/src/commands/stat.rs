@@ -32,7 +32,12 @@ pub fn stat(context: &Context) -> Outcome {
     }
     let count = |status: CsStatus| s.cs.iter().filter(|c| c.status == status).count();
     println!("Cluster '{}': {}", s.cluster, s.status);
-    println!("Space: allocatable {} of {}, free {}", human(s.fs.available_bytes), human(s.fs.total_bytes), human(s.fs.free_bytes));
+    println!(
+        "Space: allocatable {} of {}, free {}",
+        human(s.fs.available_bytes),
+        human(s.fs.total_bytes),
+        human(s.fs.free_bytes)
+    );
     let up = s.mds.iter().filter(|m| m.available).count();
     println!("MDS nodes: {up} of {}, epoch uptime: {}s", s.mds.len(), s.epoch_uptime_ms / 1000);
     println!(
@@ -49,14 +54,29 @@ pub fn stat(context: &Context) -> Outcome {
     let share = |n: u64| if c.total == 0 { 0.0 } else { 100.0 * n as f64 / c.total as f64 };
     println!(
         "Chunks: {} total, {:.2}% healthy, {} standby, {} degraded, {} urgent, {} blocked, {} offline, {} replicating, {} deleting",
-        c.total, share(c.healthy), c.standby, c.degraded, c.urgent, c.blocked, c.offline, c.replicating, c.deleting
+        c.total,
+        share(c.healthy),
+        c.standby,
+        c.degraded,
+        c.urgent,
+        c.blocked,
+        c.offline,
+        c.replicating,
+        c.deleting
     );
     println!("FS: {} files, {} chunks, {} clients\n", s.fs.files, s.fs.chunks, s.clients.len());
     let mut t = table(&["MDSID", "STATUS", "COMMITS", "UPTIME", "MEM", "HOST"]);
     for m in &s.mds {
         let id = format!("{}{}", if m.master { "M " } else { "  " }, m.mds);
         let status = if m.available { "avail" } else { "offline" };
-        t.add_row([id, status.into(), m.commits.to_string(), format!("{}s", m.uptime_ms / 1000), human(m.memory_bytes), m.addr.to_string()]);
+        t.add_row([
+            id,
+            status.into(),
+            m.commits.to_string(),
+            format!("{}s", m.uptime_ms / 1000),
+            human(m.memory_bytes),
+            m.addr.to_string(),
+        ]);
     }
     println!("{t}\n");
     let mut t = table(&["CSID", "STATUS", "SPACE", "FREE", "REPLICAS", "QDEPTH", "TIER", "HOST", "FLAGS"]);
@@ -78,7 +98,12 @@ pub fn stat(context: &Context) -> Outcome {
     if !s.clients.is_empty() {
         let mut t = table(&["CLID", "LEASES", "HOST", "MOUNT"]);
         for cl in &s.clients {
-            t.add_row([cl.client.to_string(), cl.leases.to_string(), cl.host.clone(), cl.mount_point.clone()]);
+            t.add_row([
+                cl.client.to_string(),
+                cl.leases.to_string(),
+                cl.host.clone(),
+                cl.mount_point.clone(),
+            ]);
         }
         println!("\n{t}");
     }
@@ -129,7 +154,14 @@ pub fn time(unix_ms: u64) -> String {
     let month = if mp < 10 { mp + 3 } else { mp - 9 };
     let year = yoe + era * 400 + i64::from(month <= 2);
     let s = ms / 1000;
-    format!("{day:02}-{month:02}-{:02} {:02}:{:02}:{:02}.{:03}", year % 100, s / 3600, s / 60 % 60, s % 60, ms % 1000)
+    format!(
+        "{day:02}-{month:02}-{:02} {:02}:{:02}:{:02}.{:03}",
+        year % 100,
+        s / 3600,
+        s / 60 % 60,
+        s % 60,
+        ms % 1000
+    )
 }
 
 pub fn resolve(link: &mut crate::mds_link::MdsLink, path: &str) -> Outcome<FileAttr> {
@@ -147,7 +179,8 @@ pub fn explain(context: &Context, path: &str) -> Outcome {
     let mut t = table(&["INDEX", "CHUNK", "EPOCH", "PRIMARY", "REPLICAS"]);
     let mut seen = 0;
     for first in (0..count.max(1)).step_by(1000) {
-        let MdsReply::Maps { chunks } = link.ask(&MdsRequest::Map { file: attr.file, first, count: 1000 })? else {
+        let MdsReply::Maps { chunks } = link.ask(&MdsRequest::Map { file: attr.file, first, count: 1000 })?
+        else {
             return Err("unexpected answer of the metadata server".into());
         };
         for m in chunks {
@@ -159,10 +192,22 @@ pub fn explain(context: &Context, path: &str) -> Outcome {
                 .iter()
                 .map(|r| format!("CS#{} {} {}", r.cs, r.addr, format!("{:?}", r.role).to_lowercase()))
                 .collect();
-            t.add_row([m.index.to_string(), m.chunk.to_string(), m.epoch.to_string(), primary, replicas.join(", ")]);
+            t.add_row([
+                m.index.to_string(),
+                m.chunk.to_string(),
+                m.epoch.to_string(),
+                primary,
+                replicas.join(", "),
+            ]);
         }
     }
-    println!("{path}: {} in {seen} chunks of {}, replicas {}:{}", human(attr.size_bytes), human(attr.chunk_bytes.into()), attr.replicas.normal, attr.replicas.minimum);
+    println!(
+        "{path}: {} in {seen} chunks of {}, replicas {}:{}",
+        human(attr.size_bytes),
+        human(attr.chunk_bytes.into()),
+        attr.replicas.normal,
+        attr.replicas.minimum
+    );
     println!("{t}");
     Ok(())
 }
