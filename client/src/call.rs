@@ -56,39 +56,120 @@ pub struct Stats {
 /// A request. `client` fields inside `MdsRequest`s are filled in by the core.
 pub enum Call {
     /// Completes when the session with the cluster stands, or fails with the reason why it can't.
-    Ready { done: Done<ClientId> },
+    Ready {
+        done: Done<ClientId>,
+    },
     /// Any request to the metadata service, as it is.
-    Mds { request: MdsRequest, done: Done<MdsReply> },
+    Mds {
+        request: MdsRequest,
+        done: Done<MdsReply>,
+    },
 
-    Lookup { parent: FileId, name: String, done: Done<FileAttr> },
-    GetAttr { file: FileId, done: Done<FileAttr> },
+    Lookup {
+        parent: FileId,
+        name: String,
+        done: Done<FileAttr>,
+    },
+    GetAttr {
+        file: FileId,
+        done: Done<FileAttr>,
+    },
     /// Changes attributes; a size goes through [`Call::Truncate`]'s machinery.
-    SetAttr { file: FileId, change: AttrChange, done: Done<FileAttr> },
+    SetAttr {
+        file: FileId,
+        change: AttrChange,
+        done: Done<FileAttr>,
+    },
     /// Entries of a directory after the name `after`, with sizes as this client knows them.
-    ReadDir { directory: FileId, after: String, limit: u32, done: Done<(Vec<wire::mds_api::DirEntry>, bool)> },
+    ReadDir {
+        directory: FileId,
+        after: String,
+        limit: u32,
+        done: Done<(Vec<wire::mds_api::DirEntry>, bool)>,
+    },
 
-    Open { file: FileId, mode: LeaseMode, done: Done<OpenFile> },
+    Open {
+        file: FileId,
+        mode: LeaseMode,
+        done: Done<OpenFile>,
+    },
     /// Creates a file and opens it for writing.
-    Create { parent: FileId, name: String, mode: u32, uid: u32, gid: u32, exclusive: bool, done: Done<OpenFile> },
+    Create {
+        parent: FileId,
+        name: String,
+        mode: u32,
+        uid: u32,
+        gid: u32,
+        exclusive: bool,
+        done: Done<OpenFile>,
+    },
     /// Creates a directory, a symlink, or a file without opening it.
-    Make { parent: FileId, name: String, kind: FileKind, mode: u32, uid: u32, gid: u32, target: String, done: Done<FileAttr> },
+    Make {
+        parent: FileId,
+        name: String,
+        kind: FileKind,
+        mode: u32,
+        uid: u32,
+        gid: u32,
+        target: String,
+        done: Done<FileAttr>,
+    },
     /// One `Close` per `Open`/`Create`, with the same mode (`Create` opens for writing).
-    Close { file: FileId, mode: LeaseMode, done: Done<()> },
+    Close {
+        file: FileId,
+        mode: LeaseMode,
+        done: Done<()>,
+    },
 
     /// At most `len` bytes; fewer at the end of the file.
-    Read { file: FileId, offset: u64, len: usize, done: Done<Buf> },
+    Read {
+        file: FileId,
+        offset: u64,
+        len: usize,
+        done: Done<Buf>,
+    },
     /// `sync`: also record the size (O_SYNC, O_DSYNC).
-    Write { file: FileId, offset: u64, data: Buf, sync: bool, done: Done<()> },
+    Write {
+        file: FileId,
+        offset: u64,
+        data: Buf,
+        sync: bool,
+        done: Done<()>,
+    },
     /// All writes handed in before are durable and the size is recorded.
-    Sync { file: FileId, done: Done<()> },
+    Sync {
+        file: FileId,
+        done: Done<()>,
+    },
     /// Zeroes a range. `keep_size`: does not grow the file.
-    Zero { file: FileId, offset: u64, len: u64, keep_size: bool, done: Done<()> },
+    Zero {
+        file: FileId,
+        offset: u64,
+        len: u64,
+        keep_size: bool,
+        done: Done<()>,
+    },
     /// Makes the file at least `offset + len` long (thin: takes no space).
-    Reserve { file: FileId, offset: u64, len: u64, done: Done<()> },
+    Reserve {
+        file: FileId,
+        offset: u64,
+        len: u64,
+        done: Done<()>,
+    },
     /// First position of data or of a hole at or behind `offset`; `None` behind the end.
-    Seek { file: FileId, offset: u64, what: SeekFor, done: Done<Option<u64>> },
-    Map { file: FileId, done: Done<FileMap> },
-    Stats { done: Done<Stats> },
+    Seek {
+        file: FileId,
+        offset: u64,
+        what: SeekFor,
+        done: Done<Option<u64>>,
+    },
+    Map {
+        file: FileId,
+        done: Done<FileMap>,
+    },
+    Stats {
+        done: Done<Stats>,
+    },
 }
 
 impl std::fmt::Debug for Call {

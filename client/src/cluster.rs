@@ -144,7 +144,9 @@ impl Cluster {
         match attr.kind {
             FileKind::File => {}
             FileKind::Directory => return Err(ClientError::refused(Status::IsDirectory, "")),
-            FileKind::Symlink => return Err(ClientError::refused(Status::InvalidArgument, "is a symbolic link")),
+            FileKind::Symlink => {
+                return Err(ClientError::refused(Status::InvalidArgument, "is a symbolic link"));
+            }
         }
         self.open_id(attr.file, mode)
     }
@@ -158,7 +160,8 @@ impl Cluster {
     pub fn create(&self, path: &str, mode: u32, exclusive: bool) -> Result<File> {
         let (parent, name) = self.parent(path)?;
         let name = name.to_string();
-        let opened = self.call(|done| Call::Create { parent, name, mode, uid: 0, gid: 0, exclusive, done })?;
+        let opened =
+            self.call(|done| Call::Create { parent, name, mode, uid: 0, gid: 0, exclusive, done })?;
         Ok(File { cluster: self.clone(), id: opened.attr.file, mode: LeaseMode::Write, open: true })
     }
 

@@ -41,7 +41,9 @@ impl ClientError {
     pub fn errno(&self) -> i32 {
         match self {
             ClientError::Refused { status, .. } => status_errno(*status),
-            ClientError::MdsUnreachable { .. } | ClientError::Io { .. } | ClientError::LeaseLost { .. } => libc::EIO,
+            ClientError::MdsUnreachable { .. } | ClientError::Io { .. } | ClientError::LeaseLost { .. } => {
+                libc::EIO
+            }
             ClientError::Closed(_) => libc::EBADF,
             ClientError::Invalid(_) => libc::EINVAL,
         }

@@ -16,8 +16,8 @@ pub mod error;
 pub mod fuse;
 pub mod setup;
 
+pub use self::core::ClientCore;
 pub use call::{Call, Done, FileMap, OpenFile, Stats};
 pub use cluster::{Cluster, File};
 pub use config::ClientConfig;
-pub use self::core::ClientCore;
 pub use error::{ClientError, Result};

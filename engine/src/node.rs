@@ -227,7 +227,7 @@ impl CsShard {
 
     // ---- connections to other shards ----
 
-    fn to_peer(&mut self, io: &mut dyn Io, addr: SocketAddr, frame: Frame) {
+    fn send_peer(&mut self, io: &mut dyn Io, addr: SocketAddr, frame: Frame) {
         let now = io.now();
         let link = self.links.entry(addr).or_insert_with(|| Link::new(now));
         match link.conn {
@@ -544,7 +544,7 @@ impl CsShard {
             for action in actions {
                 match action {
                     Action::Reply(conn, frame) => io.send(conn, frame.encode()),
-                    Action::ToPeer(addr, frame) => self.to_peer(io, addr, frame),
+                    Action::ToPeer(addr, frame) => self.send_peer(io, addr, frame),
                     Action::ToMds(request) => self.ask_mds(io, request),
                 }
             }

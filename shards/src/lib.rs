@@ -12,6 +12,6 @@ pub mod sim;
 
 pub use buf::{BLOCK_BYTES, Buf, BufMut};
 pub use node::{
-    BodyLength, ConnId, Durability, Event, FileHandle, Framing, HEAD_BYTES, Io, Node, OpId, OpenHow, RawFrame,
-    TimerId, Timestamp,
+    BodyLength, ConnId, Durability, Event, FileHandle, Framing, HEAD_BYTES, Io, Node, OpId, OpenHow,
+    RawFrame, TimerId, Timestamp,
 };

@@ -93,16 +93,32 @@ pub struct OpenHow {
 pub enum Event<M> {
     /// First event of a node.
     Start,
-    Accepted { conn: ConnId, peer: SocketAddr },
+    Accepted {
+        conn: ConnId,
+        peer: SocketAddr,
+    },
     /// A connection asked for with [`Io::connect`] stands. (Frames may be sent before this.)
-    Connected { conn: ConnId },
-    Frame { conn: ConnId, frame: RawFrame },
+    Connected {
+        conn: ConnId,
+    },
+    Frame {
+        conn: ConnId,
+        frame: RawFrame,
+    },
     /// The connection is gone, or could not be made. `why` is for people.
-    Closed { conn: ConnId, why: String },
+    Closed {
+        conn: ConnId,
+        why: String,
+    },
     /// A disk operation ended. `Ok` holds the data of a read (full length; a read beyond the end of a file
     /// is zero-filled) and an empty buffer otherwise.
-    Disk { op: OpId, result: io::Result<Buf> },
-    Timer { id: TimerId },
+    Disk {
+        op: OpId,
+        result: io::Result<Buf>,
+    },
+    Timer {
+        id: TimerId,
+    },
     /// From another thread of this process (for example a FUSE event loop).
     Message(M),
     /// The process was asked to end (SIGTERM). The node finishes what it must and calls [`Io::stop`].

@@ -7,7 +7,7 @@
 
 use clap::Parser;
 use client::fuse::{self, MountOptions};
-use client::{Cluster, ClientConfig, ClientError};
+use client::{ClientConfig, ClientError, Cluster};
 use nix::mount::{MntFlags, umount2};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -99,7 +99,11 @@ fn start_daemon(args: &Args) -> Result<(), String> {
         said.push(line);
     }
     let status = child.wait().map_or_else(|e| e.to_string(), |s| s.to_string());
-    if said.is_empty() { Err(format!("the daemon ended without a word ({status}); see its log (-l)")) } else { Err(said.join("\n")) }
+    if said.is_empty() {
+        Err(format!("the daemon ended without a word ({status}); see its log (-l)"))
+    } else {
+        Err(said.join("\n"))
+    }
 }
 
 fn run(args: &Args) -> Result<(), String> {
@@ -117,8 +121,13 @@ fn run(args: &Args) -> Result<(), String> {
         config.io_timeout = Duration::from_secs(seconds);
     }
     let (lost, lost_files) = channel::<FileId>();
-    let cluster = Cluster::connect_with(config.clone(), Some(Box::new(move |file| { let _ = lost.send(file); })))
-        .map_err(|e| explain(&config, &e))?;
+    let cluster = Cluster::connect_with(
+        config.clone(),
+        Some(Box::new(move |file| {
+            let _ = lost.send(file);
+        })),
+    )
+    .map_err(|e| explain(&config, &e))?;
     let session = fuse::mount(&cluster, &args.cluster, &dir, &options)
         .map_err(|e| fuse::explain_mount_error(&e, &dir))?;
     let notifier = session.notifier();
@@ -211,7 +220,9 @@ fn parse_options(args: &Args) -> Result<MountOptions, String> {
 fn check_mount_point(dir: &Path, options: &MountOptions) -> Result<PathBuf, String> {
     let shown = dir.display();
     let found = std::fs::metadata(dir).map_err(|e| match e.raw_os_error() {
-        Some(libc::ENOENT) => format!("the mount point {shown} does not exist: make it with 'mkdir -p {shown}'"),
+        Some(libc::ENOENT) => {
+            format!("the mount point {shown} does not exist: make it with 'mkdir -p {shown}'")
+        }
         Some(libc::ENOTCONN) => {
             format!("{shown} is a mount whose process is gone: unmount it with 'umount {shown}' first")
         }
@@ -251,7 +262,8 @@ fn explain(config: &ClientConfig, error: &ClientError) -> String {
 fn say_ready_and_detach() -> Result<(), String> {
     let mut out = std::io::stdout();
     writeln!(out, "{READY}").and_then(|()| out.flush()).map_err(|e| format!("can't report: {e}"))?;
-    let null = std::fs::OpenOptions::new().write(true).open("/dev/null").map_err(|e| format!("/dev/null: {e}"))?;
+    let null =
+        std::fs::OpenOptions::new().write(true).open("/dev/null").map_err(|e| format!("/dev/null: {e}"))?;
     nix::unistd::dup2_stdout(&null).map_err(|e| format!("/dev/null: {e}"))?;
     let _ = std::env::set_current_dir("/");
     Ok(())

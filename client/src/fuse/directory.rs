@@ -64,7 +64,15 @@ impl OpenDirectories {
         }
     }
 
-    pub fn read(&self, mailbox: &Mailbox<Call>, dir: INodeNo, handle: u64, offset: u64, over: Overrides, reply: Reply) {
+    pub fn read(
+        &self,
+        mailbox: &Mailbox<Call>,
+        dir: INodeNo,
+        handle: u64,
+        offset: u64,
+        over: Overrides,
+        reply: Reply,
+    ) {
         let Some(after) = self.before(handle, offset) else { return reply.error(Errno::EINVAL) };
         let this = self.clone();
         mailbox.send(Call::ReadDir {

@@ -9,8 +9,8 @@ use crate::error::Result;
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use shards::ring::Mailbox;
 use shards::{Buf, BufMut};
@@ -54,7 +54,16 @@ impl PstorageFs {
         })
     }
 
-    fn make(&self, req: &Request, parent: INodeNo, name: &OsStr, kind: FileKind, mode: u32, target: String, reply: ReplyEntry) {
+    fn make(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        kind: FileKind,
+        mode: u32,
+        target: String,
+        reply: ReplyEntry,
+    ) {
         match text(name) {
             Ok(name) => self.mailbox.send(Call::Make {
                 parent: convert::file(parent),
@@ -147,7 +156,11 @@ impl Filesystem for PstorageFs {
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match text(name) {
             Ok(name) => {
-                self.mailbox.send(Call::Lookup { parent: convert::file(parent), name, done: self.entry(reply) });
+                self.mailbox.send(Call::Lookup {
+                    parent: convert::file(parent),
+                    name,
+                    done: self.entry(reply),
+                });
             }
             Err(error) => reply.error(convert::errno(&error)),
         }
@@ -203,7 +216,16 @@ impl Filesystem for PstorageFs {
         });
     }
 
-    fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, _rdev: u32, reply: ReplyEntry) {
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
         if mode & libc::S_IFMT != libc::S_IFREG && mode & libc::S_IFMT != 0 {
             return reply.error(Errno::EPERM); // Devices, pipes and sockets are not stored.
         }
@@ -388,11 +410,25 @@ impl Filesystem for PstorageFs {
         self.directories.read(&self.mailbox, ino, fh.0, offset, self.over, Reply::Plain(reply));
     }
 
-    fn readdirplus(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        reply: ReplyDirectoryPlus,
+    ) {
         self.directories.read(&self.mailbox, ino, fh.0, offset, self.over, Reply::Plus(reply));
     }
 
-    fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
         self.directories.close(fh.0);
         reply.ok();
     }
@@ -408,7 +444,16 @@ impl Filesystem for PstorageFs {
             done: Box::new(move |answer| match answer {
                 Ok(MdsReply::Fs(fs)) => {
                     let (total, free) = logical_space(&fs);
-                    reply.statfs(total / 4096, free / 4096, free / 4096, fs.files, u64::MAX >> 1, 4096, 255, 4096);
+                    reply.statfs(
+                        total / 4096,
+                        free / 4096,
+                        free / 4096,
+                        fs.files,
+                        u64::MAX >> 1,
+                        4096,
+                        255,
+                        4096,
+                    );
                 }
                 Ok(_) => reply.error(Errno::EIO),
                 Err(error) => reply.error(convert::errno(&error)),
@@ -416,7 +461,16 @@ impl Filesystem for PstorageFs {
         });
     }
 
-    fn setxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _position: u32, reply: ReplyEmpty) {
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
         xattr::set(&self.mailbox, convert::file(ino), name, value, flags, reply);
     }
 
@@ -437,7 +491,16 @@ impl Filesystem for PstorageFs {
         reply.ok();
     }
 
-    fn fallocate(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+    fn fallocate(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
         let file: FileId = convert::file(ino);
         let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
         let done: crate::Done<()> = Box::new(move |result| finish(reply, result));
@@ -452,7 +515,15 @@ impl Filesystem for PstorageFs {
         self.mailbox.send(call);
     }
 
-    fn lseek(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
         let what = match whence {
             libc::SEEK_DATA => SeekFor::Data,
             libc::SEEK_HOLE => SeekFor::Hole,

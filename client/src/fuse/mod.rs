@@ -37,7 +37,12 @@ use std::path::Path;
 const EVENT_LOOPS: usize = 2;
 
 /// Mounts the cluster at `dir`. The session runs with [`Session::run`] until it is unmounted.
-pub fn mount(cluster: &Cluster, name: &str, dir: &Path, options: &MountOptions) -> io::Result<Session<PstorageFs>> {
+pub fn mount(
+    cluster: &Cluster,
+    name: &str,
+    dir: &Path,
+    options: &MountOptions,
+) -> io::Result<Session<PstorageFs>> {
     let mut config = Config::default();
     config.mount_options = options.mount_options.clone();
     config.mount_options.push(MountOption::FSName(format!("pstorage://{name}")));
@@ -56,7 +61,10 @@ pub fn explain_mount_error(error: &io::Error, dir: &Path) -> String {
             .into();
     }
     let text = error.to_string();
-    if error.kind() == io::ErrorKind::PermissionDenied || text.contains("EPERM") || text.contains("fusermount") {
+    if error.kind() == io::ErrorKind::PermissionDenied
+        || text.contains("EPERM")
+        || text.contains("fusermount")
+    {
         return format!(
             "not allowed to mount at {}: {text}. Run as root, or install fuse3 for its fusermount3 command",
             dir.display()

@@ -53,7 +53,8 @@ impl MountOptions {
                 word if word.starts_with("x-") => continue,
                 word if word.starts_with("timeout=") => {
                     let seconds = word["timeout=".len()..].parse().ok().filter(|s| (1..=86_400).contains(s));
-                    self.timeout_s = Some(seconds.ok_or(format!("-o {word}: seconds from 1 to 86400 expected"))?);
+                    self.timeout_s =
+                        Some(seconds.ok_or(format!("-o {word}: seconds from 1 to 86400 expected"))?);
                     continue;
                 }
                 word => return Err(format!("unknown mount option '{word}'; known are {KNOWN}")),

@@ -22,7 +22,9 @@ enum Name {
 fn classify(name: &std::ffi::OsStr) -> Name {
     match name.to_str() {
         Some(name) if name.starts_with(OWN) => Name::Own(name[OWN.len()..].to_string()),
-        Some(name) if name.starts_with("user.") || name.starts_with("trusted.") => Name::Stored(name.to_string()),
+        Some(name) if name.starts_with("user.") || name.starts_with("trusted.") => {
+            Name::Stored(name.to_string())
+        }
         _ => Name::Unsupported,
     }
 }
@@ -106,7 +108,14 @@ fn end(reply: ReplyEmpty) -> crate::call::Done<MdsReply> {
     })
 }
 
-pub fn set(mailbox: &Mailbox<Call>, file: FileId, name: &std::ffi::OsStr, value: &[u8], flags: i32, reply: ReplyEmpty) {
+pub fn set(
+    mailbox: &Mailbox<Call>,
+    file: FileId,
+    name: &std::ffi::OsStr,
+    value: &[u8],
+    flags: i32,
+    reply: ReplyEmpty,
+) {
     if value.len() > MAX_VALUE_BYTES {
         return reply.error(Errno::E2BIG);
     }

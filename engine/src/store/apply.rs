@@ -76,7 +76,6 @@ impl Store {
     }
 
     /// The overlay as writes in the order of the disk. Blocks without a unit get one.
-    #[expect(clippy::type_complexity)]
     fn collect_blocks(&mut self) -> Result<(Vec<Run>, Vec<(ChunkId, u32, BlockCrc, u64)>), StoreError> {
         let mut placed = Vec::with_capacity(self.overlay_blocks);
         let mut blocks = Vec::with_capacity(self.overlay_blocks);

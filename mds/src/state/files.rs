@@ -66,7 +66,6 @@ impl State {
         }
     }
 
-    #[expect(clippy::too_many_lines)]
     pub(super) fn file_op(
         &mut self,
         client: ClientId,

@@ -544,6 +544,7 @@ mod tests {
         assert_eq!(go(&mut disk, read()).1, Duration::from_secs(1));
         assert!(disk.flip_bit("d/f", 7, 0));
         assert_eq!(go(&mut disk, read()).0.unwrap()[7], 0);
+        disk.clear_faults();
         disk.set_capacity(4096);
         let grow = DiskOp::Allocate { file, len: 1 << 20 };
         assert!(go(&mut disk, grow).0.is_err());

@@ -146,14 +146,8 @@ impl Cluster {
             }
             let gone = watched.iter().find(|s| self.pid(&s.name).is_none());
             misses = if gone.is_some() { misses + 1 } else { 0 };
-            if let Some(service) = gone {
-                if misses >= 5 {
-                    return Err(format!(
-                        "{} ended. It said:\n{}",
-                        service.name,
-                        self.last_words(&service.name)
-                    ));
-                }
+            if let Some(service) = gone.filter(|_| misses >= 5) {
+                return Err(format!("{} ended. It said:\n{}", service.name, self.last_words(&service.name)));
             }
             if Instant::now() > deadline {
                 let why = last.err().unwrap_or_default();
@@ -324,11 +318,11 @@ fn cluster_stat(c: &Cluster) -> Outcome<wire::mds_api::ClusterStat> {
 pub fn down(dir: &Path) -> Outcome {
     let c = Cluster::at(dir)?;
     // Clients first, so that everything is flushed; then chunk servers, then metadata servers.
-    if c.is_mounted() {
-        if let Err(e) = nix::mount::umount2(&c.mount_point(), nix::mount::MntFlags::empty()) {
-            eprintln!("{}: {e}; detaching it", c.mount_point().display());
-            let _ = nix::mount::umount2(&c.mount_point(), nix::mount::MntFlags::MNT_DETACH);
-        }
+    if c.is_mounted()
+        && let Err(e) = nix::mount::umount2(&c.mount_point(), nix::mount::MntFlags::empty())
+    {
+        eprintln!("{}: {e}; detaching it", c.mount_point().display());
+        let _ = nix::mount::umount2(&c.mount_point(), nix::mount::MntFlags::MNT_DETACH);
     }
     c.stop("mount")?;
     for service in c.cs().iter().chain(&c.mds()) {
