@@ -140,7 +140,10 @@ impl ClientCore {
             return Err(ClientError::Closed("the file is not open for writing"));
         }
         if to > f.max_bytes() {
-            return Err(ClientError::refused(wire::Status::InvalidArgument, "beyond the largest size of a file"));
+            return Err(ClientError::refused(
+                wire::Status::InvalidArgument,
+                "beyond the largest size of a file",
+            ));
         }
         Ok(())
     }
@@ -197,7 +200,15 @@ impl ClientCore {
         );
     }
 
-    fn end_write(&mut self, io: &mut dyn Io, change: Change, end: u64, result: Result<()>, sync: bool, then: Then<()>) {
+    fn end_write(
+        &mut self,
+        io: &mut dyn Io,
+        change: Change,
+        end: u64,
+        result: Result<()>,
+        sync: bool,
+        then: Then<()>,
+    ) {
         if result.is_ok()
             && let Some(f) = self.files.get_mut(&change.file)
         {
@@ -249,7 +260,8 @@ impl ClientCore {
                     Err(e) => return then(core, io, Err(e)),
                 };
                 let whole = complete(io, from, to, offset, data, edges);
-                let tail = (end < to).then(|| (last / BLOCK, whole.slice((last - from) as usize..(to - from) as usize)));
+                let tail = (end < to)
+                    .then(|| (last / BLOCK, whole.slice((last - from) as usize..(to - from) as usize)));
                 let keep: Then<Buf> = Box::new(move |core, io, result| {
                     if result.is_ok()
                         && let Some(f) = core.files.get_mut(&file)
@@ -344,14 +356,24 @@ impl ClientCore {
                     to,
                     Box::new(move |core, io, result| match result {
                         Err(e) => then(core, io, Err(e)),
-                        Ok(()) => core.transfer(io, file, inner_from, inner_to - inner_from, Job::Zero, unit(then)),
+                        Ok(()) => {
+                            core.transfer(io, file, inner_from, inner_to - inner_from, Job::Zero, unit(then))
+                        }
                     }),
                 );
             }),
         );
     }
 
-    pub(super) fn zero(&mut self, io: &mut dyn Io, file: FileId, offset: u64, len: u64, keep_size: bool, then: Then<()>) {
+    pub(super) fn zero(
+        &mut self,
+        io: &mut dyn Io,
+        file: FileId,
+        offset: u64,
+        len: u64,
+        keep_size: bool,
+        then: Then<()>,
+    ) {
         let Some(mut end) = offset.checked_add(len) else {
             return then(self, io, Err(ClientError::Invalid("range")));
         };
@@ -497,7 +519,13 @@ impl ClientCore {
     }
 
     /// Sets the size (and other attributes with it), opening the file for the purpose if need be.
-    pub(super) fn truncate(&mut self, io: &mut dyn Io, file: FileId, change: AttrChange, then: Then<FileAttr>) {
+    pub(super) fn truncate(
+        &mut self,
+        io: &mut dyn Io,
+        file: FileId,
+        change: AttrChange,
+        then: Then<FileAttr>,
+    ) {
         self.open(
             io,
             file,
@@ -507,7 +535,12 @@ impl ClientCore {
                     return then(core, io, Err(e));
                 }
                 let finish: Then<FileAttr> = Box::new(move |core, io, result| {
-                    core.close(io, file, LeaseMode::Write, Box::new(move |core, io, _| then(core, io, result)));
+                    core.close(
+                        io,
+                        file,
+                        LeaseMode::Write,
+                        Box::new(move |core, io, _| then(core, io, result)),
+                    );
                 });
                 core.truncate_open(io, file, change, finish);
             }),
@@ -536,7 +569,8 @@ impl ClientCore {
                 if let Err(e) = locked {
                     return end(core, io, Err(e));
                 }
-                let grows_over_old_tail = core.files.get(&file).is_some_and(|f| new > f.size && !f.tail_clean);
+                let grows_over_old_tail =
+                    core.files.get(&file).is_some_and(|f| new > f.size && !f.tail_clean);
                 tracing::debug!(%file, size, new, "truncate");
                 if !grows_over_old_tail {
                     return core.cut(io, file, change, end);
@@ -555,7 +589,14 @@ impl ClientCore {
 
     // Holes.
 
-    pub(super) fn seek(&mut self, io: &mut dyn Io, file: FileId, offset: u64, what: SeekFor, then: Then<Option<u64>>) {
+    pub(super) fn seek(
+        &mut self,
+        io: &mut dyn Io,
+        file: FileId,
+        offset: u64,
+        what: SeekFor,
+        then: Then<Option<u64>>,
+    ) {
         let (size, chunk_bytes) = match self.open_file(file) {
             Ok(f) => (f.size, f.chunk_bytes()),
             Err(e) => return then(self, io, Err(e)),

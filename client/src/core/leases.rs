@@ -254,7 +254,14 @@ impl ClientCore {
         );
     }
 
-    fn lease_granted(&mut self, io: &mut dyn Io, file: FileId, mode: LeaseMode, lease: LeaseId, attr: FileAttr) {
+    fn lease_granted(
+        &mut self,
+        io: &mut dyn Io,
+        file: FileId,
+        mode: LeaseMode,
+        lease: LeaseId,
+        attr: FileAttr,
+    ) {
         let Some(f) = self.files.get_mut(&file) else {
             // Closed while a new session asked for its lease.
             let client = self.mds.client().unwrap_or_default();
@@ -286,8 +293,9 @@ impl ClientCore {
         let Some(f) = self.files.get_mut(&file) else { return };
         f.asking = false;
         // An open for reading may still do when writing was refused.
-        let (failed, other): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut f.opening).into_iter().partition(|(m, _)| *m == mode || mode == LeaseMode::Read);
+        let (failed, other): (Vec<_>, Vec<_>) = std::mem::take(&mut f.opening)
+            .into_iter()
+            .partition(|(m, _)| *m == mode || mode == LeaseMode::Read);
         f.opening = other;
         if f.lease.is_none() && f.is_open() && f.lost.is_none() {
             self.file_lost(io, file, &why.to_string());
@@ -318,7 +326,9 @@ impl ClientCore {
     }
 
     pub(super) fn close(&mut self, io: &mut dyn Io, file: FileId, mode: LeaseMode, then: Then<()>) {
-        let Some(f) = self.files.get_mut(&file) else { return then(self, io, Err(ClientError::Closed("the file is not open"))) };
+        let Some(f) = self.files.get_mut(&file) else {
+            return then(self, io, Err(ClientError::Closed("the file is not open")));
+        };
         let count = match mode {
             LeaseMode::Read => &mut f.readers,
             LeaseMode::Write => &mut f.writers,
@@ -426,7 +436,14 @@ impl ClientCore {
     }
 
     /// Holds `blocks` of the file for `op`, then goes on.
-    pub(super) fn lock(&mut self, io: &mut dyn Io, file: FileId, op: u64, blocks: super::locks::Blocks, then: Then<()>) {
+    pub(super) fn lock(
+        &mut self,
+        io: &mut dyn Io,
+        file: FileId,
+        op: u64,
+        blocks: super::locks::Blocks,
+        then: Then<()>,
+    ) {
         let Some(f) = self.files.get_mut(&file) else {
             return then(self, io, Err(ClientError::Closed("the file is not open")));
         };
@@ -501,9 +518,9 @@ impl ClientCore {
             Box::new(move |core, io, reply| {
                 let Some(f) = core.files.get_mut(&file) else { return };
                 f.recording = false;
-                let stale = reply.as_ref().is_err_and(|e| {
-                    matches!(e.status(), Some(Status::LeaseLost | Status::StaleHandle))
-                });
+                let stale = reply
+                    .as_ref()
+                    .is_err_and(|e| matches!(e.status(), Some(Status::LeaseLost | Status::StaleHandle)));
                 if stale && f.lost.is_none() && f.lease.is_none_or(|(now, _)| now != lease) {
                     return core.start_record(io, file); // Under the lease of the new session.
                 }

@@ -44,7 +44,12 @@ impl<W> RangeLocks<W> {
         let mut granted = Vec::new();
         let mut still: VecDeque<(u64, Blocks, W)> = VecDeque::new();
         for (id, blocks, waiter) in self.waiting.drain(..) {
-            let free = !self.held.iter().map(|(_, b)| b).chain(still.iter().map(|(_, b, _)| b)).any(|b| overlap(b, &blocks));
+            let free = !self
+                .held
+                .iter()
+                .map(|(_, b)| b)
+                .chain(still.iter().map(|(_, b, _)| b))
+                .any(|b| overlap(b, &blocks));
             if free {
                 self.held.push((id, blocks));
                 granted.push(waiter);

@@ -81,7 +81,15 @@ impl ClientCore {
         (f.maps_version, claimed)
     }
 
-    fn learn(&mut self, file: FileId, version: u64, first: u32, count: u32, holes: bool, maps: Vec<ChunkMap>) {
+    fn learn(
+        &mut self,
+        file: FileId,
+        version: u64,
+        first: u32,
+        count: u32,
+        holes: bool,
+        maps: Vec<ChunkMap>,
+    ) {
         let Some(f) = self.files.get_mut(&file).filter(|f| f.maps_version == version) else { return };
         for index in first..first + count {
             if let Some(slot) = f.slots.get_mut(&index) {
@@ -89,7 +97,9 @@ impl ClientCore {
             }
         }
         for map in maps {
-            if let Some(slot) = f.slots.get_mut(&map.index).filter(|_| (first..first + count).contains(&map.index)) {
+            if let Some(slot) =
+                f.slots.get_mut(&map.index).filter(|_| (first..first + count).contains(&map.index))
+            {
                 slot.known = true;
                 slot.map = Some(map);
             }
@@ -107,7 +117,9 @@ impl ClientCore {
             MdsRequest::Map { file, first: index, count },
             Box::new(move |core, io, reply| {
                 let result = match reply {
-                    Ok(MdsReply::Maps { chunks }) => Ok(core.learn(file, version, index, count, true, chunks)),
+                    Ok(MdsReply::Maps { chunks }) => {
+                        Ok(core.learn(file, version, index, count, true, chunks))
+                    }
                     Ok(other) => Err(unexpected(&other)),
                     Err(e) => Err(e),
                 };
@@ -135,7 +147,9 @@ impl ClientCore {
         self.mds_call(
             io,
             MdsRequest::Allocate { client, file, lease, first, count },
-            Box::new(move |core, io, reply| core.allocated(io, Asked { file, version, lease, first, count }, reply)),
+            Box::new(move |core, io, reply| {
+                core.allocated(io, Asked { file, version, lease, first, count }, reply)
+            }),
         );
     }
 
@@ -149,7 +163,9 @@ impl ClientCore {
             }
             Ok(other) => Some(unexpected(&other)),
             Err(e) => match e.status() {
-                Some(Status::LeaseLost | Status::StaleHandle) if self.files.get(&file).is_some_and(again) => None,
+                Some(Status::LeaseLost | Status::StaleHandle) if self.files.get(&file).is_some_and(again) => {
+                    None
+                }
                 Some(Status::LeaseLost | Status::StaleHandle) => {
                     self.file_lost(io, file, "the metadata server no longer knows it");
                     Some(e)
@@ -232,7 +248,9 @@ impl ClientCore {
         let now = match reply {
             Ok(MdsReply::Maps { chunks }) => chunks.into_iter().find(|m| m.chunk == old.chunk),
             Ok(other) => return self.fail_slot(io, file, index, &unexpected(&other)),
-            Err(e) if e.status().is_some_and(|s| matches!(s, Status::UnknownChunk | Status::NotFound)) => None,
+            Err(e) if e.status().is_some_and(|s| matches!(s, Status::UnknownChunk | Status::NotFound)) => {
+                None
+            }
             Err(e) => return self.fail_slot(io, file, index, &e),
         };
         let Some(f) = self.files.get_mut(&file) else { return };
@@ -322,7 +340,15 @@ impl ClientCore {
         );
     }
 
-    fn map_page(&mut self, io: &mut dyn Io, file: FileId, first: u32, end: u32, mut map: FileMap, then: Then<FileMap>) {
+    fn map_page(
+        &mut self,
+        io: &mut dyn Io,
+        file: FileId,
+        first: u32,
+        end: u32,
+        mut map: FileMap,
+        then: Then<FileMap>,
+    ) {
         if first >= end {
             return then(self, io, Ok(map));
         }

@@ -57,9 +57,20 @@ struct Failure {
 enum Link {
     /// `resume`: an alarm will connect again.
     Down,
-    Handshake { conn: ConnId, addr: SocketAddr, machine: Box<Initiator>, since: Timestamp },
-    Probing { conn: ConnId, addr: SocketAddr },
-    Ready { conn: ConnId, addr: SocketAddr },
+    Handshake {
+        conn: ConnId,
+        addr: SocketAddr,
+        machine: Box<Initiator>,
+        since: Timestamp,
+    },
+    Probing {
+        conn: ConnId,
+        addr: SocketAddr,
+    },
+    Ready {
+        conn: ConnId,
+        addr: SocketAddr,
+    },
 }
 
 struct Pending {
@@ -96,14 +107,18 @@ impl Mds {
     pub fn conn(&self) -> Option<ConnId> {
         match &self.link {
             Link::Down => None,
-            Link::Handshake { conn, .. } | Link::Probing { conn, .. } | Link::Ready { conn, .. } => Some(*conn),
+            Link::Handshake { conn, .. } | Link::Probing { conn, .. } | Link::Ready { conn, .. } => {
+                Some(*conn)
+            }
         }
     }
 
     fn addr(&self) -> Option<SocketAddr> {
         match &self.link {
             Link::Down => None,
-            Link::Handshake { addr, .. } | Link::Probing { addr, .. } | Link::Ready { addr, .. } => Some(*addr),
+            Link::Handshake { addr, .. } | Link::Probing { addr, .. } | Link::Ready { addr, .. } => {
+                Some(*addr)
+            }
         }
     }
 
@@ -138,7 +153,8 @@ pub(super) fn nonce(io: &mut dyn Io) -> [u8; 32] {
 impl ClientCore {
     pub(super) fn mds_start(&mut self, io: &mut dyn Io) {
         self.mds.nonce = io.random();
-        self.mds.next = if self.mds.addrs.is_empty() { 0 } else { io.random() as usize % self.mds.addrs.len() };
+        self.mds.next =
+            if self.mds.addrs.is_empty() { 0 } else { io.random() as usize % self.mds.addrs.len() };
         self.mds_connect(io);
     }
 
@@ -167,7 +183,8 @@ impl ClientCore {
         let Some(pending) = self.mds.pending.get_mut(&id) else { return };
         set_client(&mut pending.request, client);
         pending.sent = Some(io.now());
-        let frame = Frame::new(Head::new(Kind::MdsRequest, id), &encode!(&pending.request), shards::Buf::empty());
+        let frame =
+            Frame::new(Head::new(Kind::MdsRequest, id), &encode!(&pending.request), shards::Buf::empty());
         io.send(*conn, frame.encode());
     }
 
@@ -187,8 +204,7 @@ impl ClientCore {
             Some(client) => Peer::Client { client, generation: self.mds.generation },
             None => Peer::Tool,
         };
-        let (machine, hello) =
-            Initiator::new(self.config.key.clone(), &self.config.cluster, me, nonce(io));
+        let (machine, hello) = Initiator::new(self.config.key.clone(), &self.config.cluster, me, nonce(io));
         let conn = io.connect(addr);
         io.send(conn, hello.encode());
         self.stats.mds_connects += 1;
@@ -262,7 +278,10 @@ impl ClientCore {
                     if let Some(reply) = failed.reply {
                         io.send(conn, reply.encode());
                     }
-                    let fatal = matches!(failed.status, Status::WrongPassword | Status::WrongCluster | Status::Version);
+                    let fatal = matches!(
+                        failed.status,
+                        Status::WrongPassword | Status::WrongCluster | Status::Version
+                    );
                     self.mds_next(io, failed.reason, fatal.then_some(failed.status), None);
                 }
             }
@@ -369,8 +388,17 @@ impl ClientCore {
             return; // The answer to a request that was given up.
         }
         match reply {
-            MdsReply::Failed { status: Status::NotMaster | Status::NotReady | Status::ShuttingDown, detail, master } => {
-                self.mds_next(io, if detail.is_empty() { "not the master".into() } else { detail }, None, master);
+            MdsReply::Failed {
+                status: Status::NotMaster | Status::NotReady | Status::ShuttingDown,
+                detail,
+                master,
+            } => {
+                self.mds_next(
+                    io,
+                    if detail.is_empty() { "not the master".into() } else { detail },
+                    None,
+                    master,
+                );
             }
             MdsReply::Failed { status: Status::StaleHandle, detail, .. } => {
                 let pending = self.mds.pending.get_mut(&id).expect("looked up above");
@@ -409,7 +437,12 @@ impl ClientCore {
                 self.mds_next(io, format!("silent for {} ms", silent.as_millis()), None, None);
             }
             Link::Ready { .. } => {
-                let owes = self.mds.probe != 0 || self.mds.pending.values().any(|p| p.sent.is_some_and(|at| now.since(at) > self.config.mds_silence));
+                let owes = self.mds.probe != 0
+                    || self
+                        .mds
+                        .pending
+                        .values()
+                        .any(|p| p.sent.is_some_and(|at| now.since(at) > self.config.mds_silence));
                 if owes && silent > self.config.mds_silence {
                     self.mds_next(io, format!("silent for {} ms", silent.as_millis()), None, None);
                 } else if self.mds.probe == 0 && now.since(self.mds.last_alive) >= KEEP_ALIVE {
@@ -442,7 +475,11 @@ impl ClientCore {
     pub(super) fn mds_bye(&mut self, io: &mut dyn Io) {
         if let (Link::Ready { conn, .. }, Some(client)) = (&self.mds.link, self.mds.client) {
             let id = self.mds.last_request + 1;
-            let frame = Frame::new(Head::new(Kind::MdsRequest, id), &encode!(&MdsRequest::CloseSession { client }), shards::Buf::empty());
+            let frame = Frame::new(
+                Head::new(Kind::MdsRequest, id),
+                &encode!(&MdsRequest::CloseSession { client }),
+                shards::Buf::empty(),
+            );
             io.send(*conn, frame.encode());
         }
     }

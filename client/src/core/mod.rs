@@ -211,7 +211,10 @@ impl ClientCore {
         let outcome = if unsaved.is_empty() {
             Ok(())
         } else {
-            Err(format!("stopped before the sizes of files {unsaved:?} could be recorded: {}", self.mds.tried()))
+            Err(format!(
+                "stopped before the sizes of files {unsaved:?} could be recorded: {}",
+                self.mds.tried()
+            ))
         };
         self.mds_bye(io);
         io.stop(outcome);

@@ -62,7 +62,13 @@ impl ClientCore {
         self.attr_call(io, MdsRequest::GetAttr { file }, then);
     }
 
-    pub(super) fn set_attr(&mut self, io: &mut dyn Io, file: FileId, change: AttrChange, then: Then<FileAttr>) {
+    pub(super) fn set_attr(
+        &mut self,
+        io: &mut dyn Io,
+        file: FileId,
+        change: AttrChange,
+        then: Then<FileAttr>,
+    ) {
         if change.size_bytes.is_some() {
             return self.truncate(io, file, change, then);
         }

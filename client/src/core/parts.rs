@@ -11,7 +11,10 @@ use shards::{BLOCK_BYTES, Buf, Io, Timestamp};
 use std::net::SocketAddr;
 use wire::data::{block_crcs, first_mismatch};
 use wire::mds_api::MdsRequest;
-use wire::{BlockCrc, ChunkId, CsId, DataMeta, Epoch, FileId, Frame, Grant, Head, Kind, LeaseId, MAX_IO_BYTES, Status, flags};
+use wire::{
+    BlockCrc, ChunkId, CsId, DataMeta, Epoch, FileId, Frame, Grant, Head, Kind, LeaseId, MAX_IO_BYTES,
+    Status, flags,
+};
 
 /// Reads that arrive damaged this often from all that was tried end with an error.
 const MAX_BAD_SUMS: u32 = 6;
@@ -70,7 +73,15 @@ pub(super) struct Part {
 
 impl ClientCore {
     /// Moves `len` bytes at `offset` (both whole blocks); `then` gets the data of a read.
-    pub(super) fn transfer(&mut self, io: &mut dyn Io, file: FileId, offset: u64, len: u64, job: Job, then: Then<Buf>) {
+    pub(super) fn transfer(
+        &mut self,
+        io: &mut dyn Io,
+        file: FileId,
+        offset: u64,
+        len: u64,
+        job: Job,
+        then: Then<Buf>,
+    ) {
         debug_assert!(offset.is_multiple_of(BLOCK_BYTES as u64) && len.is_multiple_of(BLOCK_BYTES as u64));
         let chunk_bytes = match self.open_file(file) {
             Ok(f) => f.chunk_bytes(),
@@ -191,14 +202,20 @@ impl ClientCore {
         let Some(f) = self.files.get(&file) else { return };
         let start_of_next = (u64::from(index) + 1) * f.chunk_bytes();
         // Behind the end of the file nothing has been allocated, unless ahead: only growing files need it.
-        let growing = f.size < start_of_next && f.last_write_end >= u64::from(index) * f.chunk_bytes() + f.chunk_bytes() / 4;
+        let growing = f.size < start_of_next
+            && f.last_write_end >= u64::from(index) * f.chunk_bytes() + f.chunk_bytes() / 4;
         if growing {
             self.allocate_ahead(io, file, index, end);
         }
     }
 
     /// The frame of a part for the primary it was given to.
-    pub(super) fn part_frame(&mut self, id: u64, request: u64, with_grant: bool) -> Option<(Frame, ChunkId, Epoch)> {
+    pub(super) fn part_frame(
+        &mut self,
+        id: u64,
+        request: u64,
+        with_grant: bool,
+    ) -> Option<(Frame, ChunkId, Epoch)> {
         let part = self.parts.get(&id)?;
         let (kind, payload) = match &part.job {
             Job::Read => (Kind::Read, Buf::empty()),
@@ -247,7 +264,8 @@ impl ClientCore {
             Status::LeaseLost => self.part_lease_lost(io, id),
             Status::Checksum => self.part_bad_sum(io, id, "the chunk server found a wrong checksum"),
             Status::UnknownChunk => {
-                if let Some(slot) = self.files.get_mut(&part.file).and_then(|f| f.slots.get_mut(&part.index)) {
+                if let Some(slot) = self.files.get_mut(&part.file).and_then(|f| f.slots.get_mut(&part.index))
+                {
                     slot.failures += 1;
                 }
                 self.part_refresh(io, id, Vec::new());
@@ -278,7 +296,10 @@ impl ClientCore {
     fn part_lease_lost(&mut self, io: &mut dyn Io, id: u64) {
         let Some(part) = self.parts.get(&id) else { return };
         let (file, sent) = (part.file, part.lease);
-        let newer = self.files.get(&file).is_some_and(|f| f.lost.is_none() && f.lease.is_none_or(|(now, _)| now != sent));
+        let newer = self
+            .files
+            .get(&file)
+            .is_some_and(|f| f.lost.is_none() && f.lease.is_none_or(|(now, _)| now != sent));
         if !newer {
             self.file_lost(io, file, "a chunk server has seen a newer holder");
         }
@@ -329,11 +350,7 @@ impl ClientCore {
             return self.part_run(io, id);
         }
         let request = MdsRequest::ReportBadReplica { chunk: part.chunk, epoch: part.epoch, cs: part.primary };
-        self.mds_call(
-            io,
-            request,
-            Box::new(move |core, io, _| core.part_refresh(io, id, Vec::new())),
-        );
+        self.mds_call(io, request, Box::new(move |core, io, _| core.part_refresh(io, id, Vec::new())));
     }
 
     /// The part has ended; the transfer ends with its last part.
@@ -364,7 +381,8 @@ impl ClientCore {
     /// Ends parts that have waited through failures long enough.
     pub(super) fn parts_tick(&mut self, io: &mut dyn Io) {
         let now = io.now();
-        let late: Vec<u64> = self.parts.iter().filter(|(_, p)| p.deadline <= now).map(|(id, _)| *id).collect();
+        let late: Vec<u64> =
+            self.parts.iter().filter(|(_, p)| p.deadline <= now).map(|(id, _)| *id).collect();
         for id in late {
             let Some(part) = self.parts.get(&id) else { continue };
             let last = if part.last_error.is_empty() { "no answer" } else { &part.last_error };
