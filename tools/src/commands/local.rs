@@ -257,6 +257,10 @@ pub fn up(dir: &Path, shape: &Shape) -> Outcome {
     }
     let c = Cluster::at(dir)?;
     let began = Instant::now();
+    // A mount whose process was killed answers nothing but errors.
+    if c.is_mounted() && c.pid("mount").is_none() {
+        let _ = nix::mount::umount2(&c.mount_point(), nix::mount::MntFlags::MNT_DETACH);
+    }
     make_cluster(&c, shape)?;
     let mds = c.mds();
     for service in &mds {
@@ -294,9 +298,6 @@ pub fn up(dir: &Path, shape: &Shape) -> Outcome {
         cs.len(),
         shape.shards
     );
-    if c.is_mounted() && c.pid("mount").is_none() {
-        let _ = nix::mount::umount2(&c.mount_point(), nix::mount::MntFlags::MNT_DETACH);
-    }
     let mount = [c.mount()];
     c.start(&mount[0])?;
     c.wait(
