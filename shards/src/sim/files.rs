@@ -1,7 +1,5 @@
 //! The open files of one running node: its handles, and the checks the kernel would make.
 
-#![allow(dead_code)] // The world of many nodes, which uses the rest, is being written.
-
 use super::disk::{DiskOp, VirtualDisk, check_direct};
 use super::faults::einval;
 use crate::{Buf, BufMut, Durability, FileHandle, OpenHow};
@@ -35,10 +33,6 @@ impl OpenFiles {
 
     pub fn len(&self, disk: &VirtualDisk, file: FileHandle) -> u64 {
         disk.file_len(self.get(file).0)
-    }
-
-    pub fn path(&self, file: FileHandle) -> &str {
-        &self.get(file).2
     }
 
     pub fn read(&self, disk: &mut VirtualDisk, file: FileHandle, offset: u64, len: usize) -> Asked {
