@@ -1,1 +1,3 @@
 //! Whole-system tests: the deterministic simulator, and real processes with a real mount.
+
+pub mod simulator;

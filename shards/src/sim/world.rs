@@ -366,6 +366,17 @@ impl World {
         self.now = until;
     }
 
+    /// When the next thing happens.
+    pub fn next_at(&self) -> Option<Timestamp> {
+        self.queue.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    /// Moves the clock of a world in which nothing happens before `to`.
+    pub fn wait_until(&mut self, to: Timestamp) {
+        assert!(self.next_at().is_none_or(|at| at >= to), "something happens before");
+        self.now = self.now.max(to);
+    }
+
     /// Lets the next thing happen. `false` when nothing ever will.
     pub fn step(&mut self) -> bool {
         let Some(((at, seq), due)) = self.queue.pop_first() else { return false };
