@@ -20,6 +20,7 @@ use wire::{ChunkId, CsId, MdsId, ROOT, ShardIndex};
 const CLUSTER: &str = "sim";
 const LEASE_MS: u64 = 2000;
 const OFFLINE_MS: u64 = 6000;
+const MOST_EVENTS: u64 = 5_000_000;
 
 /// A server or client, whatever runs there now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -201,6 +202,9 @@ impl Cluster {
     /// Lets the next thing happen and the clients go on.
     pub fn step(&mut self) -> Result<(), String> {
         self.world.step();
+        if self.world.events() > MOST_EVENTS {
+            return Err(format!("more than {MOST_EVENTS} events: something spins"));
+        }
         if let Some(work) = &mut self.workload {
             work.turn(&mut self.world);
             if let Some(why) = &work.violation {

@@ -204,13 +204,11 @@ impl Workload {
                 let (file, mode) = (self.files[file], LeaseMode::Write);
                 self.say(world, client, Call::Open { file, mode, done });
             }
-            Some(file) if !waiting_alone && user.left == 0 => {
-                if user.busy.is_empty() {
-                    let tag = self.tag(client, Op::Close);
-                    let done = self.answers.done(tag, Answer::Unit);
-                    let (file, mode) = (self.files[file], LeaseMode::Write);
-                    self.say(world, client, Call::Close { file, mode, done });
-                }
+            Some(file) if !waiting_alone && user.left == 0 && user.busy.is_empty() => {
+                let tag = self.tag(client, Op::Close);
+                let done = self.answers.done(tag, Answer::Unit);
+                let (file, mode) = (self.files[file], LeaseMode::Write);
+                self.say(world, client, Call::Close { file, mode, done });
             }
             Some(file) if !waiting_alone => {
                 while (self.users[client].busy.len() as u64) < self.users[client].depth
