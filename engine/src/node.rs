@@ -123,6 +123,12 @@ impl CsShard {
         self.store.as_ref()
     }
 
+    /// What this shard knows of a chunk, for people who look for the reason of a failed test.
+    pub fn explain(&self, chunk: ChunkId) -> String {
+        let stored = self.store.as_ref().and_then(|s| s.chunk(chunk));
+        format!("{} stored {stored:?}", self.replication.explain(chunk))
+    }
+
     fn port_path(&self) -> String {
         format!("{}/port", self.config.store.dir)
     }

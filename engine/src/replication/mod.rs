@@ -142,6 +142,16 @@ impl Replication {
         self.chunks.values().filter_map(|k| k.primary.as_ref()).map(Primary::load).sum()
     }
 
+    pub fn explain(&self, chunk: ChunkId) -> String {
+        match self.chunks.get(&chunk) {
+            None => "unknown".into(),
+            Some(k) => match &k.primary {
+                Some(p) => format!("epoch {} {} down {:?} {:?}", k.epoch, p.explain(), self.down, k.grant),
+                None => format!("epoch {} secondary {:?}", k.epoch, k.grant),
+            },
+        }
+    }
+
     /// Whether some peer owes us an answer (it is then watched more closely).
     pub fn waits_for(&self, peer: SocketAddr) -> bool {
         self.chunks.values().filter_map(|k| k.primary.as_ref()).any(|p| p.waits_for(peer))

@@ -122,6 +122,19 @@ impl Primary {
         self.phase == Phase::Active
     }
 
+    pub fn explain(&self) -> String {
+        let waiting: Vec<_> = self.flights.iter().map(|(n, f)| (n, f.local, &f.waiting)).collect();
+        format!(
+            "primary {:?} suspected {} awaits {:?} flights {waiting:?} queued {} learners {:?} to fill {}",
+            self.phase,
+            self.suspected,
+            self.awaited,
+            self.queue.len(),
+            self.learners,
+            self.to_fill.len()
+        )
+    }
+
     pub fn load(&self) -> usize {
         self.flights.len() + self.queue.len() + usize::from(!self.learners.is_empty())
     }

@@ -3,8 +3,8 @@
 //! Model, per file:
 //! - `seen` is what reads return: every completed operation;
 //! - `durable` is what is certain to survive a loss of power;
-//! - between the two lie *versions*: for each 512-byte sector the contents that completed but un-synced writes
-//!   gave it, oldest first. A loss of power leaves any one of them (or the durable one) in each sector.
+//! - between the two lie *versions*: for each page the contents that completed but un-synced writes gave it, oldest
+//!   first. A loss of power leaves any one of them (or the durable one) in each 512-byte sector of it.
 //!
 //! An operation takes effect when it completes. A write still in flight at a crash may have reached none,
 //! all, or any subset of its sectors. A blob is replaced wholly or not at all. Creating and removing files is
@@ -13,12 +13,11 @@
 //! power unless a sync followed.
 
 use super::faults::{FaultEffect, FaultOn, FaultRule, Faults, einval, eio, enospc};
-use super::image::Image;
+use super::image::{Image, PAGE_BYTES, pages_of};
 use super::rng::Rng;
 use crate::{BLOCK_BYTES, Buf, BufMut, Durability, OpenHow};
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// What a disk writes or loses as a whole.
@@ -44,12 +43,11 @@ pub(super) enum DiskOp {
     PutBlob { path: String, bytes: Vec<u8> },
 }
 
-type Sector = [u8; SECTOR_BYTES as usize];
-
+/// What an un-synced write made of a page; `None` is zeros.
 #[derive(Clone, Debug)]
 struct Version {
     number: u64,
-    bytes: Arc<Sector>,
+    bytes: Option<Buf>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -57,6 +55,7 @@ struct File {
     path: String,
     seen: Image,
     durable: Image,
+    /// By page.
     versions: BTreeMap<u64, Vec<Version>>,
     allocated: u64,
 }
@@ -117,8 +116,13 @@ impl VirtualDisk {
         let Some(file) = self.files.iter_mut().find(|f| f.path == path) else { return false };
         file.seen.flip_bit(offset, bit);
         file.durable.flip_bit(offset, bit);
-        for version in file.versions.get_mut(&(offset / SECTOR_BYTES)).into_iter().flatten() {
-            Arc::make_mut(&mut version.bytes)[(offset % SECTOR_BYTES) as usize] ^= 1 << (bit % 8);
+        for version in file.versions.get_mut(&(offset / PAGE_BYTES)).into_iter().flatten() {
+            let mut page = BufMut::zeroed(PAGE_BYTES as usize);
+            if let Some(bytes) = &version.bytes {
+                page.copy_from_slice(bytes);
+            }
+            page[(offset % PAGE_BYTES) as usize] ^= 1 << (bit % 8);
+            version.bytes = Some(page.freeze());
         }
         true
     }
@@ -141,10 +145,8 @@ impl VirtualDisk {
 
     /// Overwrites a range durably, past the node: for tests that damage files.
     pub fn poke(&mut self, path: &str, offset: u64, bytes: &[u8]) -> bool {
-        let Some(file) = self.files.iter_mut().find(|f| f.path == path) else { return false };
-        file.seen.write(offset, bytes);
-        file.durable.write(offset, bytes);
-        drop_versions(&mut file.versions, offset, bytes.len() as u64);
+        let Some(file) = self.files.iter().position(|f| f.path == path) else { return false };
+        self.write_durably(file, offset, &Buf::from_slice(bytes));
         true
     }
 
@@ -213,22 +215,20 @@ impl VirtualDisk {
 
     /// Takes an operation. Returns its ticket and how much longer than usual it takes.
     pub(super) fn submit(&mut self, op: DiskOp) -> (u64, Duration) {
+        let path_of = |file: &usize| self.files[*file].path.as_str();
         let (on, path, range) = match &op {
             DiskOp::Read { file, offset, len } => {
-                (FaultOn::Read, self.files[*file].path.clone(), *offset..*offset + *len as u64)
+                (FaultOn::Read, path_of(file), *offset..*offset + *len as u64)
             }
             DiskOp::Write { file, offset, parts, .. } => {
-                let len: usize = parts.iter().map(|p| p.len()).sum();
-                (FaultOn::Write, self.files[*file].path.clone(), *offset..*offset + len as u64)
+                (FaultOn::Write, path_of(file), *offset..*offset + len_of(parts))
             }
-            DiskOp::Punch { file, offset, len } => {
-                (FaultOn::Write, self.files[*file].path.clone(), *offset..*offset + *len)
-            }
-            DiskOp::Allocate { file, len } => (FaultOn::Write, self.files[*file].path.clone(), 0..*len),
-            DiskOp::Sync { file } => (FaultOn::Sync, self.files[*file].path.clone(), 0..u64::MAX),
-            DiskOp::PutBlob { path, bytes } => (FaultOn::PutBlob, path.clone(), 0..bytes.len() as u64),
+            DiskOp::Punch { file, offset, len } => (FaultOn::Write, path_of(file), *offset..*offset + *len),
+            DiskOp::Allocate { file, len } => (FaultOn::Write, path_of(file), 0..*len),
+            DiskOp::Sync { file } => (FaultOn::Sync, path_of(file), 0..u64::MAX),
+            DiskOp::PutBlob { path, bytes } => (FaultOn::PutBlob, path.as_str(), 0..bytes.len() as u64),
         };
-        let effect = self.faults.due(on, &path, range);
+        let effect = self.faults.due(on, path, range);
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         self.in_flight.insert(ticket, InFlight { op, effect, covers: self.last_version });
@@ -243,7 +243,7 @@ impl VirtualDisk {
             (DiskOp::Write { file, offset, parts, .. }, Some(FaultEffect::Eio)) => {
                 let bytes = join(&parts);
                 let half = (bytes.len() as u64 / 2).next_multiple_of(SECTOR_BYTES).min(bytes.len() as u64);
-                self.write_durably(file, offset, &bytes[..half as usize]);
+                self.write_durably(file, offset, &bytes.slice(0..half as usize));
                 Err(eio())
             }
             (_, Some(FaultEffect::Eio)) => Err(eio()),
@@ -251,7 +251,7 @@ impl VirtualDisk {
             (DiskOp::Read { .. }, Some(FaultEffect::Lost)) => Err(eio()),
             (_, Some(FaultEffect::Lost)) => Ok(Buf::empty()),
             (DiskOp::Read { file, offset, len }, effect) => {
-                let mut bytes = BufMut::zeroed(len);
+                let mut bytes = BufMut::scratch(len);
                 self.files[file].seen.read(offset, &mut bytes);
                 if effect == Some(FaultEffect::ReadFlip) && len > 0 {
                     bytes[len / 2] ^= 0x10;
@@ -266,17 +266,21 @@ impl VirtualDisk {
         match op {
             DiskOp::Read { .. } => unreachable!("reads have no effect"),
             DiskOp::Write { file, offset, parts, durability } => {
-                let bytes = join(&parts);
-                let grows = (offset + bytes.len() as u64).saturating_sub(self.files[file].seen.len);
+                let len = len_of(&parts);
+                let grows = (offset + len).saturating_sub(self.files[file].seen.len);
                 if grows > self.space().1 {
                     return Err(enospc());
                 }
-                match durability {
-                    Durability::Durable => self.write_durably(file, offset, &bytes),
-                    Durability::Buffered => {
-                        self.files[file].seen.write(offset, &bytes);
-                        self.add_versions(file, offset, bytes.len() as u64);
+                let mut at = offset;
+                for part in &parts {
+                    match durability {
+                        Durability::Durable => self.write_durably(file, at, part),
+                        Durability::Buffered => self.files[file].seen.write(at, part),
                     }
+                    at += part.len() as u64;
+                }
+                if durability == Durability::Buffered {
+                    self.add_versions(file, offset, len);
                 }
             }
             DiskOp::Sync { file } => self.sync(file, covers),
@@ -302,36 +306,38 @@ impl VirtualDisk {
         Ok(())
     }
 
-    fn write_durably(&mut self, file: usize, offset: u64, bytes: &[u8]) {
-        let file = &mut self.files[file];
-        file.seen.write(offset, bytes);
-        file.durable.write(offset, bytes);
-        drop_versions(&mut file.versions, offset, bytes.len() as u64);
-    }
-
-    /// Notes what the sectors of a range now hold as un-synced versions.
-    fn add_versions(&mut self, file: usize, offset: u64, len: u64) {
-        if len == 0 {
+    /// What un-synced writes left in the pages becomes durable as well: the kernel writes whole pages.
+    fn write_durably(&mut self, file: usize, offset: u64, bytes: &Buf) {
+        let File { versions, durable, seen, .. } = &mut self.files[file];
+        seen.write(offset, bytes);
+        durable.write(offset, bytes);
+        if versions.is_empty() {
             return;
         }
+        for page in pages_of(offset, bytes.len() as u64) {
+            if versions.remove(&page).is_some() {
+                make_durable(durable, seen.len, page, seen.page(page));
+            }
+        }
+    }
+
+    /// Notes what the pages of a range now hold as un-synced versions.
+    fn add_versions(&mut self, file: usize, offset: u64, len: u64) {
         self.last_version += 1;
-        let file = &mut self.files[file];
-        for sector in offset / SECTOR_BYTES..=(offset + len - 1) / SECTOR_BYTES {
-            let mut bytes = [0; SECTOR_BYTES as usize];
-            file.seen.read(sector * SECTOR_BYTES, &mut bytes);
-            let version = Version { number: self.last_version, bytes: Arc::new(bytes) };
-            file.versions.entry(sector).or_default().push(version);
+        let File { versions, seen, .. } = &mut self.files[file];
+        for page in pages_of(offset, len) {
+            let version = Version { number: self.last_version, bytes: seen.page(page) };
+            versions.entry(page).or_default().push(version);
         }
     }
 
     fn sync(&mut self, file: usize, covers: u64) {
         let File { versions, durable, seen, .. } = &mut self.files[file];
-        versions.retain(|sector, list| {
+        versions.retain(|page, list| {
             let done = list.partition_point(|v| v.number <= covers);
-            if let Some(last) = list[..done].last() {
-                write_sector(durable, seen.len, *sector, &last.bytes[..]);
+            if let Some(last) = list.drain(..done).next_back() {
+                make_durable(durable, seen.len, *page, last.bytes);
             }
-            list.drain(..done);
             !list.is_empty()
         });
         durable.len = durable.len.max(if versions.is_empty() { seen.len } else { durable.len });
@@ -355,7 +361,7 @@ impl VirtualDisk {
                 }
                 DiskOp::Punch { file, offset, len } => {
                     let len = len.min(self.files[file].seen.len.saturating_sub(offset));
-                    self.tear(file, offset, &vec![0; len as usize], rng);
+                    self.tear(file, offset, &BufMut::zeroed(len as usize).freeze(), rng);
                 }
                 _ => {}
             }
@@ -363,59 +369,69 @@ impl VirtualDisk {
     }
 
     /// A write cut off by a crash: none, all, or any subset of its sectors is on disk.
-    fn tear(&mut self, file: usize, offset: u64, bytes: &[u8], rng: &mut Rng) {
+    fn tear(&mut self, file: usize, offset: u64, bytes: &Buf, rng: &mut Rng) {
         let mode = rng.below(3);
+        if mode == 1 {
+            return self.write_durably(file, offset, bytes);
+        }
         let mut at = 0;
         while at < bytes.len() && mode != 0 {
             let inside = (offset + at as u64) % SECTOR_BYTES;
             let count = ((SECTOR_BYTES - inside) as usize).min(bytes.len() - at);
-            if mode == 1 || rng.one_in(2) {
-                self.write_durably(file, offset + at as u64, &bytes[at..at + count]);
+            if rng.one_in(2) {
+                self.write_durably(file, offset + at as u64, &bytes.slice(at..at + count));
             }
             at += count;
         }
     }
 }
 
-fn join(parts: &[Buf]) -> Vec<u8> {
-    parts.iter().flat_map(|p| p.iter().copied()).collect()
+fn len_of(parts: &[Buf]) -> u64 {
+    parts.iter().map(|p| p.len() as u64).sum()
 }
 
-/// Forgets the versions of a range that was just written durably. Part sectors lose them as well: the
-/// kernel writes whole pages.
-fn drop_versions(versions: &mut BTreeMap<u64, Vec<Version>>, offset: u64, len: u64) {
-    if len == 0 || versions.is_empty() {
-        return;
+fn join(parts: &[Buf]) -> Buf {
+    let mut bytes = BufMut::scratch(len_of(parts) as usize);
+    let mut at = 0;
+    for part in parts {
+        bytes[at..at + part.len()].copy_from_slice(part);
+        at += part.len();
     }
-    let range = offset / SECTOR_BYTES..=(offset + len - 1) / SECTOR_BYTES;
-    let sectors: Vec<u64> = versions.range(range).map(|(s, _)| *s).collect();
-    for sector in sectors {
-        versions.remove(&sector);
-    }
+    bytes.freeze()
 }
 
-/// Writes a sector but does not let its rest lengthen the file.
-fn write_sector(image: &mut Image, len_limit: u64, sector: u64, bytes: &[u8]) {
-    let start = sector * SECTOR_BYTES;
-    let count = len_limit.saturating_sub(start).min(SECTOR_BYTES) as usize;
-    if count > 0 {
-        image.write(start, &bytes[..count]);
-    }
+/// Puts a page in place but does not let its rest lengthen the file.
+fn make_durable(durable: &mut Image, len_limit: u64, page: u64, bytes: Option<Buf>) {
+    durable.set_page(page, bytes);
+    durable.len = durable.len.max(len_limit.min((page + 1) * PAGE_BYTES));
 }
 
 fn lose_unsynced(file: &mut File, rng: &mut Rng) {
     let mode = rng.below(3); // nothing, everything, or any mix survives
-    for (sector, list) in std::mem::take(&mut file.versions) {
+    for (page, mut list) in std::mem::take(&mut file.versions) {
         let kept = match mode {
-            0 => 0,
-            1 => list.len(),
-            _ => rng.between(0, list.len() as u64) as usize,
+            0 => continue,
+            1 => list.pop().expect("no page has an empty list").bytes,
+            _ => Some(mix(file.durable.page(page), &list, rng)),
         };
-        if kept > 0 {
-            write_sector(&mut file.durable, file.seen.len, sector, &list[kept - 1].bytes[..]);
-        }
+        make_durable(&mut file.durable, file.seen.len, page, kept);
     }
     file.seen = file.durable.clone();
+}
+
+/// A page each sector of which is as some version, or as the durable one, has it.
+fn mix(durable: Option<Buf>, versions: &[Version], rng: &mut Rng) -> Buf {
+    let mut page = BufMut::zeroed(PAGE_BYTES as usize);
+    for (n, sector) in page.chunks_mut(SECTOR_BYTES as usize).enumerate() {
+        let from = match rng.between(0, versions.len() as u64) as usize {
+            0 => &durable,
+            version => &versions[version - 1].bytes,
+        };
+        if let Some(bytes) = from {
+            sector.copy_from_slice(&bytes[n * SECTOR_BYTES as usize..][..SECTOR_BYTES as usize]);
+        }
+    }
+    page.freeze()
 }
 
 /// Checks the rules of O_DIRECT, so that what runs here also runs on a real disk.

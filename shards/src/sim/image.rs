@@ -1,15 +1,14 @@
-//! Bytes of one virtual file: sparse, copy-on-write in 4 KiB pages, so that two states of a large file cost
-//! only what differs.
+//! Bytes of one virtual file: sparse, in 4 KiB pages. A page is a view of the buffer it was written from, so that
+//! writing, keeping two states of a file and copying a disk cost references, not bytes.
 
+use crate::{Buf, BufMut};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 pub(super) const PAGE_BYTES: u64 = 4096;
-type Page = [u8; PAGE_BYTES as usize];
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Image {
-    pages: BTreeMap<u64, Arc<Page>>,
+    pages: BTreeMap<u64, Buf>,
     pub len: u64,
 }
 
@@ -28,6 +27,11 @@ fn pieces(offset: u64, len: u64) -> impl Iterator<Item = (u64, usize, usize, usi
     })
 }
 
+/// The pages a range touches.
+pub(super) fn pages_of(offset: u64, len: u64) -> std::ops::Range<u64> {
+    if len == 0 { 0..0 } else { offset / PAGE_BYTES..(offset + len - 1) / PAGE_BYTES + 1 }
+}
+
 impl Image {
     /// Fills `to`; what was never written, or lies behind the end, reads as zeros.
     pub fn read(&self, offset: u64, to: &mut [u8]) {
@@ -39,12 +43,38 @@ impl Image {
         }
     }
 
-    pub fn write(&mut self, offset: u64, from: &[u8]) {
+    /// Writes a buffer; whole pages share its memory.
+    pub fn write(&mut self, offset: u64, from: &Buf) {
         for (page, inside, count, at) in pieces(offset, from.len() as u64) {
-            let bytes = self.pages.entry(page).or_insert_with(|| Arc::new([0; PAGE_BYTES as usize]));
-            Arc::make_mut(bytes)[inside..inside + count].copy_from_slice(&from[at..at + count]);
+            if count == PAGE_BYTES as usize {
+                self.pages.insert(page, from.slice(at..at + count));
+            } else {
+                self.change_page(page, |bytes| bytes[inside..inside + count].copy_from_slice(&from[at..at + count]));
+            }
         }
         self.len = self.len.max(offset + from.len() as u64);
+    }
+
+    fn change_page(&mut self, page: u64, change: impl FnOnce(&mut [u8])) {
+        let mut bytes = match self.pages.get(&page) {
+            Some(old) => BufMut::from_slice(old),
+            None => BufMut::zeroed(PAGE_BYTES as usize),
+        };
+        change(&mut bytes);
+        self.pages.insert(page, bytes.freeze());
+    }
+
+    /// A page's contents; `None` is zeros.
+    pub fn page(&self, page: u64) -> Option<Buf> {
+        self.pages.get(&page).cloned()
+    }
+
+    /// Puts a page's contents in place. The length stays.
+    pub fn set_page(&mut self, page: u64, bytes: Option<Buf>) {
+        match bytes {
+            Some(bytes) => self.pages.insert(page, bytes),
+            None => self.pages.remove(&page),
+        };
     }
 
     /// Zeroes a range and frees whole pages in it. The length stays.
@@ -52,16 +82,16 @@ impl Image {
         for (page, inside, count, _) in pieces(offset, len) {
             if count == PAGE_BYTES as usize {
                 self.pages.remove(&page);
-            } else if let Some(bytes) = self.pages.get_mut(&page) {
-                Arc::make_mut(bytes)[inside..inside + count].fill(0);
+            } else if self.pages.contains_key(&page) {
+                self.change_page(page, |bytes| bytes[inside..inside + count].fill(0));
             }
         }
     }
 
     pub fn flip_bit(&mut self, offset: u64, bit: u8) {
-        let mut byte = [0];
-        self.read(offset, &mut byte);
-        self.write(offset, &[byte[0] ^ (1 << (bit % 8))]);
+        let inside = (offset % PAGE_BYTES) as usize;
+        self.change_page(offset / PAGE_BYTES, |bytes| bytes[inside] ^= 1 << (bit % 8));
+        self.len = self.len.max(offset + 1);
     }
 
     pub fn used_bytes(&self) -> u64 {
@@ -76,7 +106,7 @@ mod tests {
     #[test]
     fn sparse_reads_writes_and_holes() {
         let mut image = Image::default();
-        image.write(4090, b"0123456789");
+        image.write(4090, &Buf::from_slice(b"0123456789"));
         let mut back = [9; 20];
         image.read(4085, &mut back);
         assert_eq!(&back, b"\0\0\0\0\x000123456789\0\0\0\0\0");

@@ -18,6 +18,7 @@ use wire::mds_api::{ChunkMap, ClusterStat, LeaseMode, MdsReply, MdsRequest};
 use wire::{ChunkId, CsId, MdsId, ROOT, ShardIndex};
 
 const CLUSTER: &str = "sim";
+const REPLICAS: usize = 3;
 const LEASE_MS: u64 = 2000;
 const OFFLINE_MS: u64 = 6000;
 const MOST_EVENTS: u64 = 5_000_000;
@@ -340,10 +341,30 @@ impl Cluster {
             }
             if self.world.now() > until {
                 let cs: Vec<_> = stat.cs.iter().map(|c| (c.cs.0, c.status, c.replicas)).collect();
-                return Err(format!("waited {within:?} for {what}; chunks {:?}, CS {cs:?}", stat.chunks));
+                let sick = self.explain_sick()?;
+                return Err(format!("waited {within:?} for {what}; chunks {:?}, CS {cs:?}{sick}", stat.chunks));
             }
             self.run_for(Duration::from_millis(200))?;
         }
+    }
+
+    /// All there is to know about chunks that have not all replicas in sync.
+    fn explain_sick(&mut self) -> Result<String, String> {
+        let mut text = String::new();
+        for map in self.maps()? {
+            let in_sync = map.grant.replicas.iter().filter(|r| r.role == wire::Role::InSync).count();
+            if in_sync == REPLICAS {
+                continue;
+            }
+            text += &format!("\n  chunk {} epoch {} {:?}", map.chunk, map.epoch, map.grant);
+            for cs in &self.cs {
+                let shard = wire::shard_of(map.chunk, self.options.shards);
+                if let Some(node) = self.world.node::<CsShard>(cs.hosts[usize::from(shard.0)]) {
+                    text += &format!("\n    CS#{}: {}", cs.id, node.explain(map.chunk));
+                }
+            }
+        }
+        Ok(text)
     }
 
     fn no_server_stopped(&self) -> Result<(), String> {

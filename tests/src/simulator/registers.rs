@@ -7,7 +7,7 @@
 //! backward zone lies inside a forward one.
 
 use shards::Timestamp;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 pub const CELL_BYTES: usize = 512;
@@ -67,6 +67,8 @@ struct Read {
 #[derive(Debug, Default)]
 pub struct History {
     writes: BTreeMap<u64, Write>,
+    /// Writes that have not ended.
+    open: BTreeSet<u64>,
     reads: Vec<Read>,
 }
 
@@ -80,11 +82,13 @@ impl History {
     pub fn begin_write(&mut self, value: u64, cells: Range<u32>, start: Timestamp) {
         let before = self.writes.insert(value, Write { cells, start, end: UNKNOWN, acked: false });
         assert!(before.is_none() && value != UNWRITTEN, "values are written once");
+        self.open.insert(value);
     }
 
     pub fn end_write(&mut self, value: u64, end: Timestamp) {
         let write = self.writes.get_mut(&value).expect("a write that began");
         (write.end, write.acked) = (end, true);
+        self.open.remove(&value);
     }
 
     pub fn read(&mut self, first: u32, values: Vec<u64>, start: Timestamp, end: Timestamp) {
@@ -93,9 +97,15 @@ impl History {
 
     /// From now on nothing that was begun before and never ended may still take effect: another lease was granted.
     pub fn fence(&mut self, now: Timestamp) {
-        for write in self.writes.values_mut().filter(|w| w.end == UNKNOWN && w.start < now) {
-            write.end = now;
-        }
+        let writes = &mut self.writes;
+        self.open.retain(|value| {
+            let write = writes.get_mut(value).expect("a write that began");
+            let fenced = write.start < now;
+            if fenced {
+                write.end = now;
+            }
+            !fenced
+        });
     }
 
     pub fn counts(&self) -> (usize, usize) {
@@ -104,59 +114,75 @@ impl History {
 
     /// The first violation, told for people.
     pub fn check(&self) -> Result<(), String> {
-        let mut cells: BTreeMap<u32, BTreeMap<u64, (Zone, Timestamp)>> = BTreeMap::new();
+        let mut cells = self.zones_seen()?;
+        for zones in &mut cells {
+            zones.sort_by_key(|z| z.value);
+        }
+        for (&value, write) in self.writes.iter().filter(|(_, w)| w.acked) {
+            for at in write.cells.clone() {
+                // A cell that nobody read says nothing.
+                let Some(zones) = cells.get_mut(at as usize).filter(|z| !z.is_empty()) else { continue };
+                if let Err(place) = zones.binary_search_by_key(&value, |z| z.value) {
+                    zones.insert(place, Zone { value, first_end: write.end, last_start: write.start });
+                }
+            }
+        }
+        for (at, mut zones) in cells.into_iter().enumerate().filter(|(_, z)| !z.is_empty()) {
+            // The unwritten value is "written" before everything.
+            if zones[0].value != UNWRITTEN {
+                zones.push(Zone { value: UNWRITTEN, first_end: Timestamp(0), last_start: Timestamp(0) });
+            }
+            self.check_cell(at as u32, zones)?;
+        }
+        Ok(())
+    }
+
+    /// By cell, the zones of the values that were read.
+    fn zones_seen(&self) -> Result<Vec<Vec<Zone>>, String> {
+        let mut cells: Vec<Vec<Zone>> = Vec::new();
         let zero = Timestamp(0);
         for read in &self.reads {
-            for (n, &value) in read.values.iter().enumerate() {
-                let at = read.first + n as u32;
+            let end = read.first as usize + read.values.len();
+            cells.resize_with(cells.len().max(end), Vec::new);
+            for (at, &value) in (read.first..).zip(&read.values) {
                 let (start, end) = match self.writes.get(&value) {
                     _ if value == UNWRITTEN => (zero, zero),
                     Some(w) if w.cells.contains(&at) => (w.start, w.end),
                     _ => return Err(format!("cell {at} holds value {value}, which was never written to it")),
                 };
-                let zones = cells.entry(at).or_default();
-                let zone =
-                    zones.entry(value).or_insert((Zone { value, first_end: end, last_start: start }, start));
-                zone.0.first_end = zone.0.first_end.min(read.end);
-                zone.0.last_start = zone.0.last_start.max(read.start);
                 if read.end < start {
                     return Err(format!("cell {at}: value {value} was read before it was written"));
                 }
+                let zones = &mut cells[at as usize];
+                // Most reads see what was seen last.
+                let place = zones.iter().rposition(|z| z.value == value).unwrap_or_else(|| {
+                    zones.push(Zone { value, first_end: end, last_start: start });
+                    zones.len() - 1
+                });
+                let zone = &mut zones[place];
+                zone.first_end = zone.first_end.min(read.end);
+                zone.last_start = zone.last_start.max(read.start);
             }
         }
-        for (&value, write) in self.writes.iter().filter(|(_, w)| w.acked) {
-            for at in write.cells.clone() {
-                // A cell that nobody read says nothing.
-                if let Some(zones) = cells.get_mut(&at) {
-                    zones.entry(value).or_insert((
-                        Zone { value, first_end: write.end, last_start: write.start },
-                        write.start,
-                    ));
-                }
+        Ok(cells)
+    }
+
+    fn check_cell(&self, at: u32, zones: Vec<Zone>) -> Result<(), String> {
+        let (mut forward, backward): (Vec<Zone>, Vec<Zone>) =
+            zones.into_iter().partition(|z| z.first_end < z.last_start);
+        forward.sort_by_key(|z| z.first_end);
+        for pair in forward.windows(2) {
+            if pair[1].first_end < pair[0].last_start {
+                return Err(self.tell(at, &pair[0], &pair[1], "both are seen across each other"));
             }
         }
-        for (at, zones) in cells {
-            let mut zones: Vec<Zone> = zones.into_values().map(|(z, _)| z).collect();
-            // The unwritten value is "written" before everything.
-            if zones.iter().all(|z| z.value != UNWRITTEN) {
-                zones.push(Zone { value: UNWRITTEN, first_end: zero, last_start: zero });
-            }
-            let (mut forward, backward): (Vec<Zone>, Vec<Zone>) =
-                zones.into_iter().partition(|z| z.first_end < z.last_start);
-            forward.sort_by_key(|z| z.first_end);
-            for pair in forward.windows(2) {
-                if pair[1].first_end < pair[0].last_start {
-                    return Err(self.tell(at, &pair[0], &pair[1], "both are seen across each other"));
-                }
-            }
-            for zone in &backward {
-                let behind = forward.partition_point(|f| f.first_end < zone.last_start);
-                if let Some(f) = behind.checked_sub(1).map(|n| &forward[n])
-                    && zone.first_end < f.last_start
-                    && f.first_end < zone.last_start
-                {
-                    return Err(self.tell(at, f, zone, "the second lies inside the first's life"));
-                }
+        for zone in &backward {
+            let behind = forward.partition_point(|f| f.first_end < zone.last_start);
+            if let Some(f) = behind.checked_sub(1).map(|n| &forward[n])
+                && zone.first_end < f.last_start
+                && f.first_end < zone.last_start
+            {
+                return Err(self.tell(at, f, zone, "the second lies inside the first's life"));
             }
         }
         Ok(())

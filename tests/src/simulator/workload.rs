@@ -330,7 +330,10 @@ impl Workload {
                 let file = user.holds.expect("the file being opened");
                 self.histories[file].fence(now);
             }
-            (Op::Close, _) => user.holds = None,
+            (Op::Close, _) => {
+                user.holds = None;
+                user.rest_until = now.after(Duration::from_millis(user.rng.between(0, 400)));
+            }
             (Op::Write { value }, _) => {
                 let file = user.holds.expect("files are held while operations run");
                 self.histories[file].end_write(value, now);
