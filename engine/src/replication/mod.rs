@@ -227,7 +227,10 @@ impl Replication {
     fn adopt(&mut self, chunk: ChunkId, epoch: Epoch, grant: &Grant, store: &mut Store, io: &mut dyn Io) {
         let known = self.epoch_of(chunk, store);
         let have_set = self.chunks.contains_key(&chunk);
-        if epoch < known || (epoch == known && have_set) {
+        if epoch == known && have_set {
+            return self.learn_addresses(chunk, grant, false, store, io);
+        }
+        if epoch < known {
             return;
         }
         let leads = grant.primary().is_some_and(|p| p.cs == self.me);
@@ -248,11 +251,44 @@ impl Replication {
         }
     }
 
+    /// The set is known; but a metadata server that has just become the master gives out sets before all chunk servers
+    /// have told it their addresses. Others than the MDS may have old addresses: those only fill gaps.
+    fn learn_addresses(
+        &mut self,
+        chunk: ChunkId,
+        grant: &Grant,
+        from_mds: bool,
+        store: &mut Store,
+        io: &mut dyn Io,
+    ) {
+        let me = self.me;
+        let Some(known) = self.chunks.get_mut(&chunk) else { return };
+        let mut members_moved = false;
+        for replica in &mut known.grant.replicas {
+            let Some(told) = grant.replicas.iter().find(|r| r.cs == replica.cs).map(|r| r.addr) else { continue };
+            if told != replica.addr && told.port() != 0 && (from_mds || replica.addr.port() == 0) {
+                replica.addr = told;
+                members_moved |= replica.cs != me && replica.role != Role::Stale;
+            }
+        }
+        if members_moved {
+            self.activate(chunk, store, io);
+        }
+    }
+
+    /// A set told by the MDS.
+    fn on_set(&mut self, set: &ChunkSet, store: &mut Store, io: &mut dyn Io) {
+        self.adopt(set.chunk, set.epoch, &set.grant, store, io);
+        if self.epoch_of(set.chunk, store) == set.epoch {
+            self.learn_addresses(set.chunk, &set.grant, true, store, io);
+        }
+    }
+
     /// Sets told by the MDS: answers to Suspect, Joined, AskSet. `asked` that are missing do not exist any more.
     pub fn on_sets(&mut self, sets: Vec<ChunkSet>, asked: &[ChunkId], store: &mut Store, io: &mut dyn Io) {
         let told: BTreeSet<ChunkId> = sets.iter().map(|s| s.chunk).collect();
         for set in sets {
-            self.adopt(set.chunk, set.epoch, &set.grant, store, io);
+            self.on_set(&set, store, io);
             // Unchanged: the suspects are needed. Go on trying to reach them.
             if let Some(primary) = self.chunks.get_mut(&set.chunk).and_then(|k| k.primary.as_mut()) {
                 primary.suspected = false;
@@ -265,7 +301,7 @@ impl Replication {
 
     pub fn on_command(&mut self, command: CsCommand, store: &mut Store, io: &mut dyn Io) {
         match command {
-            CsCommand::Repair { set } => self.adopt(set.chunk, set.epoch, &set.grant, store, io),
+            CsCommand::Repair { set } => self.on_set(&set, store, io),
             CsCommand::Delete { chunks } => self.delete(&chunks, store, io),
             CsCommand::Revoke { leases } => self.revoke(&leases),
             CsCommand::Expelled { .. } => {}

@@ -88,6 +88,8 @@ pub(super) struct Primary {
     queue: Queue<ClientRequest>,
     /// Ranges to send again before becoming active.
     to_level: Vec<Range<u32>>,
+    /// The same where this replica has holes.
+    to_clear: Vec<Range<u32>>,
     /// Ranges learners lack, last first; learners are told to empty the chunk first.
     to_fill: Vec<Range<u32>>,
     learners: BTreeSet<SocketAddr>,
@@ -110,6 +112,7 @@ impl Primary {
             flights: BTreeMap::new(),
             queue: requests.into(),
             to_level: Vec::new(),
+            to_clear: Vec::new(),
             to_fill: Vec::new(),
             learners: BTreeSet::new(),
             expect_empty: BTreeSet::new(),
@@ -338,44 +341,51 @@ impl Replication {
         primary.largest_lease = primary.largest_lease.max(own.largest_lease);
         primary.next_sequence = last.0 + 1;
         primary.committed = own.committed.0;
-        primary.to_level = if in_sync.is_empty() { Vec::new() } else { pieces(ranges) };
+        let allocated = store.allocated_ranges(chunk);
+        if !in_sync.is_empty() {
+            let (held, holes) = split_held(&merged(ranges), &allocated);
+            (primary.to_level, primary.to_clear) = (pieces(held), holes);
+        }
         primary.to_fill = Vec::new();
         if !primary.learners.is_empty() {
-            primary.to_fill = pieces(store.allocated_ranges(chunk));
+            primary.to_fill = pieces(allocated);
             primary.to_fill.reverse();
             self.stats.fills += 1;
         }
         let learners: Vec<SocketAddr> = primary.learners.iter().copied().collect();
         primary.phase = Phase::Levelling;
         if !learners.is_empty() {
-            self.empty_learners(chunk, learners);
+            // They may hold anything: they start from nothing. All later sends to them come behind this one.
+            let all = 0..crate::store::MOST_CHUNK_BYTES as u32 / BLOCK;
+            self.send_discard(chunk, all, learners, true);
         }
         self.pump(chunk, store, io);
     }
 
-    /// Learners may hold anything: they start from nothing. All later sends to them come behind this one.
-    fn empty_learners(&mut self, chunk: ChunkId, learners: Vec<SocketAddr>) {
+    /// Makes holes of blocks that are holes here.
+    fn send_discard(&mut self, chunk: ChunkId, blocks: Range<u32>, targets: Vec<SocketAddr>, fill: bool) {
         let Some(known) = self.chunks.get_mut(&chunk) else { return };
         let Some(primary) = known.primary.as_mut() else { return };
         let sequence = primary.next_sequence;
         primary.next_sequence += 1;
         let flight = Flight {
-            blocks: 0..crate::store::MOST_CHUNK_BYTES as u32 / BLOCK,
+            blocks: blocks.clone(),
             request: None,
             local: true,
-            waiting: learners.iter().copied().collect(),
+            waiting: targets.iter().copied().collect(),
             failed: None,
             targets: Vec::new(),
-            fill: true,
+            fill,
         };
         primary.flights.insert(sequence, flight);
         let mut head = Head::new(Kind::ForwardDiscard, sequence);
         head.chunk = chunk;
         head.epoch = known.epoch;
-        head.flags = flags::FILL;
-        head.length_bytes = crate::store::MOST_CHUNK_BYTES as u32;
+        head.flags = if fill { flags::FILL } else { 0 };
+        head.offset_bytes = blocks.start * BLOCK;
+        head.length_bytes = (blocks.end - blocks.start) * BLOCK;
         let meta = DataMeta { sequence: Sequence(sequence), ..DataMeta::default() }.encode();
-        for addr in learners {
+        for addr in targets {
             self.actions.push(Action::ToPeer(addr, Frame::new(head, &meta, Buf::empty())));
         }
     }
@@ -403,7 +413,11 @@ impl Replication {
             if primary.flights.len() >= COPIES_AT_ONCE {
                 return;
             }
-            let Some(range) = primary.to_level.pop() else {
+            let (list, hole) = match primary.to_clear.is_empty() {
+                true => (&mut primary.to_level, false),
+                false => (&mut primary.to_clear, true),
+            };
+            let Some(range) = list.pop() else {
                 if primary.flights.is_empty() {
                     primary.phase = Phase::Active;
                     primary.committed = primary.next_sequence - 1;
@@ -415,10 +429,13 @@ impl Replication {
             };
             let blocked = primary.flights.values().any(|f| overlaps(&f.blocks, &range));
             if blocked {
-                primary.to_level.push(range);
+                list.push(range);
                 return;
             }
-            self.start_copy(chunk, range, targets, false, store, io);
+            match hole {
+                true => self.send_discard(chunk, range, targets, false),
+                false => self.start_copy(chunk, range, targets, false, store, io),
+            }
         }
     }
 
@@ -760,8 +777,8 @@ fn overlaps(a: &Range<u32>, b: &Range<u32>) -> bool {
     a.start < b.end && b.start < a.end
 }
 
-/// Disjoint sorted pieces of at most [`COPY_BLOCKS`] that cover the ranges.
-fn pieces(mut ranges: Vec<Range<u32>>) -> Vec<Range<u32>> {
+/// The ranges, sorted and disjoint.
+fn merged(mut ranges: Vec<Range<u32>>) -> Vec<Range<u32>> {
     ranges.sort_by_key(|r| r.start);
     let mut merged: Vec<Range<u32>> = Vec::new();
     for range in ranges {
@@ -770,9 +787,45 @@ fn pieces(mut ranges: Vec<Range<u32>>) -> Vec<Range<u32>> {
             _ => merged.push(range),
         }
     }
+    merged
+}
+
+/// What of `ranges` lies inside `held`, and what outside; both sorted and disjoint, as the results are.
+fn split_held(ranges: &[Range<u32>], held: &[Range<u32>]) -> (Vec<Range<u32>>, Vec<Range<u32>>) {
+    let (mut inside, mut outside) = (Vec::new(), Vec::new());
+    for range in ranges {
+        let mut at = range.start;
+        for part in held.iter().filter(|h| overlaps(h, range)) {
+            let (start, end) = (part.start.max(range.start), part.end.min(range.end));
+            outside.extend((at < start).then_some(at..start));
+            inside.push(start..end);
+            at = end;
+        }
+        outside.extend((at < range.end).then_some(at..range.end));
+    }
+    (inside, outside)
+}
+
+/// Pieces of at most [`COPY_BLOCKS`] that cover sorted disjoint ranges.
+fn pieces(ranges: Vec<Range<u32>>) -> Vec<Range<u32>> {
     let cut = |r: Range<u32>| {
         let end = r.end;
         r.step_by(COPY_BLOCKS as usize).map(move |start| start..(start + COPY_BLOCKS).min(end))
     };
-    merged.into_iter().flat_map(cut).collect()
+    ranges.into_iter().flat_map(cut).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_replica_holds_is_copied_and_its_holes_are_cleared() {
+        let ranges = merged(vec![40..200, 0..4, 2..10, 300..310]);
+        assert_eq!(ranges, [0..10, 40..200, 300..310]);
+        let (held, holes) = split_held(&ranges, &[0..16, 48..64, 128..1000]);
+        assert_eq!(held, [0..10, 48..64, 128..200, 300..310]);
+        assert_eq!(holes, [40..48, 64..128]);
+        assert_eq!(pieces(held), [0..10, 48..64, 128..192, 192..200, 300..310]);
+    }
 }

@@ -21,7 +21,7 @@ const CLUSTER: &str = "sim";
 const REPLICAS: usize = 3;
 const LEASE_MS: u64 = 2000;
 const OFFLINE_MS: u64 = 6000;
-const MOST_EVENTS: u64 = 5_000_000;
+const MOST_EVENTS: u64 = 1_000_000;
 
 /// A server or client, whatever runs there now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
