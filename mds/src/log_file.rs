@@ -139,7 +139,7 @@ impl LogFile {
                     events.push(LogEvent::Durable(token));
                 }
                 Outcome::Broken(error) => events.push(LogEvent::Broken(error.to_string())),
-                Outcome::Replayed { .. } | Outcome::Ready => {}
+                Outcome::Replayed { .. } | Outcome::Ready | Outcome::Trimmed => {}
             }
         }
         self.pump(io);

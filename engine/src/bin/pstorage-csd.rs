@@ -15,6 +15,10 @@ use tracing_subscriber::EnvFilter;
 use wire::ShardIndex;
 use wire::auth::ClusterKey;
 
+/// Memory for map pages of all shards together. With the blocks that wait for write-back and what is in flight, a chunk
+/// server stays below 1 GB whatever its disk.
+const MAP_CACHE_BYTES: u64 = 256 << 20;
+
 /// Chunk server of a pstorage cluster. Ends cleanly on SIGTERM.
 #[derive(Parser)]
 #[command(version)]
@@ -114,6 +118,7 @@ fn shard_config(
             journal_path,
             journal_bytes: control.journal_bytes,
             capacity_bytes: control.capacity_bytes / u64::from(control.shards),
+            map_cache_bytes: MAP_CACHE_BYTES / u64::from(control.shards),
         },
         detect: Duration::from_millis(args.detect_ms),
     }

@@ -1,34 +1,46 @@
-//! Applying: small writes go from memory to their places in `data`, changed pages to `meta`, then the journal is
-//! trimmed. One round at a time; requests go on meanwhile.
+//! Rounds of write-back: small writes go from memory to their places in `data`, changed pages to `index`, `maps` and
+//! `units`, then the journal is trimmed. One round at a time; requests go on meanwhile.
 //!
-//! Order within a round, each step after the one before is durable: data blocks, sync of `data`, pages, sync of
-//! `meta`, trim. A crash between two steps costs nothing: the journal still holds everything the round wrote.
+//! Steps, each begun when the one before has ended: map pages of the blocks are read; blocks are written to `data`; pages
+//! are written while `data` is synced; the page files are synced; the journal's superblock is written: it trims the
+//! journal and makes the round's pages valid, in one atomic write. A crash before that leaves the state of the round
+//! before, on which the journal is replayed; pages the crashed round left behind are never looked at (page.rs, `find`).
 
-use super::page::{self, Header};
-use super::{Store, StoreError, UNIT_BLOCKS, UNIT_BYTES, Waiting};
+use super::page::{self, INDEX_ENTRIES, IndexEntry, Round};
+use super::{OVERLAY_BYTES, PAGE_BLOCKS, PAGE_UNITS, Store, StoreError, UNIT_BLOCKS, UNIT_BYTES, Waiting, bits};
+use crate::store::load::Waiter;
 use shards::journal::Position;
-use shards::{Buf, BufMut, Durability, Io, OpId};
+use shards::{Buf, Durability, FileHandle, Io};
+use std::collections::VecDeque;
 use std::io;
 use wire::{BLOCK_BYTES, BlockCrc, ChunkId};
 
+/// Writes to `data` under way at once: few, so that the journal's own writes don't queue behind them, unless the journal
+/// is filling up.
+const CALM_WRITES: usize = 8;
+const PRESSED_WRITES: usize = 64;
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
+    Load,
     Data,
-    DataSync,
-    Meta,
-    MetaSync,
+    Pages,
+    Sync,
+    Commit,
 }
 
 pub(super) struct Apply {
     step: Step,
+    round: Round,
     left: u32,
+    runs: VecDeque<Run>,
     /// Blocks being written: chunk, block, checksum, generation.
     blocks: Vec<(ChunkId, u32, BlockCrc, u64)>,
-    /// Everything in front of it is in memory, and in `data` and `meta` when the round ends.
+    /// Everything in front of it was in memory when the round began.
     cut: Position,
     cleared_slots: Vec<u32>,
-    /// Map pages that this round writes for the first time: chunk, slot, page.
-    new_pages: Vec<(ChunkId, u32, u32)>,
+    /// Page files written to.
+    touched: Vec<FileHandle>,
 }
 
 /// A write to `data`: offset and the blocks, neighbours joined.
@@ -37,59 +49,90 @@ type Run = (u64, Vec<Buf>);
 impl Store {
     /// Starts a round when the journal or the overlay has filled up.
     pub(super) fn consider_apply(&mut self, io: &mut dyn Io) {
-        let (used, total) = self.journal_fill();
-        let pressed = used > total / 2
-            || self.overlay_blocks * BLOCK_BYTES > super::OVERLAY_BYTES
-            || !self.stalled.is_empty();
-        if pressed && self.is_ready() && self.apply.is_none() {
+        if self.is_pressed() && self.is_ready() && self.apply.is_none() {
             self.start_apply(io);
         }
+    }
+
+    fn is_pressed(&self) -> bool {
+        let (used, total) = self.journal_fill();
+        used > total / 2 || self.overlay_blocks * BLOCK_BYTES > OVERLAY_BYTES || !self.stalled.is_empty()
     }
 
     pub(super) fn start_apply(&mut self, io: &mut dyn Io) {
         if self.apply.is_some() {
             return;
         }
+        let behind_durable = Position(self.last_durable.0 + 1);
         let unfinished = self.writes.values().filter_map(|w| w.first_position).min();
-        let cut =
-            unfinished.unwrap_or(Position(self.last_durable.0 + 1)).min(Position(self.last_durable.0 + 1));
         self.dirty = false;
-        let (runs, blocks) = match self.collect_blocks() {
-            Ok(collected) => collected,
-            Err(error) => return self.break_down(error),
-        };
+        self.last_round = Round(self.last_round.0 + 1);
         self.apply = Some(Apply {
-            step: Step::Data,
-            left: runs.len() as u32,
-            blocks,
-            cut,
+            step: Step::Load,
+            round: self.last_round,
+            left: 1,
+            runs: VecDeque::new(),
+            blocks: Vec::new(),
+            cut: unfinished.unwrap_or(behind_durable).min(behind_durable),
             cleared_slots: Vec::new(),
-            new_pages: Vec::new(),
+            touched: Vec::new(),
         });
-        for (offset, parts) in runs {
-            let wait = self.expect(Waiting::ApplyData);
-            io.write(self.data, offset, parts, Durability::Buffered, wait);
+        let missing: Vec<(ChunkId, u32)> = self.pages_to_load().collect();
+        for (chunk, number) in missing {
+            self.round().left += 1;
+            self.read_page(io, chunk, number, Waiter::Round);
         }
-        if self.apply.as_ref().is_some_and(|a| a.left == 0) {
-            self.write_pages(io);
+        self.round_page_done(io);
+    }
+
+    fn round(&mut self) -> &mut Apply {
+        self.apply.as_mut().expect("a round is under way")
+    }
+
+    fn pages_to_load(&self) -> impl Iterator<Item = (ChunkId, u32)> + '_ {
+        self.dirty_chunks.iter().flat_map(|id| {
+            let chunk = &self.chunks[id];
+            let wanted = chunk.overlay.keys().fold(0u128, |mask, block| mask | 1 << (block / PAGE_BLOCKS));
+            bits(wanted & chunk.exists).filter(|n| !chunk.pages.contains_key(n)).map(|n| (*id, n))
+        })
+    }
+
+    pub(super) fn round_page_done(&mut self, io: &mut dyn Io) {
+        self.round().left -= 1;
+        if self.round().left > 0 {
+            return;
+        }
+        match self.collect_blocks() {
+            Ok(()) => {
+                self.round().step = Step::Data;
+                self.write_data(io);
+            }
+            Err(error) => self.break_down(error),
         }
     }
 
-    /// The overlay as writes in the order of the disk. Blocks without a unit get one.
-    fn collect_blocks(&mut self) -> Result<(Vec<Run>, Vec<(ChunkId, u32, BlockCrc, u64)>), StoreError> {
+    /// The overlay as writes in the order of the disk. Blocks without a unit get one. Blocks that came in since the round
+    /// began and whose page is not here wait for the next round: their records lie behind the cut.
+    fn collect_blocks(&mut self) -> Result<(), StoreError> {
         let mut placed = Vec::with_capacity(self.overlay_blocks);
         let mut blocks = Vec::with_capacity(self.overlay_blocks);
-        for (&id, chunk) in &mut self.chunks {
+        for &id in &self.dirty_chunks {
+            let chunk = self.chunks.get_mut(&id).expect("dirty chunks exist");
             let waiting: Vec<u32> = chunk.overlay.keys().copied().collect();
             for block in waiting {
+                let number = block / PAGE_BLOCKS;
+                if chunk.exists >> number & 1 == 1 && !chunk.pages.contains_key(&number) {
+                    continue;
+                }
                 let newer = chunk.overlay[&block].clone();
                 let unit = match chunk.unit(block / UNIT_BLOCKS) {
                     Some(unit) => unit,
                     None => {
                         let unit = self.units.take().ok_or(StoreError::NoSpace)?;
+                        self.units.refer(unit);
                         chunk
                             .page(block / UNIT_BLOCKS)
-                            .set_unit(block / UNIT_BLOCKS % super::PAGE_UNITS, Some(unit));
+                            .set_unit(block / UNIT_BLOCKS % PAGE_UNITS, Some(unit));
                         unit
                     }
                 };
@@ -100,122 +143,177 @@ impl Store {
             }
         }
         placed.sort_unstable_by_key(|(offset, _)| *offset);
-        let mut runs: Vec<Run> = Vec::new();
+        let mut runs: VecDeque<Run> = VecDeque::new();
         for (offset, data) in placed {
-            match runs.last_mut() {
+            match runs.back_mut() {
                 Some((start, parts))
                     if *start + (parts.len() * BLOCK_BYTES) as u64 == offset && parts.len() < 256 =>
                 {
                     parts.push(data);
                 }
-                _ => runs.push((offset, vec![data])),
+                _ => runs.push_back((offset, vec![data])),
             }
         }
-        Ok((runs, blocks))
+        let apply = self.round();
+        (apply.runs, apply.blocks) = (runs, blocks);
+        Ok(())
+    }
+
+    fn write_data(&mut self, io: &mut dyn Io) {
+        let most = if self.is_pressed() || self.finishing_open { PRESSED_WRITES } else { CALM_WRITES };
+        while (self.round().left as usize) < most {
+            let Some((offset, parts)) = self.round().runs.pop_front() else { break };
+            self.round().left += 1;
+            let wait = self.expect(Waiting::Apply);
+            io.write(self.data, offset, parts, Durability::Buffered, wait);
+        }
+        if self.round().left == 0 {
+            self.write_pages(io);
+        }
     }
 
     pub(super) fn apply_step(&mut self, io: &mut dyn Io, result: io::Result<Buf>) {
         if let Err(source) = result {
-            let file = format!("{}/data or meta", self.config.dir);
+            let file = format!("{}: writing back", self.config.dir);
             return self.break_down(StoreError::Io { file, source });
         }
         let Some(apply) = &mut self.apply else { return };
         apply.left -= 1;
-        if apply.left > 0 {
-            return;
-        }
-        match apply.step {
-            Step::Data => {
-                apply.step = Step::DataSync;
-                apply.left = 1;
-                let wait = self.expect(Waiting::ApplySync);
-                io.sync(self.data, wait);
-            }
-            Step::DataSync => self.write_pages(io),
-            Step::Meta => {
-                apply.step = Step::MetaSync;
-                apply.left = 1;
-                let wait = self.expect(Waiting::MetaSync);
-                io.sync(self.meta, wait);
-            }
-            Step::MetaSync => self.end_apply(io),
+        match (apply.step, apply.left) {
+            (Step::Data, _) => self.write_data(io),
+            (Step::Pages, 0) => self.sync_pages(io),
+            (Step::Sync, 0) => self.commit(io),
+            _ => {}
         }
     }
 
-    /// The blocks are on disk: pages take their checksums, and all changed pages are written.
+    /// The blocks are written: pages take their checksums, and everything that changed is written.
     fn write_pages(&mut self, io: &mut dyn Io) {
-        let apply = self.apply.as_mut().expect("a round is under way");
-        apply.step = Step::Meta;
-        for (id, block, crc, generation) in std::mem::take(&mut apply.blocks) {
+        let apply = self.round();
+        apply.step = Step::Pages;
+        let (round, wrote_data) = (apply.round, !apply.blocks.is_empty());
+        self.settle_blocks();
+        let mut writes: Vec<(FileHandle, u64, Buf)> = self.changed_maps(round);
+        writes.extend(self.changed_index(round));
+        for (number, place, bytes) in self.units.changed_pages(round) {
+            writes.push((self.units_file, page::offset(number, place), bytes));
+        }
+        let touched = [self.index, self.maps, self.units_file];
+        let apply = self.round();
+        apply.touched = touched.into_iter().filter(|f| writes.iter().any(|w| w.0 == *f)).collect();
+        apply.left = writes.len() as u32 + u32::from(wrote_data);
+        for (file, offset, bytes) in writes {
+            let wait = self.expect(Waiting::Apply);
+            io.write(file, offset, vec![bytes], Durability::Buffered, wait);
+        }
+        if wrote_data {
+            let wait = self.expect(Waiting::Apply);
+            io.sync(self.data, wait);
+        }
+        if self.round().left == 0 {
+            self.sync_pages(io);
+        }
+    }
+
+    fn settle_blocks(&mut self) {
+        for (id, block, crc, generation) in std::mem::take(&mut self.round().blocks) {
             let Some(chunk) = self.chunks.get_mut(&id) else { continue };
             // Replaced or dropped meanwhile: what is newer has its own record or round.
             if chunk.overlay.get(&block).is_some_and(|o| o.generation == generation) {
                 assert!(chunk.unit(block / UNIT_BLOCKS).is_some(), "applied block without a place");
                 chunk.overlay.remove(&block);
                 self.overlay_blocks -= 1;
-                chunk.page(block / UNIT_BLOCKS).set_crc(block % super::PAGE_BLOCKS, crc);
+                chunk.page(block / UNIT_BLOCKS).set_crc(block % PAGE_BLOCKS, crc);
             }
-        }
-        let mut writes: Vec<(u64, Buf)> = Vec::new();
-        let mut new_pages = Vec::new();
-        for (&id, chunk) in &mut self.chunks {
-            for (&number, page) in &mut chunk.pages {
-                if std::mem::take(&mut page.dirty) {
-                    page.version += 1;
-                    if page.version == 1 {
-                        chunk.header_dirty = true;
-                        new_pages.push((id, chunk.slot, number));
-                    }
-                    writes.push((page::place(chunk.slot, 1 + number, page.version), page.encode(id, number)));
-                }
-            }
-            if std::mem::take(&mut chunk.header_dirty) {
-                chunk.header_version += 1;
-                let pages = chunk.pages.keys().fold(0u128, |bits, n| bits | 1 << n);
-                let header = Header {
-                    chunk: id,
-                    version: chunk.header_version,
-                    info: chunk.info.clone(),
-                    pages,
-                    sure_pages: chunk.sure_pages,
-                };
-                writes.push((page::place(chunk.slot, 0, chunk.header_version), header.encode()));
-            }
-        }
-        let cleared = std::mem::take(&mut self.dead_slots);
-        for &slot in &cleared {
-            for version in [0, 1] {
-                writes.push((page::place(slot, 0, version), BufMut::zeroed(BLOCK_BYTES).freeze()));
-            }
-        }
-        let apply = self.apply.as_mut().expect("a round is under way");
-        apply.cleared_slots = cleared;
-        apply.new_pages = new_pages;
-        apply.left = writes.len() as u32;
-        for (offset, bytes) in writes {
-            let wait: OpId = self.expect(Waiting::MetaWrite);
-            io.write(self.meta, offset, vec![bytes], Durability::Buffered, wait);
-        }
-        if self.apply.as_ref().is_some_and(|a| a.left == 0) {
-            self.end_apply(io);
         }
     }
 
-    fn end_apply(&mut self, io: &mut dyn Io) {
-        let apply = self.apply.take().expect("a round is under way");
-        self.free_slots.extend(apply.cleared_slots);
-        for (id, slot, number) in apply.new_pages {
-            // A chunk of the same id in another slot was deleted and made anew meanwhile.
-            if let Some(chunk) = self.chunks.get_mut(&id).filter(|c| c.slot == slot) {
-                chunk.sure_pages |= 1 << number;
-                chunk.header_dirty = true; // The next header says so.
-                self.dirty = true;
+    /// Encodes the changed map pages of all chunks, and notes which index pages changed.
+    fn changed_maps(&mut self, round: Round) -> Vec<(FileHandle, u64, Buf)> {
+        let mut writes = Vec::new();
+        for id in std::mem::take(&mut self.dirty_chunks) {
+            let chunk = self.chunks.get_mut(&id).expect("dirty chunks exist");
+            for number in bits(std::mem::take(&mut chunk.dirty)) {
+                let page = chunk.pages.get_mut(&number).expect("changed pages are in memory");
+                if page.is_empty() {
+                    chunk.pages.remove(&number);
+                    chunk.exists &= !(1 << number);
+                    continue;
+                }
+                page.place = 1 - page.place;
+                let in_file = page::map_number(chunk.slot, number);
+                writes.push((self.maps, page::offset(in_file, page.place), page.encode(id, in_file, round)));
+                if !std::mem::replace(&mut page.listed, true) {
+                    self.page_clock.push_back((id, number));
+                }
+                chunk.index_dirty = true;
+            }
+            if std::mem::take(&mut chunk.index_dirty) {
+                self.dirty_index.insert(chunk.slot / INDEX_ENTRIES);
+            }
+            if !chunk.overlay.is_empty() {
+                self.dirty_chunks.insert(id);
             }
         }
+        writes
+    }
+
+    fn changed_index(&mut self, round: Round) -> Vec<(FileHandle, u64, Buf)> {
+        let cleared = std::mem::take(&mut self.dead_slots);
+        for &slot in &cleared {
+            self.slots[slot as usize] = None;
+            self.dirty_index.insert(slot / INDEX_ENTRIES);
+        }
+        self.round().cleared_slots = cleared;
+        let mut writes = Vec::new();
+        for number in std::mem::take(&mut self.dirty_index) {
+            let first = (number * INDEX_ENTRIES) as usize;
+            let slots = &self.slots[first..self.slots.len().min(first + INDEX_ENTRIES as usize)];
+            let entries: Vec<Option<IndexEntry>> = slots.iter().map(|owner| self.index_entry(*owner)).collect();
+            let place = &mut self.index_places[number as usize];
+            *place = 1 - *place;
+            let bytes = page::encode_index(u64::from(number), round, &entries);
+            writes.push((self.index, page::offset(u64::from(number), *place), bytes));
+        }
+        writes
+    }
+
+    fn index_entry(&self, owner: Option<ChunkId>) -> Option<IndexEntry> {
+        let id = owner?;
+        let chunk = self.chunks.get(&id).filter(|c| c.born)?;
+        Some(IndexEntry { chunk: id, info: chunk.info.clone(), pages: chunk.exists })
+    }
+
+    fn sync_pages(&mut self, io: &mut dyn Io) {
+        let apply = self.round();
+        apply.step = Step::Sync;
+        let touched = std::mem::take(&mut apply.touched);
+        apply.left = touched.len() as u32;
+        if touched.is_empty() {
+            return self.commit(io);
+        }
+        for file in touched {
+            let wait = self.expect(Waiting::Apply);
+            io.sync(file, wait);
+        }
+    }
+
+    fn commit(&mut self, io: &mut dyn Io) {
+        let apply = self.round();
+        apply.step = Step::Commit;
+        let (round, cut) = (apply.round, apply.cut);
+        let checkpoint = self.checkpoint(round, Round(round.0 + 1));
+        self.journal.trim_with(io, cut.min(self.journal.end()), checkpoint);
+    }
+
+    /// The round is valid.
+    pub(super) fn committed(&mut self, io: &mut dyn Io) {
+        let Some(apply) = self.apply.take_if(|a| a.step == Step::Commit) else { return };
+        self.committed_round = apply.round;
+        self.free_slots.extend(apply.cleared_slots);
         for unit in std::mem::take(&mut self.free_later) {
             self.units.release(unit);
         }
-        self.journal.trim(io, apply.cut.min(self.journal.end()));
         if self.dirty {
             self.mark_dirty(io);
         }

@@ -1,14 +1,16 @@
 //! The chunk store of one shard: chunks on a data file, behind a journal. Sans-io; a node drives it.
 //!
-//! Files below the shard's directory (docs/formats.md, "Chunk store"): `journal`, `data` (64 KiB units), `meta` (two
-//! places per page).
+//! Files below the shard's directory (docs/formats.md, "Chunk store"): `journal`, `data` (64 KiB units), and metadata in
+//! pages of two places each: `index` (which chunks), `maps` (where their units lie, checksums), `units` (which are used).
+//! The index and the unit bitmap are in memory; map pages come and go within a budget.
 //!
 //! Invariants:
 //! - an operation is reported done only when it is durable: its journal records, and for large writes also the units
 //!   they describe;
 //! - memory (pages, overlay, chunk info) shows exactly the operations that were reported done;
 //! - data of acknowledged writes is overwritten in place only while the journal holds the new bytes;
-//! - the journal is trimmed only behind records whose effect is durable in `data` and `meta`;
+//! - metadata on disk changes in rounds, each valid as a whole or not at all (apply.rs); the journal is trimmed in the
+//!   same atomic write that makes a round valid;
 //! - every block that leaves matches its checksum;
 //! - operations on overlapping blocks of a chunk take effect in the order of the calls.
 //!
@@ -16,6 +18,7 @@
 
 mod alloc;
 mod apply;
+mod load;
 mod page;
 mod read;
 mod record;
@@ -27,11 +30,12 @@ mod tests;
 
 use alloc::Units;
 use apply::Apply;
-use page::Page;
+use load::Load;
+use page::{MapPage, PageKind, Round};
 use replay::Opening;
-use shards::journal::{Journal, JournalError, Outcome as JournalOutcome, Position};
+use shards::journal::{Checkpoint, Journal, JournalError, Outcome as JournalOutcome, Position};
 use shards::{Buf, FileHandle, Io, OpId, OpenHow, TimerId};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::time::Duration;
@@ -69,7 +73,12 @@ pub struct StoreConfig {
     pub journal_bytes: u64,
     /// Space the shard may use, bytes.
     pub capacity_bytes: u64,
+    /// Memory for map pages that are not being changed, bytes. Each describes 2 MiB of a chunk.
+    pub map_cache_bytes: u64,
 }
+
+/// Memory of a map page, with what finds it.
+const MAP_PAGE_MEMORY: u64 = 2400;
 
 /// Who writes: stored with the chunk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -158,14 +167,16 @@ struct OverlayBlock {
 /// A chunk in memory.
 struct Chunk {
     info: ChunkInfo,
-    /// Place in `meta`.
+    /// Place in `index` and `maps`.
     slot: u32,
-    pages: BTreeMap<u32, Page>,
+    /// Something was stored: false while its first write is under way.
+    born: bool,
+    /// Map pages that exist, that differ from disk, and those in memory (all of the second are).
+    exists: u128,
+    dirty: u128,
+    pages: BTreeMap<u32, MapPage>,
     overlay: BTreeMap<u32, OverlayBlock>,
-    header_dirty: bool,
-    header_version: u64,
-    /// Map pages known to be durable.
-    sure_pages: u128,
+    index_dirty: bool,
     /// Operations under way: blocks, and whether they write.
     active: Vec<(u64, Range<u32>, bool)>,
     /// Waiting for overlapping ones, in order.
@@ -201,6 +212,17 @@ impl Request {
             Request::Delete(_, chunk) => (*chunk, all, true),
         }
     }
+
+    fn ticket(&self) -> Ticket {
+        match self {
+            Request::Write(ticket, _)
+            | Request::Discard(ticket, _)
+            | Request::Read(ticket, ..)
+            | Request::Sums(ticket, ..)
+            | Request::SetEpoch(ticket, ..)
+            | Request::Delete(ticket, _) => *ticket,
+        }
+    }
 }
 
 /// Whose completion a disk operation is.
@@ -208,17 +230,18 @@ enum Waiting {
     ReadRun { id: u64, at_block: u32, blocks: u32 },
     LargeData { id: u64 },
     LargeSync,
-    ApplyData,
-    ApplySync,
-    MetaWrite,
-    MetaSync,
-    Open,
+    MapPage { chunk: ChunkId, page: u32 },
+    /// A step of the running round.
+    Apply,
+    Open(replay::Reading),
 }
 
 pub struct Store {
     config: StoreConfig,
     data: FileHandle,
-    meta: FileHandle,
+    index: FileHandle,
+    maps: FileHandle,
+    units_file: FileHandle,
     journal: Journal,
     opening: Option<Opening>,
     /// Replay is done; its result is being written.
@@ -226,10 +249,23 @@ pub struct Store {
     broken: bool,
     chunks: BTreeMap<ChunkId, Chunk>,
     units: Units,
+    /// Whose slot it is.
+    slots: Vec<Option<ChunkId>>,
     free_slots: Vec<u32>,
-    next_slot: u32,
-    /// Slots of deleted chunks whose headers must be cleared before they are used again.
+    /// Slots of deleted chunks, which a round must clear before they are used again.
     dead_slots: Vec<u32>,
+    /// Which place of each index page was written last, and which pages differ from disk.
+    index_places: Vec<u8>,
+    dirty_index: BTreeSet<u32>,
+    /// Chunks with anything for the next round: blocks in memory, changed pages, changed info.
+    dirty_chunks: BTreeSet<ChunkId>,
+    /// Round that is valid on disk, and the last one begun.
+    committed_round: Round,
+    last_round: Round,
+    /// Map pages in memory that could go, oldest first; requests and rounds waiting for pages.
+    page_clock: VecDeque<(ChunkId, u32)>,
+    loads: HashMap<u64, Load>,
+    page_waiters: HashMap<(ChunkId, u32), Vec<load::Waiter>>,
     overlay_blocks: usize,
     generation: u64,
     next_id: u64,
@@ -258,7 +294,9 @@ impl Store {
             let file = format!("{}/{name}", config.dir);
             io.open(&file, how).map_err(|source| StoreError::Io { file, source })
         };
-        let (data, meta) = (open("data")?, open("meta")?);
+        let data = open("data")?;
+        let [index, maps, units_file] = [PageKind::Index, PageKind::Map, PageKind::Units].map(|k| open(k.file()));
+        let (index, maps, units_file) = (index?, maps?, units_file?);
         let mark = replay::mark_path(config);
         let made = io.get_blob(&mark).map_err(|source| StoreError::Io { file: mark.clone(), source })?;
         let journal = match made {
@@ -272,16 +310,26 @@ impl Store {
         Ok(Store {
             config: config.clone(),
             data,
-            meta,
+            index,
+            maps,
+            units_file,
             journal,
             opening: Some(Opening::new()),
             finishing_open: false,
             broken: false,
             chunks: BTreeMap::new(),
             units: Units::new(total_units),
+            slots: Vec::new(),
             free_slots: Vec::new(),
-            next_slot: 0,
             dead_slots: Vec::new(),
+            index_places: Vec::new(),
+            dirty_index: BTreeSet::new(),
+            dirty_chunks: BTreeSet::new(),
+            committed_round: Round(0),
+            last_round: Round(0),
+            page_clock: VecDeque::new(),
+            loads: HashMap::new(),
+            page_waiters: HashMap::new(),
             overlay_blocks: 0,
             generation: 0,
             next_id: 1,
@@ -373,13 +421,15 @@ impl Store {
     }
 
     /// All sequences up to `sequence` are on all replicas. Kept in memory, written with the next thing that is.
-    pub fn note_committed(&mut self, chunk: ChunkId, sequence: Sequence) {
-        if let Some(chunk) = self.chunks.get_mut(&chunk)
+    pub fn note_committed(&mut self, id: ChunkId, sequence: Sequence) {
+        if let Some(chunk) = self.chunks.get_mut(&id)
             && sequence > chunk.info.committed
         {
             chunk.info.committed = sequence;
             chunk.info.tail.retain(|t| t.sequence > sequence);
-            chunk.header_dirty = true;
+            if !std::mem::replace(&mut chunk.index_dirty, true) {
+                self.dirty_chunks.insert(id);
+            }
         }
     }
 
@@ -400,13 +450,16 @@ impl Store {
         self.chunks.len()
     }
 
-    /// Block ranges that hold data, at unit granularity: what a copy of the chunk must contain.
+    /// Block ranges that may hold data: what a copy of the chunk must contain. At unit granularity where the map page is
+    /// in memory, whole map pages elsewhere.
     pub fn allocated_ranges(&self, chunk: ChunkId) -> Vec<Range<u32>> {
         let Some(chunk) = self.chunks.get(&chunk) else { return Vec::new() };
         let mut units: Vec<u32> = chunk.overlay.keys().map(|b| b / UNIT_BLOCKS).collect();
-        for (&number, page) in &chunk.pages {
+        for number in bits(chunk.exists) {
             let first = number * PAGE_UNITS;
-            units.extend((0..PAGE_UNITS).filter(|&u| page.unit(u).is_some()).map(|u| first + u));
+            let page = chunk.pages.get(&number);
+            let may_hold = |&u: &u32| page.is_none_or(|p| p.unit(u).is_some());
+            units.extend((0..PAGE_UNITS).filter(may_hold).map(|u| first + u));
         }
         units.sort_unstable();
         units.dedup();
@@ -495,10 +548,9 @@ impl Store {
             Waiting::ReadRun { id, at_block, blocks } => self.read_run_done(io, id, at_block, blocks, result),
             Waiting::LargeData { id } => self.large_data_done(io, id, result),
             Waiting::LargeSync => self.large_sync_done(io, result),
-            Waiting::Open => self.open_step(io, result),
-            Waiting::ApplyData | Waiting::ApplySync | Waiting::MetaWrite | Waiting::MetaSync => {
-                self.apply_step(io, result)
-            }
+            Waiting::MapPage { chunk, page } => self.page_read(io, chunk, page, result),
+            Waiting::Open(reading) => self.open_step(io, reading, result),
+            Waiting::Apply => self.apply_step(io, result),
         }
     }
 
@@ -511,6 +563,7 @@ impl Store {
                     self.record_durable(io, token, position);
                 }
                 JournalOutcome::Ready => self.journal_ready(io),
+                JournalOutcome::Trimmed => self.trimmed(io),
                 JournalOutcome::Replayed { meta, payload, .. } => self.replayed(&meta, payload),
                 JournalOutcome::Broken(error) => self.break_down(error.into()),
             }
@@ -521,6 +574,22 @@ impl Store {
         }
         self.retry_stalled(io);
         self.consider_apply(io);
+        self.shrink_page_cache();
+    }
+
+    /// The journal's superblock is written: the opening or the running round goes on.
+    fn trimmed(&mut self, io: &mut dyn Io) {
+        if self.opening.is_some() {
+            self.announced(io);
+        } else {
+            self.committed(io);
+        }
+    }
+
+    /// What the journal keeps for us (docs/formats.md): valid round, last round that may have been begun, pages of
+    /// `index` and `units` that must exist.
+    fn checkpoint(&self, committed: Round, begun: Round) -> Checkpoint {
+        Checkpoint([committed.0, begun.0, self.index_places.len() as u64, u64::from(self.units.pages())])
     }
 
     /// Starts a request, or queues it behind overlapping ones of its chunk.
@@ -536,10 +605,7 @@ impl Store {
                     return self.finish(*ticket, Err(StoreError::UnknownChunk(id)));
                 }
                 Request::Delete(ticket, _) => return self.finish(*ticket, Ok(Done::Stored)),
-                _ => {
-                    let slot = self.take_slot();
-                    self.chunks.insert(id, Chunk::new(slot));
-                }
+                _ => self.add_chunk(id),
             }
         }
         let chunk = self.chunks.get_mut(&id).expect("made above");
@@ -549,7 +615,13 @@ impl Store {
         self.start(io, request);
     }
 
+    /// Starts a request once the map pages it needs are in memory.
     fn start(&mut self, io: &mut dyn Io, request: Request) {
+        let missing = self.missing_pages(&request);
+        if missing == 0 { self.dispatch(io, request) } else { self.load_then(io, request, missing) }
+    }
+
+    fn dispatch(&mut self, io: &mut dyn Io, request: Request) {
         match request {
             Request::Write(ticket, op) => self.start_write(io, ticket, op),
             Request::Discard(ticket, op) => self.start_discard(io, ticket, op),
@@ -579,11 +651,19 @@ impl Store {
         }
     }
 
-    fn take_slot(&mut self) -> u32 {
-        self.free_slots.pop().unwrap_or_else(|| {
-            self.next_slot += 1;
-            self.next_slot - 1
-        })
+    /// Makes an empty chunk in a free slot.
+    fn add_chunk(&mut self, id: ChunkId) {
+        let slot = self.free_slots.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            let slot = self.slots.len() as u32 - 1;
+            if slot / page::INDEX_ENTRIES == self.index_places.len() as u32 {
+                self.dirty_index.insert(self.index_places.len() as u32);
+                self.index_places.push(1);
+            }
+            slot
+        });
+        self.slots[slot as usize] = Some(id);
+        self.chunks.insert(id, Chunk::new(slot));
     }
 
     fn free_unit(&mut self, unit: u32) {
@@ -604,6 +684,23 @@ impl Store {
     }
 }
 
+/// Numbers of the bits that are set.
+fn bits(mut mask: u128) -> impl Iterator<Item = u32> {
+    std::iter::from_fn(move || {
+        let bit = (mask != 0).then(|| mask.trailing_zeros())?;
+        mask &= mask - 1;
+        Some(bit)
+    })
+}
+
+/// The map pages of a range of blocks, as bits.
+fn pages_of(blocks: &Range<u32>) -> u128 {
+    let first = blocks.start / PAGE_BLOCKS;
+    let end = blocks.end.div_ceil(PAGE_BLOCKS).min(MOST_PAGES);
+    let below = |n: u32| if n >= 128 { u128::MAX } else { (1 << n) - 1 };
+    if first >= end { 0 } else { below(end) & !below(first) }
+}
+
 fn overlap(a: &Range<u32>, b: &Range<u32>) -> bool {
     a.start < b.end && b.start < a.end
 }
@@ -613,11 +710,12 @@ impl Chunk {
         Chunk {
             info: ChunkInfo::default(),
             slot,
+            born: false,
+            exists: 0,
+            dirty: 0,
             pages: BTreeMap::new(),
             overlay: BTreeMap::new(),
-            header_dirty: true,
-            header_version: 0,
-            sure_pages: 0,
+            index_dirty: false,
             active: Vec::new(),
             queued: VecDeque::new(),
         }
@@ -654,8 +752,14 @@ impl Chunk {
         self.pages.get(&(unit / PAGE_UNITS))?.unit(unit % PAGE_UNITS)
     }
 
-    fn page(&mut self, unit: u32) -> &mut Page {
-        self.pages.entry(unit / PAGE_UNITS).or_default()
+    /// The map page of a unit, to be changed; made if there is none.
+    fn page(&mut self, unit: u32) -> &mut MapPage {
+        let number = unit / PAGE_UNITS;
+        let bit = 1 << number;
+        assert!(self.exists & bit == 0 || self.pages.contains_key(&number), "map page {number} is not loaded");
+        self.exists |= bit;
+        self.dirty |= bit;
+        self.pages.entry(number).or_default()
     }
 
     /// Takes over what an operation says of the chunk.
@@ -667,7 +771,8 @@ impl Chunk {
         info.largest_lease = info.largest_lease.max(stamp.lease);
         let committed = info.committed;
         info.tail.retain(|t| t.sequence > committed);
-        self.header_dirty = true;
+        self.born = true;
+        self.index_dirty = true;
     }
 
     fn add_to_tail(&mut self, sequence: Sequence, blocks: &Range<u32>) {
@@ -677,24 +782,23 @@ impl Chunk {
         let entry = TailEntry { sequence, first_block: blocks.start, block_count: blocks.end - blocks.start };
         self.info.tail.push(entry);
         if self.info.tail.len() > MOST_TAIL {
-            self.info.tail = merged(&self.info.tail);
+            self.info.tail = merged_to(&self.info.tail, MOST_TAIL / 2);
         }
     }
 }
 
-/// Halves a tail by merging neighbours: larger ranges, the higher sequence of each pair.
-fn merged(tail: &[TailEntry]) -> Vec<TailEntry> {
+/// A tail of at most `most` entries that covers the given one: nearest neighbours become one larger range with the higher
+/// sequence of the two.
+fn merged_to(tail: &[TailEntry], most: usize) -> Vec<TailEntry> {
     let mut sorted = tail.to_vec();
     sorted.sort_by_key(|t| t.first_block);
+    while sorted.len() > most {
+        let gap = |at: &usize| sorted[at + 1].first_block.saturating_sub(sorted[*at].first_block + sorted[*at].block_count);
+        let at = (0..sorted.len() - 1).min_by_key(gap).expect("two or more");
+        let next = sorted.remove(at + 1);
+        let end = (sorted[at].first_block + sorted[at].block_count).max(next.first_block + next.block_count);
+        sorted[at].block_count = end - sorted[at].first_block;
+        sorted[at].sequence = sorted[at].sequence.max(next.sequence);
+    }
     sorted
-        .chunks(2)
-        .map(|pair| {
-            let end = pair.iter().map(|t| t.first_block + t.block_count).max().expect("one or two");
-            TailEntry {
-                sequence: pair.iter().map(|t| t.sequence).max().expect("one or two"),
-                first_block: pair[0].first_block,
-                block_count: end - pair[0].first_block,
-            }
-        })
-        .collect()
 }

@@ -1,56 +1,155 @@
-//! Pages of the `meta` file: a header per chunk and map pages, each with two places on disk.
+//! Pages of the metadata files `index`, `maps` and `units`: 4 KiB each, with two places on disk.
 //!
-//! A page is written to the place its version's parity names, so a torn write leaves the version before. Layouts are
-//! in docs/formats.md.
+//! Every page carries the number of the round that wrote it (apply.rs). A round writes each page to the place that does
+//! not hold the last committed version, and becomes valid as a whole when the journal's checkpoint names it: a page is
+//! taken from the newest of its two places whose round is committed. Layouts are in docs/formats.md.
 
-use super::{ChunkInfo, MOST_PAGES, MOST_TAIL, PAGE_BLOCKS, PAGE_UNITS};
+use super::{ChunkInfo, MOST_PAGES, PAGE_BLOCKS, PAGE_UNITS, merged_to};
 use shards::{Buf, BufMut};
 use wire::{BLOCK_BYTES, BlockCrc, ChunkId, Epoch, LeaseId, Sequence, TailEntry};
 
-pub(super) const HEADER_MAGIC: [u8; 8] = *b"PSCHUNK1";
-pub(super) const PAGE_MAGIC: [u8; 8] = *b"PSCMAP_1";
-/// Bytes of `meta` that belong to one chunk: header and all pages, two places each.
-pub(super) const SLOT_BYTES: u64 = (1 + MOST_PAGES as u64) * 2 * BLOCK_BYTES as u64;
-const UNITS_AT: usize = 64;
-const CRCS_AT: usize = UNITS_AT + 4 * PAGE_UNITS as usize;
-const TAIL_AT: usize = 128;
-
-const _: () = assert!(CRCS_AT + 4 * PAGE_BLOCKS as usize <= BLOCK_BYTES);
-const _: () = assert!(TAIL_AT + 16 * MOST_TAIL <= BLOCK_BYTES);
-
-/// Offset in `meta` of a page's place; page 0 is the header, map page n is 1 + n.
-pub(super) fn place(slot: u32, page: u32, version: u64) -> u64 {
-    u64::from(slot) * SLOT_BYTES + (u64::from(page) * 2 + version % 2) * BLOCK_BYTES as u64
+/// Which file a page belongs to: its magic.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum PageKind {
+    Index,
+    Map,
+    Units,
 }
 
-/// Where 2 MiB of a chunk lie, and the checksums of their blocks.
-pub(super) struct Page {
-    /// 0: none; else unit + 1.
-    units: [u32; PAGE_UNITS as usize],
-    crcs: Box<[BlockCrc; PAGE_BLOCKS as usize]>,
-    pub version: u64,
-    pub dirty: bool,
-}
+impl PageKind {
+    fn magic(self) -> &'static [u8; 8] {
+        match self {
+            PageKind::Index => b"PSINDEX2",
+            PageKind::Map => b"PSCMAP_2",
+            PageKind::Units => b"PSUNITS2",
+        }
+    }
 
-impl Default for Page {
-    fn default() -> Self {
-        Page {
-            units: [0; PAGE_UNITS as usize],
-            crcs: Box::new([BlockCrc::HOLE; PAGE_BLOCKS as usize]),
-            version: 0,
-            dirty: true,
+    pub fn file(self) -> &'static str {
+        match self {
+            PageKind::Index => "index",
+            PageKind::Map => "maps",
+            PageKind::Units => "units",
         }
     }
 }
 
-impl Page {
+/// Number of a write-back round; grows for ever. 0: none yet.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub(super) struct Round(pub u64);
+
+pub(super) const BODY_AT: usize = 64;
+const OWNER_AT: usize = 32;
+/// Bytes of a page's two places.
+pub(super) const PAIR_BYTES: usize = 2 * BLOCK_BYTES;
+
+/// Chunks in one page of `index`, and bytes of each entry.
+pub(super) const INDEX_ENTRIES: u32 = 31;
+const ENTRY_BYTES: usize = 128;
+/// Entries of a chunk's tail that are kept on disk; more are merged into larger ranges.
+const STORED_TAIL: usize = 3;
+/// Units in one page of `units`, a bit each.
+pub(super) const UNITS_PER_PAGE: u32 = ((BLOCK_BYTES - BODY_AT) * 8) as u32;
+
+const CRCS_AT: usize = BODY_AT + 4 * PAGE_UNITS as usize;
+const _: () = assert!(CRCS_AT + 4 * PAGE_BLOCKS as usize <= BLOCK_BYTES);
+const _: () = assert!(BODY_AT + ENTRY_BYTES * INDEX_ENTRIES as usize <= BLOCK_BYTES);
+const _: () = assert!(UNITS_PER_PAGE % 64 == 0);
+
+/// Offset of a page's place (0 or 1) in its file.
+pub(super) fn offset(number: u64, place: u8) -> u64 {
+    number * PAIR_BYTES as u64 + u64::from(place) * BLOCK_BYTES as u64
+}
+
+/// Number in `maps` of map page `page` of the chunk in `slot`.
+pub(super) fn map_number(slot: u32, page: u32) -> u64 {
+    u64::from(slot) * u64::from(MOST_PAGES) + u64::from(page)
+}
+
+/// A page's committed bytes and where they stand.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    Page { place: u8 },
+    /// Both places were never written: zeros.
+    Never,
+    /// Something stands there, but no committed version of this page.
+    Damaged,
+}
+
+/// Looks for the newest committed version of a page in its two places.
+pub(super) fn find(pair: &[u8], kind: PageKind, number: u64, owner: ChunkId, committed: Round) -> Found {
+    let round_in = |place: usize| {
+        let b = &pair[place * BLOCK_BYTES..(place + 1) * BLOCK_BYTES];
+        let ours = is_whole(b, kind.magic())
+            && u64_at(b, 24) == number
+            && u64_at(b, OWNER_AT) == owner.0
+            && Round(u64_at(b, 16)) <= committed;
+        ours.then(|| u64_at(b, 16))
+    };
+    match (round_in(0), round_in(1)) {
+        (None, None) if pair.iter().all(|&b| b == 0) => Found::Never,
+        (None, None) => Found::Damaged,
+        (first, second) => Found::Page { place: u8::from(second > first) },
+    }
+}
+
+/// Bytes of a page's place within its pair.
+pub(super) fn body(pair: &[u8], place: u8) -> &[u8] {
+    &pair[usize::from(place) * BLOCK_BYTES..][..BLOCK_BYTES]
+}
+
+fn seal(mut b: BufMut, kind: PageKind, round: Round, number: u64, owner: ChunkId) -> Buf {
+    b[0..8].copy_from_slice(kind.magic());
+    b[16..24].copy_from_slice(&round.0.to_le_bytes());
+    b[24..32].copy_from_slice(&number.to_le_bytes());
+    b[OWNER_AT..OWNER_AT + 8].copy_from_slice(&owner.0.to_le_bytes());
+    let crc = wire::crc(&b);
+    b[8..12].copy_from_slice(&crc.to_le_bytes());
+    b.freeze()
+}
+
+fn is_whole(b: &[u8], magic: &[u8; 8]) -> bool {
+    if b[..8] != magic[..] {
+        return false;
+    }
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&b[..8]);
+    hasher.update(&[0; 4]);
+    hasher.update(&b[12..]);
+    u32_at(b, 8) == hasher.finalize()
+}
+
+/// Where 2 MiB of a chunk lie, and the checksums of their blocks.
+pub(super) struct MapPage {
+    /// 0: none; else unit + 1.
+    units: [u32; PAGE_UNITS as usize],
+    crcs: Box<[BlockCrc; PAGE_BLOCKS as usize]>,
+    /// Which place holds the version written last.
+    pub place: u8,
+    /// Looked at since the last sweep of the page cache; listed in it.
+    pub used: bool,
+    pub listed: bool,
+}
+
+impl Default for MapPage {
+    fn default() -> Self {
+        MapPage {
+            units: [0; PAGE_UNITS as usize],
+            crcs: Box::new([BlockCrc::HOLE; PAGE_BLOCKS as usize]),
+            place: 1,
+            used: true,
+            listed: false,
+        }
+    }
+}
+
+impl MapPage {
     pub fn unit(&self, unit: u32) -> Option<u32> {
         self.units[unit as usize].checked_sub(1)
     }
 
     /// Sets the place of a unit and returns the one before.
     pub fn set_unit(&mut self, unit: u32, place: Option<u32>) -> Option<u32> {
-        self.dirty = true;
         std::mem::replace(&mut self.units[unit as usize], place.map_or(0, |p| p + 1)).checked_sub(1)
     }
 
@@ -58,109 +157,119 @@ impl Page {
         self.units.iter().filter_map(|u| u.checked_sub(1))
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.units.iter().all(|&u| u == 0)
+    }
+
     pub fn crc(&self, block: u32) -> BlockCrc {
         self.crcs[block as usize]
     }
 
     pub fn set_crc(&mut self, block: u32, crc: BlockCrc) {
-        self.dirty = true;
         self.crcs[block as usize] = crc;
     }
 
-    pub fn encode(&self, chunk: ChunkId, number: u32) -> Buf {
+    pub fn encode(&self, chunk: ChunkId, number: u64, round: Round) -> Buf {
         let mut b = BufMut::zeroed(BLOCK_BYTES);
-        b[0..8].copy_from_slice(&PAGE_MAGIC);
-        b[16..24].copy_from_slice(&chunk.0.to_le_bytes());
-        b[24..32].copy_from_slice(&self.version.to_le_bytes());
-        b[32..36].copy_from_slice(&number.to_le_bytes());
         for (i, unit) in self.units.iter().enumerate() {
-            b[UNITS_AT + 4 * i..][..4].copy_from_slice(&unit.to_le_bytes());
+            b[BODY_AT + 4 * i..][..4].copy_from_slice(&unit.to_le_bytes());
         }
         for (i, crc) in self.crcs.iter().enumerate() {
             b[CRCS_AT + 4 * i..][..4].copy_from_slice(&crc.0.to_le_bytes());
         }
-        seal(b)
+        seal(b, PageKind::Map, round, number, chunk)
     }
 
-    pub fn decode(b: &[u8], chunk: ChunkId, number: u32) -> Option<Page> {
-        if !is_whole(b, &PAGE_MAGIC) || u64_at(b, 16) != chunk.0 || u32_at(b, 32) != number {
-            return None;
-        }
-        let mut page = Page { version: u64_at(b, 24), dirty: false, ..Page::default() };
+    /// Decodes a page that [`find`] found.
+    pub fn decode(b: &[u8], place: u8) -> MapPage {
+        let mut page = MapPage { place, listed: true, ..MapPage::default() };
         for (i, unit) in page.units.iter_mut().enumerate() {
-            *unit = u32_at(b, UNITS_AT + 4 * i);
+            *unit = u32_at(b, BODY_AT + 4 * i);
         }
         for (i, crc) in page.crcs.iter_mut().enumerate() {
             *crc = BlockCrc(u32_at(b, CRCS_AT + 4 * i));
         }
-        Some(page)
+        page
     }
 }
 
-/// The header page of a chunk.
-pub(super) struct Header {
+/// What `index` says of a chunk.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub(super) struct IndexEntry {
     pub chunk: ChunkId,
-    pub version: u64,
     pub info: ChunkInfo,
-    /// Which map pages may be there: all that existed when the header was written.
+    /// Map pages that exist, a bit each.
     pub pages: u128,
-    /// Which of them were durable before: they must be there. The others were written together with this header, so
-    /// a crash may have taken them, and then the journal still has what they say.
-    pub sure_pages: u128,
 }
 
-impl Header {
-    pub fn encode(&self) -> Buf {
-        let mut b = BufMut::zeroed(BLOCK_BYTES);
-        let info = &self.info;
-        assert!(info.tail.len() <= MOST_TAIL, "tail of {} entries", info.tail.len());
-        b[0..8].copy_from_slice(&HEADER_MAGIC);
-        b[16..24].copy_from_slice(&self.chunk.0.to_le_bytes());
-        b[24..32].copy_from_slice(&self.version.to_le_bytes());
-        b[32..36].copy_from_slice(&info.epoch.0.to_le_bytes());
-        b[36..40].copy_from_slice(&(info.tail.len() as u32).to_le_bytes());
-        b[40..48].copy_from_slice(&info.last_sequence.0.to_le_bytes());
-        b[48..56].copy_from_slice(&info.committed.0.to_le_bytes());
-        b[56..64].copy_from_slice(&info.largest_lease.0.to_le_bytes());
-        b[64..80].copy_from_slice(&self.pages.to_le_bytes());
-        b[80..96].copy_from_slice(&self.sure_pages.to_le_bytes());
-        for (i, t) in info.tail.iter().enumerate() {
-            let at = TAIL_AT + 16 * i;
-            b[at..at + 8].copy_from_slice(&t.sequence.0.to_le_bytes());
-            b[at + 8..at + 12].copy_from_slice(&t.first_block.to_le_bytes());
-            b[at + 12..at + 16].copy_from_slice(&t.block_count.to_le_bytes());
+/// Encodes page `number` of `index`; `None` for slots without a chunk.
+pub(super) fn encode_index(number: u64, round: Round, entries: &[Option<IndexEntry>]) -> Buf {
+    assert!(entries.len() <= INDEX_ENTRIES as usize);
+    let mut b = BufMut::zeroed(BLOCK_BYTES);
+    for (i, entry) in entries.iter().enumerate() {
+        if let Some(entry) = entry {
+            put_entry(&mut b[BODY_AT + ENTRY_BYTES * i..][..ENTRY_BYTES], entry);
         }
-        seal(b)
     }
+    seal(b, PageKind::Index, round, number, ChunkId(0))
+}
 
-    /// `None` for anything that is not a whole header, also for places never used.
-    pub fn decode(b: &[u8]) -> Option<Header> {
-        if !is_whole(b, &HEADER_MAGIC) {
-            return None;
-        }
-        let count = u32_at(b, 36) as usize;
-        if count > MOST_TAIL {
-            return None;
-        }
-        let tail = (0..count).map(|i| TAIL_AT + 16 * i).map(|at| TailEntry {
+fn put_entry(b: &mut [u8], entry: &IndexEntry) {
+    let info = &entry.info;
+    let tail = merged_to(&info.tail, STORED_TAIL);
+    b[0..8].copy_from_slice(&entry.chunk.0.to_le_bytes());
+    b[8..12].copy_from_slice(&info.epoch.0.to_le_bytes());
+    b[12] = 1;
+    b[13] = tail.len() as u8;
+    b[16..24].copy_from_slice(&info.last_sequence.0.to_le_bytes());
+    b[24..32].copy_from_slice(&info.committed.0.to_le_bytes());
+    b[32..40].copy_from_slice(&info.largest_lease.0.to_le_bytes());
+    b[40..56].copy_from_slice(&entry.pages.to_le_bytes());
+    for (i, t) in tail.iter().enumerate() {
+        let at = 56 + 16 * i;
+        b[at..at + 8].copy_from_slice(&t.sequence.0.to_le_bytes());
+        b[at + 8..at + 12].copy_from_slice(&t.first_block.to_le_bytes());
+        b[at + 12..at + 16].copy_from_slice(&t.block_count.to_le_bytes());
+    }
+}
+
+/// The entries of an index page that [`find`] found: place within the page and content.
+pub(super) fn decode_index(b: &[u8]) -> impl Iterator<Item = (u32, IndexEntry)> + '_ {
+    (0..INDEX_ENTRIES).filter_map(|i| {
+        let b = &b[BODY_AT + ENTRY_BYTES * i as usize..][..ENTRY_BYTES];
+        let count = usize::from(b[13]).min(STORED_TAIL);
+        let tail = (0..count).map(|i| 56 + 16 * i).map(|at| TailEntry {
             sequence: Sequence(u64_at(b, at)),
             first_block: u32_at(b, at + 8),
             block_count: u32_at(b, at + 12),
         });
-        Some(Header {
-            chunk: ChunkId(u64_at(b, 16)),
-            version: u64_at(b, 24),
+        let entry = || IndexEntry {
+            chunk: ChunkId(u64_at(b, 0)),
             info: ChunkInfo {
-                epoch: Epoch(u32_at(b, 32)),
-                last_sequence: Sequence(u64_at(b, 40)),
-                committed: Sequence(u64_at(b, 48)),
+                epoch: Epoch(u32_at(b, 8)),
+                last_sequence: Sequence(u64_at(b, 16)),
+                committed: Sequence(u64_at(b, 24)),
                 tail: tail.collect(),
-                largest_lease: LeaseId(u64_at(b, 56)),
+                largest_lease: LeaseId(u64_at(b, 32)),
             },
-            pages: u128::from_le_bytes(b[64..80].try_into().expect("16 bytes")),
-            sure_pages: u128::from_le_bytes(b[80..96].try_into().expect("16 bytes")),
-        })
+            pages: u128::from_le_bytes(b[40..56].try_into().expect("16 bytes")),
+        };
+        (b[12] == 1).then(|| (i, entry()))
+    })
+}
+
+/// Encodes page `number` of `units` from the words of its part of the bitmap.
+pub(super) fn encode_units(number: u64, round: Round, words: &[u64]) -> Buf {
+    let mut b = BufMut::zeroed(BLOCK_BYTES);
+    for (i, word) in words.iter().enumerate() {
+        b[BODY_AT + 8 * i..][..8].copy_from_slice(&word.to_le_bytes());
     }
+    seal(b, PageKind::Units, round, number, ChunkId(0))
+}
+
+/// The words of a units page that [`find`] found.
+pub(super) fn decode_units(b: &[u8]) -> impl Iterator<Item = u64> + '_ {
+    (0..UNITS_PER_PAGE as usize / 64).map(|i| u64_at(b, BODY_AT + 8 * i))
 }
 
 fn u32_at(b: &[u8], at: usize) -> u32 {
@@ -171,48 +280,64 @@ fn u64_at(b: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(b[at..at + 8].try_into().expect("8 bytes"))
 }
 
-/// Puts the checksum (bytes 8..12, over the page with these taken as zero) and freezes.
-fn seal(mut b: BufMut) -> Buf {
-    let crc = wire::crc(&b);
-    b[8..12].copy_from_slice(&crc.to_le_bytes());
-    b.freeze()
-}
-
-fn is_whole(b: &[u8], magic: &[u8; 8]) -> bool {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&b[..8]);
-    hasher.update(&[0; 4]);
-    hasher.update(&b[12..]);
-    b[..8] == magic[..] && u32_at(b, 8) == hasher.finalize()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn pair(first: &[u8], second: &[u8]) -> Vec<u8> {
+        [first, second].concat()
+    }
+
     #[test]
-    fn pages_and_headers_round_trip_and_are_pinned() {
-        let mut page = Page { version: 7, ..Page::default() };
+    fn pages_round_trip_and_are_pinned() {
+        let mut page = MapPage::default();
         page.set_unit(31, Some(5));
         page.set_crc(511, BlockCrc(0xdead_beef));
-        let bytes = page.encode(ChunkId(9), 3);
-        assert_eq!(bytes[..8], PAGE_MAGIC);
+        let bytes = page.encode(ChunkId(9), 3, Round(7));
+        assert_eq!(&bytes[..8], b"PSCMAP_2");
+        assert_eq!((bytes[16], bytes[24], bytes[32]), (7, 3, 9));
         assert_eq!(bytes[64 + 4 * 31..][..4], [6, 0, 0, 0]);
         assert_eq!(bytes[192 + 4 * 511..][..4], [0xef, 0xbe, 0xad, 0xde]);
-        let back = Page::decode(&bytes, ChunkId(9), 3).unwrap();
-        assert_eq!((back.unit(31), back.crc(511), back.version), (Some(5), BlockCrc(0xdead_beef), 7));
-        assert!(Page::decode(&bytes, ChunkId(8), 3).is_none(), "another chunk's page");
-        assert!(Page::decode(&bytes, ChunkId(9), 2).is_none(), "in another place");
+        let back = MapPage::decode(&bytes, 0);
+        assert_eq!((back.unit(31), back.crc(511)), (Some(5), BlockCrc(0xdead_beef)));
 
         let tail = vec![TailEntry { sequence: Sequence(5), first_block: 1, block_count: 2 }];
-        let info = ChunkInfo { epoch: Epoch(2), tail, last_sequence: Sequence(5), ..ChunkInfo::default() };
-        let bytes =
-            Header { chunk: ChunkId(1), version: 4, info: info.clone(), pages: 5, sure_pages: 4 }.encode();
-        let back = Header::decode(&bytes).unwrap();
-        assert_eq!((back.chunk, back.version, back.info), (ChunkId(1), 4, info));
-        assert_eq!((back.pages, back.sure_pages), (5, 4));
-        let mut torn = bytes.to_vec();
-        torn[200] ^= 1;
-        assert!(Header::decode(&torn).is_none());
+        let info = ChunkInfo {
+            epoch: Epoch(2),
+            tail,
+            last_sequence: Sequence(5),
+            committed: Sequence(4),
+            largest_lease: LeaseId(8),
+        };
+        let entry = IndexEntry { chunk: ChunkId(1), info, pages: 1 << 127 | 1 };
+        let bytes = encode_index(0, Round(1), &[None, Some(entry.clone())]);
+        assert_eq!(&bytes[..8], b"PSINDEX2");
+        let at = 64 + 128;
+        assert_eq!((bytes[at], bytes[at + 8], bytes[at + 12], bytes[at + 13]), (1, 2, 1, 1));
+        assert_eq!((bytes[at + 16], bytes[at + 24], bytes[at + 32]), (5, 4, 8));
+        assert_eq!((bytes[at + 40], bytes[at + 55]), (1, 0x80));
+        assert_eq!(bytes[at + 56..at + 72], [5, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0]);
+        assert_eq!(decode_index(&bytes).collect::<Vec<_>>(), [(1, entry)]);
+
+        let bytes = encode_units(2, Round(1), &[1, u64::MAX]);
+        assert_eq!((&bytes[..8], bytes[64], bytes[72], bytes[79]), (&b"PSUNITS2"[..], 1, 0xff, 0xff));
+        assert_eq!(decode_units(&bytes).take(3).collect::<Vec<_>>(), [1, u64::MAX, 0]);
+    }
+
+    #[test]
+    fn only_committed_whole_pages_of_the_right_place_are_found() {
+        let page = |round| MapPage::default().encode(ChunkId(9), 3, Round(round));
+        let look = |pair: &[u8], committed| find(pair, PageKind::Map, 3, ChunkId(9), Round(committed));
+        let both = pair(&page(4), &page(5));
+        assert_eq!(look(&both, 5), Found::Page { place: 1 });
+        assert_eq!(look(&both, 4), Found::Page { place: 0 }, "round 5 was not committed");
+        assert_eq!(look(&both, 3), Found::Damaged);
+        let mut torn = both.clone();
+        torn[4096 + 300] ^= 1;
+        assert_eq!(look(&torn, 5), Found::Page { place: 0 });
+        assert_eq!(find(&both, PageKind::Map, 2, ChunkId(9), Round(5)), Found::Damaged, "misdirected");
+        assert_eq!(find(&both, PageKind::Map, 3, ChunkId(8), Round(5)), Found::Damaged, "another chunk's");
+        assert_eq!(find(&both, PageKind::Index, 3, ChunkId(9), Round(5)), Found::Damaged);
+        assert_eq!(look(&[0; PAIR_BYTES], 5), Found::Never);
     }
 }

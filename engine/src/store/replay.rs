@@ -1,20 +1,34 @@
-//! Opening: pages from `meta`, then the journal's records on top, then which units are taken.
+//! Opening: the state of the last valid round from `index` and `units`, then the journal's records on top.
 //!
-//! Extents need a look at the data: their record and their units are written at the same time, so a crash can leave
-//! the record without the data. A unit is taken over if each of its blocks matches the record, or is covered by a
-//! later record, or the write is known to have been acknowledged (its sequence is committed): then a mismatch is
-//! damage, which the checksum will report, and not a torn write. Otherwise the chunk keeps what it had before.
+//! Only the map pages that records touch are read. Extents need a look at the data: their record and their units are
+//! written at the same time, so a crash can leave the record without the data. A unit is taken over if each of its blocks
+//! matches the record, or is covered by a later record, or the write is known to have been acknowledged (its sequence is
+//! committed): then a mismatch is damage, which the checksum will report, and not a torn write. Otherwise the chunk keeps
+//! what it had before.
+//!
+//! Which units are referenced after the redo: those of the valid round, without what the touched pages named before, with
+//! what they name now. (A record may name a unit that has long passed to another chunk; whatever moved it there is a later
+//! record, so no touched page names it in the end. Hence a page's units are counted only when all records are redone.)
 
-use super::page::{self, Header, Page, SLOT_BYTES};
+use super::load::Waiter;
+use super::page::{self, Found, INDEX_ENTRIES, IndexEntry, PAIR_BYTES, PageKind, Round};
 use super::record::{Kind, Record};
 use super::write::{discard, forget_overlay};
-use super::{Chunk, OverlayBlock, Store, StoreConfig, StoreError, UNIT_BLOCKS, UNIT_BYTES, Waiting};
+use super::{
+    Chunk, OverlayBlock, PAGE_BLOCKS, PAGE_UNITS, Store, StoreConfig, StoreError, UNIT_BLOCKS, UNIT_BYTES, Waiting,
+    bits, pages_of,
+};
+use shards::journal::Position;
 use shards::{Buf, Io};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use wire::{BLOCK_BYTES, BlockCrc, ChunkId, Sequence};
 
-const MARK: &[u8] = b"pstorage chunk store 1\n";
+const MARK: &[u8] = b"pstorage chunk store 2\n";
+/// Pairs of pages read at once from `index` and `units`.
+const PAIRS_AT_ONCE: u64 = 128;
+/// Map pages, or extent units, read at once.
+const READS_AT_ONCE: usize = 32;
 
 /// The file that says the store was made completely.
 pub(super) fn mark_path(config: &StoreConfig) -> String {
@@ -33,36 +47,35 @@ pub(super) fn check_mark(path: &str, bytes: &[u8]) -> Result<(), StoreError> {
     })
 }
 
-enum Step {
-    Journal,
+/// Whose completion it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Reading {
     Mark,
-    Headers { slot: u32, slots: u32 },
-    Pages,
-    Extents,
+    /// Pages from this one on.
+    Index(u64),
+    Units(u64),
+    /// Unit of an extent: index of the record, unit within it.
+    Extent(usize, u32),
 }
 
+#[derive(Default)]
 pub(super) struct Opening {
-    step: Step,
     records: Vec<(Record, Buf)>,
     bad_record: Option<String>,
-    /// Map pages to read: chunk, page number.
-    pages: VecDeque<(ChunkId, u32)>,
-    /// Extent units to check: index of the record, unit within it.
-    checks: VecDeque<(usize, u32)>,
+    index_pages: u64,
+    units_pages: u64,
+    /// Map pages to read.
+    pages: Vec<(ChunkId, u32)>,
+    /// Extent units to check.
+    checks: Vec<(usize, u32)>,
+    reads_left: usize,
     /// Units whose data is there.
-    good: Vec<(usize, u32)>,
+    good: BTreeSet<(usize, u32)>,
 }
 
 impl Opening {
     pub fn new() -> Opening {
-        Opening {
-            step: Step::Journal,
-            records: Vec::new(),
-            bad_record: None,
-            pages: VecDeque::new(),
-            checks: VecDeque::new(),
-            good: Vec::new(),
-        }
+        Opening::default()
     }
 }
 
@@ -75,129 +88,212 @@ impl Store {
         }
     }
 
+    fn opening(&mut self) -> &mut Opening {
+        self.opening.as_mut().expect("opening")
+    }
+
     pub(super) fn journal_ready(&mut self, io: &mut dyn Io) {
-        if let Some(found) = self.opening.as_mut().and_then(|o| o.bad_record.take()) {
+        if let Some(found) = self.opening().bad_record.take() {
             let file = self.config.journal_path.clone();
             let expected = "a chunk store record".into();
             return self.break_down(StoreError::Corrupt { file, offset: 0, expected, found });
         }
-        self.last_durable = shards::journal::Position(self.journal.end().0.saturating_sub(1));
+        self.last_durable = Position(self.journal.end().0.saturating_sub(1));
+        let [committed, begun, index_pages, units_pages] = self.journal.checkpoint().0;
+        (self.committed_round, self.last_round) = (Round(committed), Round(begun));
+        self.index_places = vec![1; index_pages as usize];
+        (self.opening().index_pages, self.opening().units_pages) = (index_pages, units_pages);
+        // Before this life writes any page, its rounds must be told from those of a life that crashed.
+        let mut announced = self.checkpoint(Round(committed), Round(begun + 1));
+        announced.0[3] = units_pages;
+        self.journal.trim_with(io, Position(0), announced);
+    }
+
+    pub(super) fn announced(&mut self, io: &mut dyn Io) {
         // Rewriting the mark on every start is harmless and keeps one path.
-        self.set_step(Step::Mark);
-        let wait = self.expect(Waiting::Open);
+        let wait = self.expect(Waiting::Open(Reading::Mark));
         io.put_blob(&mark_path(&self.config), MARK.to_vec(), wait);
     }
 
-    fn set_step(&mut self, step: Step) {
-        if let Some(opening) = &mut self.opening {
-            opening.step = step;
-        }
-    }
-
-    pub(super) fn open_step(&mut self, io: &mut dyn Io, result: io::Result<Buf>) {
+    pub(super) fn open_step(&mut self, io: &mut dyn Io, reading: Reading, result: io::Result<Buf>) {
         let data = match result {
             Ok(data) => data,
             Err(source) => {
                 return self.break_down(StoreError::Io { file: self.config.dir.clone(), source });
             }
         };
-        let Some(opening) = &mut self.opening else { return };
-        match opening.step {
-            Step::Journal => {}
-            Step::Mark => match io.file_len(self.meta) {
-                Ok(len) => self.read_header(io, 0, len.div_ceil(SLOT_BYTES) as u32),
-                Err(source) => self.break_down(StoreError::Io { file: "meta".into(), source }),
-            },
-            Step::Headers { slot, slots } => {
-                self.take_header(slot, &data);
-                self.read_header(io, slot + 1, slots);
+        let done = match reading {
+            Reading::Mark => {
+                self.read_index(io, 0);
+                Ok(())
             }
-            Step::Pages => {
-                let (id, number) = opening.pages.pop_front().expect("its read was started");
-                match newest(&data, |b| Page::decode(b, id, number), |p| p.version) {
-                    Some(page) => {
-                        self.chunks.get_mut(&id).expect("its header was read").pages.insert(number, page);
-                        self.read_page(io);
-                    }
-                    None if self.chunks[&id].sure_pages >> number & 1 == 0 => self.read_page(io),
-                    None => self.corrupt_page(id, number),
-                }
+            Reading::Index(first) => self.take_index(io, first, &data),
+            Reading::Units(first) => self.take_units(io, first, &data),
+            Reading::Extent(record, unit) => {
+                self.take_extent_unit(record, unit, &data);
+                self.opening().reads_left -= 1;
+                self.check_extents(io);
+                Ok(())
             }
-            Step::Extents => self.take_extent_unit(io, &data),
-        }
-    }
-
-    fn read_header(&mut self, io: &mut dyn Io, slot: u32, slots: u32) {
-        if slot == slots {
-            self.next_slot = slots;
-            self.set_step(Step::Pages);
-            return self.read_page(io);
-        }
-        self.set_step(Step::Headers { slot, slots });
-        let wait = self.expect(Waiting::Open);
-        io.read(self.meta, page::place(slot, 0, 0), 2 * BLOCK_BYTES, wait);
-    }
-
-    fn take_header(&mut self, slot: u32, data: &Buf) {
-        let Some(header) = newest(data, Header::decode, |h| h.version) else {
-            return self.free_slots.push(slot);
         };
-        let opening = self.opening.as_mut().expect("opening");
-        opening
-            .pages
-            .extend((0..super::MOST_PAGES).filter(|n| header.pages >> n & 1 == 1).map(|n| (header.chunk, n)));
+        if let Err(error) = done {
+            self.break_down(error);
+        }
+    }
+
+    // ---- the valid round ----
+
+    fn read_index(&mut self, io: &mut dyn Io, first: u64) {
+        let pages = self.opening().index_pages;
+        if first >= pages {
+            let free = (0..self.slots.len() as u32).filter(|&s| self.slots[s as usize].is_none());
+            self.free_slots = free.rev().collect();
+            return self.read_units(io, 0);
+        }
+        let count = PAIRS_AT_ONCE.min(pages - first);
+        let wait = self.expect(Waiting::Open(Reading::Index(first)));
+        io.read(self.index, page::offset(first, 0), count as usize * PAIR_BYTES, wait);
+    }
+
+    fn take_index(&mut self, io: &mut dyn Io, first: u64, data: &Buf) -> Result<(), StoreError> {
+        for (number, pair) in (first..).zip(data.chunks_exact(PAIR_BYTES)) {
+            let place = self.find_page(PageKind::Index, number, pair)?;
+            self.index_places[number as usize] = place;
+            self.slots.resize(self.slots.len() + INDEX_ENTRIES as usize, None);
+            for (at, entry) in page::decode_index(page::body(pair, place)) {
+                self.take_entry(number, number as u32 * INDEX_ENTRIES + at, entry)?;
+            }
+        }
+        self.read_index(io, first + PAIRS_AT_ONCE);
+        Ok(())
+    }
+
+    fn take_entry(&mut self, number: u64, slot: u32, entry: IndexEntry) -> Result<(), StoreError> {
         let mut chunk = Chunk::new(slot);
-        chunk.info = header.info;
-        chunk.sure_pages = header.sure_pages;
-        chunk.header_version = header.version;
-        chunk.header_dirty = false;
-        self.chunks.insert(header.chunk, chunk);
+        (chunk.born, chunk.info, chunk.exists) = (true, entry.info, entry.pages);
+        self.slots[slot as usize] = Some(entry.chunk);
+        match self.chunks.insert(entry.chunk, chunk) {
+            None => Ok(()),
+            Some(other) => Err(StoreError::Corrupt {
+                file: format!("{}/{}", self.config.dir, PageKind::Index.file()),
+                offset: page::offset(number, 0),
+                expected: format!("chunk {} in one slot", entry.chunk),
+                found: format!("it in slots {} and {slot}", other.slot),
+            }),
+        }
     }
 
-    fn read_page(&mut self, io: &mut dyn Io) {
-        let next = self.opening.as_ref().and_then(|o| o.pages.front().copied());
-        let Some((id, number)) = next else { return self.plan_extents(io) };
-        let slot = self.chunks[&id].slot;
-        let wait = self.expect(Waiting::Open);
-        io.read(self.meta, page::place(slot, 1 + number, 0), 2 * BLOCK_BYTES, wait);
+    fn read_units(&mut self, io: &mut dyn Io, first: u64) {
+        let pages = self.opening().units_pages;
+        if first >= pages {
+            return self.plan_pages(io);
+        }
+        let count = PAIRS_AT_ONCE.min(pages - first);
+        let wait = self.expect(Waiting::Open(Reading::Units(first)));
+        io.read(self.units_file, page::offset(first, 0), count as usize * PAIR_BYTES, wait);
     }
 
-    fn corrupt_page(&mut self, id: ChunkId, number: u32) {
-        let slot = self.chunks[&id].slot;
-        self.break_down(StoreError::Corrupt {
-            file: format!("{}/meta", self.config.dir),
-            offset: page::place(slot, 1 + number, 0),
-            expected: format!("map page {number} of chunk {id}"),
-            found: "no whole page in either place".into(),
-        });
+    fn take_units(&mut self, io: &mut dyn Io, first: u64, data: &Buf) -> Result<(), StoreError> {
+        for (number, pair) in (first..).zip(data.chunks_exact(PAIR_BYTES)) {
+            let place = self.find_page(PageKind::Units, number, pair)?;
+            let words = page::decode_units(page::body(pair, place));
+            let loaded = if number < u64::from(self.units.pages()) {
+                self.units.load(number as u32, place, words)
+            } else if words.fold(0, |any, word| any | word) == 0 {
+                Ok(())
+            } else {
+                Err(format!("units beyond the {} of the capacity", self.units.total()))
+            };
+            loaded.map_err(|found| StoreError::Corrupt {
+                file: format!("{}/{}", self.config.dir, PageKind::Units.file()),
+                offset: page::offset(number, place),
+                expected: "only units within the capacity of this chunk server (was it made smaller?)".into(),
+                found,
+            })?;
+        }
+        self.read_units(io, first + PAIRS_AT_ONCE);
+        Ok(())
+    }
+
+    fn find_page(&self, kind: PageKind, number: u64, pair: &[u8]) -> Result<u8, StoreError> {
+        match page::find(pair, kind, number, ChunkId(0), self.committed_round) {
+            Found::Page { place } => Ok(place),
+            found => Err(StoreError::Corrupt {
+                file: format!("{}/{}", self.config.dir, kind.file()),
+                offset: page::offset(number, 0),
+                expected: format!("page {number} in one of two places"),
+                found: if found == Found::Never { "zeros" } else { "no whole page that was committed" }.into(),
+            }),
+        }
+    }
+
+    // ---- the journal ----
+
+    /// Lists the map pages that records touch, and starts reading them.
+    fn plan_pages(&mut self, io: &mut dyn Io) {
+        let opening = self.opening.as_ref().expect("opening");
+        let mut touched: BTreeMap<ChunkId, u128> = BTreeMap::new();
+        for (record, _) in &opening.records {
+            let pages = if record.kind == Kind::Delete { u128::MAX } else { pages_of(&record.blocks) };
+            *touched.entry(record.chunk).or_default() |= pages;
+        }
+        let exist = |(id, pages): (ChunkId, u128)| {
+            let exists = self.chunks.get(&id).map_or(0, |c| c.exists);
+            bits(exists & pages).map(move |n| (id, n))
+        };
+        let pages = touched.into_iter().flat_map(exist).collect();
+        self.opening().pages = pages;
+        self.read_more_pages(io);
+    }
+
+    fn read_more_pages(&mut self, io: &mut dyn Io) {
+        while self.opening().reads_left < READS_AT_ONCE {
+            let Some((id, number)) = self.opening().pages.pop() else { break };
+            self.opening().reads_left += 1;
+            self.read_page(io, id, number, Waiter::Opening);
+        }
+        if self.opening().reads_left == 0 {
+            self.plan_extents(io);
+        }
+    }
+
+    pub(super) fn opening_page_done(&mut self, io: &mut dyn Io, failed: Option<StoreError>) {
+        if let Some(error) = failed {
+            return self.break_down(error);
+        }
+        self.opening().reads_left -= 1;
+        self.read_more_pages(io);
     }
 
     /// Lists the extent units whose data must be looked at.
     fn plan_extents(&mut self, io: &mut dyn Io) {
-        let opening = self.opening.as_mut().expect("opening");
-        opening.step = Step::Extents;
+        let opening = self.opening();
         for (index, (record, _)) in opening.records.iter().enumerate() {
             if let Kind::Extent { places, .. } = &record.kind {
                 opening.checks.extend((0..places.len() as u32).map(|unit| (index, unit)));
             }
         }
-        self.check_extent(io);
+        self.check_extents(io);
     }
 
-    fn check_extent(&mut self, io: &mut dyn Io) {
+    fn check_extents(&mut self, io: &mut dyn Io) {
+        while self.opening().reads_left < READS_AT_ONCE {
+            let Some((index, unit)) = self.opening().checks.pop() else { break };
+            let Kind::Extent { places, .. } = &self.opening().records[index].0.kind else {
+                unreachable!("only extents are listed")
+            };
+            let offset = u64::from(places[unit as usize]) * UNIT_BYTES;
+            self.opening().reads_left += 1;
+            let wait = self.expect(Waiting::Open(Reading::Extent(index, unit)));
+            io.read(self.data, offset, UNIT_BYTES as usize, wait);
+        }
+        if self.opening().reads_left == 0 {
+            self.redo(io);
+        }
+    }
+
+    fn take_extent_unit(&mut self, index: usize, unit: u32, data: &Buf) {
         let opening = self.opening.as_ref().expect("opening");
-        let Some(&(index, unit)) = opening.checks.front() else { return self.redo(io) };
-        let Kind::Extent { places, .. } = &opening.records[index].0.kind else {
-            unreachable!("only extents are listed")
-        };
-        let offset = u64::from(places[unit as usize]) * UNIT_BYTES;
-        let wait = self.expect(Waiting::Open);
-        io.read(self.data, offset, UNIT_BYTES as usize, wait);
-    }
-
-    fn take_extent_unit(&mut self, io: &mut dyn Io, data: &Buf) {
-        let opening = self.opening.as_mut().expect("opening");
-        let (index, unit) = opening.checks.pop_front().expect("its read was started");
         let (record, _) = &opening.records[index];
         let Kind::Extent { crcs, .. } = &record.kind else { unreachable!("only extents are listed") };
         let first = record.blocks.start + unit * UNIT_BLOCKS;
@@ -207,35 +303,30 @@ impl Store {
                 r.chunk == record.chunk && (r.blocks.contains(&block) || matches!(r.kind, Kind::Delete))
             })
         };
-        let committed = later
-            .iter()
-            .filter(|(r, _)| r.chunk == record.chunk)
-            .map(|(r, _)| r.stamp.committed)
-            .chain(self.chunks.get(&record.chunk).map(|c| c.info.committed))
-            .max()
-            .unwrap_or(Sequence(0));
         let whole = (0..UNIT_BLOCKS).all(|i| {
             let bytes = &data[i as usize * BLOCK_BYTES..(i as usize + 1) * BLOCK_BYTES];
             crcs[(unit * UNIT_BLOCKS + i) as usize].matches(bytes) || covered(first + i)
         });
-        if whole || record.stamp.sequence <= committed {
-            opening.good.push((index, unit));
+        let acknowledged = || {
+            let said = later.iter().filter(|(r, _)| r.chunk == record.chunk).map(|(r, _)| r.stamp.committed);
+            let known = self.chunks.get(&record.chunk).map(|c| c.info.committed);
+            record.stamp.sequence <= said.chain(known).max().unwrap_or(Sequence(0))
+        };
+        if whole || acknowledged() {
+            self.opening().good.insert((index, unit));
         }
-        self.check_extent(io);
     }
 
     /// Runs the records over the pages.
     fn redo(&mut self, io: &mut dyn Io) {
+        let before = self.named_units();
         let opening = self.opening.take().expect("opening");
-        let mut good: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
-        for (index, unit) in opening.good {
-            good.entry(index).or_default().push(unit);
-        }
         for (index, (record, payload)) in opening.records.into_iter().enumerate() {
-            let units = good.remove(&index).unwrap_or_default();
-            self.redo_record(record, payload, &units);
+            let good = opening.good.range((index, 0)..=(index, u32::MAX)).map(|(_, unit)| *unit).collect::<Vec<_>>();
+            self.redo_record(record, payload, &good);
         }
-        if let Err(error) = self.mark_units() {
+        let settled = before.and_then(|before| self.settle_units(&before));
+        if let Err(error) = settled {
             return self.break_down(error);
         }
         self.overlay_blocks = self.chunks.values().map(|c| c.overlay.len()).sum();
@@ -247,18 +338,18 @@ impl Store {
 
     fn redo_record(&mut self, record: Record, payload: Buf, good_units: &[u32]) {
         if record.kind == Kind::Delete {
+            self.dirty_chunks.remove(&record.chunk);
             if let Some(chunk) = self.chunks.remove(&record.chunk) {
                 self.dead_slots.push(chunk.slot);
             }
             return;
         }
         if !self.chunks.contains_key(&record.chunk) {
-            let slot = self.take_slot();
-            self.chunks.insert(record.chunk, Chunk::new(slot));
+            self.add_chunk(record.chunk);
         }
+        self.dirty_chunks.insert(record.chunk);
         let chunk = self.chunks.get_mut(&record.chunk).expect("just made");
         chunk.stamp(&record.stamp);
-        let mut freed = Vec::new();
         match record.kind {
             Kind::Write { crcs } => {
                 for (i, (block, crc)) in record.blocks.clone().zip(crcs).enumerate() {
@@ -272,15 +363,15 @@ impl Store {
                     let first = record.blocks.start + unit * UNIT_BLOCKS;
                     forget_overlay(chunk, &(first..first + UNIT_BLOCKS));
                     let page = chunk.page(first / UNIT_BLOCKS);
-                    page.set_unit(first / UNIT_BLOCKS % super::PAGE_UNITS, Some(places[unit as usize]));
+                    page.set_unit(first / UNIT_BLOCKS % PAGE_UNITS, Some(places[unit as usize]));
                     for i in 0..UNIT_BLOCKS {
                         let crc: BlockCrc = crcs[(unit * UNIT_BLOCKS + i) as usize];
-                        page.set_crc((first + i) % super::PAGE_BLOCKS, crc);
+                        page.set_crc((first + i) % PAGE_BLOCKS, crc);
                     }
                 }
             }
             Kind::Discard => {
-                discard(chunk, &record.blocks, &mut freed);
+                discard(chunk, &record.blocks, &mut Vec::new());
             }
             Kind::Epoch | Kind::Delete => {}
         }
@@ -289,31 +380,41 @@ impl Store {
         }
     }
 
-    /// Which units are taken follows from the pages.
-    fn mark_units(&mut self) -> Result<(), StoreError> {
+    /// Units named by the map pages in memory; each by one.
+    fn named_units(&self) -> Result<BTreeSet<u32>, StoreError> {
+        let mut named = BTreeSet::new();
         for (id, chunk) in &self.chunks {
             for unit in chunk.pages.values().flat_map(|p| p.units()) {
-                if !self.units.mark(unit) {
-                    return Err(StoreError::Corrupt {
-                        file: format!("{}/meta", self.config.dir),
-                        offset: page::place(chunk.slot, 1, 0),
-                        expected: format!(
-                            "units of chunk {id} that belong to it alone and lie within the capacity"
-                        ),
-                        found: format!("unit {unit} of {}", self.units.total()),
-                    });
+                if !named.insert(unit) {
+                    return Err(self.two_owners(*id, chunk, unit));
                 }
+            }
+        }
+        Ok(named)
+    }
+
+    fn settle_units(&mut self, before: &BTreeSet<u32>) -> Result<(), StoreError> {
+        let after = self.named_units()?;
+        for &unit in before.difference(&after) {
+            self.units.unrefer(unit);
+            self.units.release(unit);
+        }
+        for &unit in after.difference(before) {
+            if !self.units.claim(unit) {
+                let names = |c: &Chunk| c.pages.values().any(|p| p.units().any(|u| u == unit));
+                let (id, chunk) = self.chunks.iter().find(|(_, c)| names(c)).expect("it is named");
+                return Err(self.two_owners(*id, chunk, unit));
             }
         }
         Ok(())
     }
-}
 
-/// The newer of the two places of a page that is whole.
-fn newest<T>(two: &Buf, decode: impl Fn(&[u8]) -> Option<T>, version: impl Fn(&T) -> u64) -> Option<T> {
-    let (first, second) = (decode(&two[..BLOCK_BYTES]), decode(&two[BLOCK_BYTES..2 * BLOCK_BYTES]));
-    match (first, second) {
-        (Some(a), Some(b)) => Some(if version(&a) > version(&b) { a } else { b }),
-        (a, b) => a.or(b),
+    fn two_owners(&self, id: ChunkId, chunk: &Chunk, unit: u32) -> StoreError {
+        StoreError::Corrupt {
+            file: format!("{}/{}", self.config.dir, PageKind::Map.file()),
+            offset: page::offset(page::map_number(chunk.slot, 0), 0),
+            expected: format!("units of chunk {id} that belong to it alone and lie within the capacity"),
+            found: format!("unit {unit} of {}", self.units.total()),
+        }
     }
 }

@@ -11,6 +11,7 @@ fn config() -> StoreConfig {
         journal_path: "shard-000/journal".into(),
         journal_bytes: 4 << 20,
         capacity_bytes: 64 << 20,
+        map_cache_bytes: 4 * MAP_PAGE_MEMORY,
     }
 }
 
@@ -245,10 +246,10 @@ fn flipped_bits_are_reported_and_never_returned() {
     b.apply();
     // Both places of the header damaged: the chunk can't be opened as if it had never been.
     let mut disk = b.io.crash(CrashKind::Power, 1);
-    disk.flip_bit("shard-000/meta", 2 * 4096 + 300, 1);
-    disk.flip_bit("shard-000/meta", 3 * 4096 + 300, 1);
+    disk.flip_bit("shard-000/index", 300, 1);
+    disk.flip_bit("shard-000/index", 4096 + 300, 1);
     let b = Bench::open(TestIo::with_disk(disk, 1), &config());
-    assert!(b.broken.unwrap().contains("map page 0 of chunk 1"));
+    assert!(b.broken.unwrap().contains("index is corrupt at offset 0: expected page 0"));
 }
 
 /// What a block may hold: the last acknowledged value, or any unacknowledged one since.

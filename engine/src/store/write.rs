@@ -6,7 +6,8 @@
 
 use super::record::{Kind, Record};
 use super::{
-    Chunk, DiscardOp, Done, OverlayBlock, Stamp, Store, StoreError, Ticket, UNIT_BLOCKS, Waiting, WriteOp,
+    Chunk, DiscardOp, Done, OverlayBlock, PAGE_BLOCKS, PAGE_UNITS, Stamp, Store, StoreError, Ticket, UNIT_BLOCKS,
+    Waiting, WriteOp, bits, pages_of,
 };
 use shards::journal::{Full, PayloadCheck, Position};
 use shards::{Buf, Durability, Io};
@@ -142,9 +143,10 @@ impl Store {
     fn fail_early(&mut self, io: &mut dyn Io, ticket: Ticket, chunk: ChunkId, error: StoreError) {
         self.finish(ticket, Err(error));
         // A chunk made for this write and never written stays out of sight.
-        let unused = |c: &Chunk| c.info == Default::default() && c.active.is_empty() && c.header_version == 0;
-        if self.chunks.get(&chunk).is_some_and(|c| unused(c) && c.queued.is_empty()) {
+        let unused = |c: &Chunk| !c.born && c.active.is_empty() && c.queued.is_empty();
+        if self.chunks.get(&chunk).is_some_and(unused) {
             let chunk = self.chunks.remove(&chunk).expect("just seen");
+            self.slots[chunk.slot as usize] = None;
             self.free_slots.push(chunk.slot);
         } else {
             self.release(io, chunk, 0);
@@ -272,6 +274,7 @@ impl Store {
             return Err(error);
         }
         chunk.stamp(&write.stamp);
+        self.dirty_chunks.insert(write.chunk);
         match write.change {
             Change::Data { small, units, crcs } => {
                 chunk.add_to_tail(write.stamp.sequence, &write.blocks);
@@ -279,9 +282,10 @@ impl Store {
                     let first = unit * UNIT_BLOCKS;
                     self.overlay_blocks -= forget_overlay(chunk, &(first..first + UNIT_BLOCKS));
                     let page = chunk.page(unit);
-                    freed.extend(page.set_unit(unit % super::PAGE_UNITS, Some(place)));
+                    freed.extend(page.set_unit(unit % PAGE_UNITS, Some(place)));
+                    self.units.refer(place);
                     for block in first..first + UNIT_BLOCKS {
-                        page.set_crc(block % super::PAGE_BLOCKS, crcs[(block - write.blocks.start) as usize]);
+                        page.set_crc(block % PAGE_BLOCKS, crcs[(block - write.blocks.start) as usize]);
                     }
                 }
                 for (block, data, crc) in small {
@@ -299,19 +303,22 @@ impl Store {
             Change::Epoch => {}
             Change::Delete => {
                 let mut chunk = self.chunks.remove(&write.chunk).expect("just seen");
+                self.dirty_chunks.remove(&write.chunk);
                 self.overlay_blocks -= chunk.overlay.len();
                 freed.extend(chunk.pages.values().flat_map(|p| p.units().collect::<Vec<_>>()));
                 self.dead_slots.push(chunk.slot);
                 // What waited behind the delete starts over, on no chunk.
                 if !chunk.queued.is_empty() {
                     let queued = std::mem::take(&mut chunk.queued);
-                    let mut fresh = Chunk::new(self.take_slot());
-                    fresh.queued = queued;
-                    self.chunks.insert(write.chunk, fresh);
+                    self.add_chunk(write.chunk);
+                    self.chunks.get_mut(&write.chunk).expect("just made").queued = queued;
                 }
             }
         }
-        freed.into_iter().for_each(|unit| self.free_unit(unit));
+        for unit in freed {
+            self.units.unrefer(unit);
+            self.free_unit(unit);
+        }
         Ok(Done::Stored)
     }
 }
@@ -325,30 +332,39 @@ pub(super) fn forget_overlay(chunk: &mut Chunk, blocks: &Range<u32>) -> usize {
     gone.len()
 }
 
-/// Makes blocks holes; units without any data left are freed. Returns how many overlay blocks went.
+/// Makes blocks holes; units without any data left are freed. Returns how many overlay blocks went. The map pages of the
+/// range are in memory.
 pub(super) fn discard(chunk: &mut Chunk, blocks: &Range<u32>, freed: &mut Vec<u32>) -> usize {
     let gone = forget_overlay(chunk, blocks);
-    for unit in blocks.start / UNIT_BLOCKS..blocks.end.div_ceil(UNIT_BLOCKS) {
-        if chunk.unit(unit).is_none() {
-            continue;
-        }
-        let first = unit * UNIT_BLOCKS;
-        // Blocks in memory will be written into the unit, or are being written: it must stay.
-        let awaited = chunk.overlay.range(first..first + UNIT_BLOCKS).next().is_some();
-        let page = chunk.page(unit);
-        for block in first.max(blocks.start)..(first + UNIT_BLOCKS).min(blocks.end) {
-            page.set_crc(block % super::PAGE_BLOCKS, BlockCrc::HOLE);
-        }
-        let empty = (first..first + UNIT_BLOCKS).all(|b| page.crc(b % super::PAGE_BLOCKS) == BlockCrc::HOLE);
-        if empty && !awaited {
-            freed.extend(page.set_unit(unit % super::PAGE_UNITS, None));
+    for page in bits(chunk.exists & pages_of(blocks)) {
+        let units = page * PAGE_UNITS..(page + 1) * PAGE_UNITS;
+        let first = units.start.max(blocks.start / UNIT_BLOCKS);
+        for unit in first..units.end.min(blocks.end.div_ceil(UNIT_BLOCKS)) {
+            discard_in_unit(chunk, unit, blocks, freed);
         }
     }
     gone
 }
 
+fn discard_in_unit(chunk: &mut Chunk, unit: u32, blocks: &Range<u32>, freed: &mut Vec<u32>) {
+    if chunk.unit(unit).is_none() {
+        return;
+    }
+    let first = unit * UNIT_BLOCKS;
+    // Blocks in memory will be written into the unit, or are being written: it must stay.
+    let awaited = chunk.overlay.range(first..first + UNIT_BLOCKS).next().is_some();
+    let page = chunk.page(unit);
+    for block in first.max(blocks.start)..(first + UNIT_BLOCKS).min(blocks.end) {
+        page.set_crc(block % PAGE_BLOCKS, BlockCrc::HOLE);
+    }
+    let empty = (first..first + UNIT_BLOCKS).all(|b| page.crc(b % PAGE_BLOCKS) == BlockCrc::HOLE);
+    if empty && !awaited {
+        freed.extend(page.set_unit(unit % PAGE_UNITS, None));
+    }
+}
+
 /// The whole units inside a range of blocks, as blocks; empty when there are none.
-fn whole_units(blocks: &Range<u32>) -> Range<u32> {
+pub(super) fn whole_units(blocks: &Range<u32>) -> Range<u32> {
     let start = blocks.start.next_multiple_of(UNIT_BLOCKS);
     let end = blocks.end / UNIT_BLOCKS * UNIT_BLOCKS;
     if start < end { start..end } else { blocks.start..blocks.start }

@@ -36,7 +36,15 @@ pub(super) struct Superblock {
     pub position: u64,
     pub sequence: u64,
     pub previous_crc: u32,
+    pub checkpoint: Checkpoint,
 }
+
+/// What the journal's owner keeps with the start of replay, changed together with it in one atomic write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Checkpoint(pub [u64; CHECKPOINT_WORDS]);
+
+pub const CHECKPOINT_WORDS: usize = 4;
+const CHECKPOINT_AT: usize = 72;
 
 fn u32_at(b: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(b[at..at + 4].try_into().expect("4 bytes"))
@@ -66,6 +74,9 @@ impl Superblock {
         b[48..56].copy_from_slice(&self.position.to_le_bytes());
         b[56..64].copy_from_slice(&self.sequence.to_le_bytes());
         b[64..68].copy_from_slice(&self.previous_crc.to_le_bytes());
+        for (i, word) in self.checkpoint.0.iter().enumerate() {
+            b[CHECKPOINT_AT + 8 * i..][..8].copy_from_slice(&word.to_le_bytes());
+        }
         let crc = crc_without(&b, 12);
         b[12..16].copy_from_slice(&crc.to_le_bytes());
         b.freeze()
@@ -89,6 +100,7 @@ impl Superblock {
             position: u64_at(b, 48),
             sequence: u64_at(b, 56),
             previous_crc: u32_at(b, 64),
+            checkpoint: Checkpoint(std::array::from_fn(|i| u64_at(b, CHECKPOINT_AT + 8 * i))),
         };
         if block.ring_bytes == 0 || block.ring_bytes % BLOCK_BYTES as u64 != 0 {
             return Err(format!("ring of {} bytes", block.ring_bytes));

@@ -17,7 +17,7 @@ mod format;
 mod replay;
 
 use format::{BatchHeader, Descriptor, RING_START, Superblock, header_blocks};
-pub use format::{JournalError, MAX_META_BYTES};
+pub use format::{Checkpoint, JournalError, MAX_META_BYTES};
 use replay::Replay;
 
 use crate::buf::{BLOCK_BYTES, Buf, BufMut};
@@ -73,6 +73,8 @@ pub enum Outcome {
         token: u64,
         position: Position,
     },
+    /// The start of replay and the checkpoint last asked for are on stable storage.
+    Trimmed,
     /// The journal can't go on: the file is corrupt or its device failed. Nothing after this is durable.
     Broken(JournalError),
 }
@@ -126,7 +128,9 @@ pub struct Journal {
     trim: u64,
     trim_on_disk: u64,
     superblock_generation: u64,
-    superblock_in_flight: Option<u64>,
+    superblock_in_flight: Option<(u64, Checkpoint)>,
+    checkpoint: Checkpoint,
+    checkpoint_on_disk: Checkpoint,
     life: u32,
     outcomes: Vec<Outcome>,
 }
@@ -181,6 +185,8 @@ impl Journal {
             trim_on_disk: 0,
             superblock_generation: 0,
             superblock_in_flight: None,
+            checkpoint: Checkpoint::default(),
+            checkpoint_on_disk: Checkpoint::default(),
             life: io.random() as u32,
             outcomes: Vec::new(),
         }
@@ -240,9 +246,20 @@ impl Journal {
 
     /// Forgets all batches that start before `position` (of a record that is still needed, or [`Journal::end`]).
     pub fn trim(&mut self, io: &mut dyn Io, position: Position) {
+        self.trim_with(io, position, self.checkpoint);
+    }
+
+    /// As [`Journal::trim`], and keeps `checkpoint`: both change in one atomic write. `Trimmed` follows.
+    pub fn trim_with(&mut self, io: &mut dyn Io, position: Position, checkpoint: Checkpoint) {
         assert!(position.0 <= self.next_position, "trim beyond the end of the journal");
         self.trim = self.trim.max(position.0);
+        self.checkpoint = checkpoint;
         self.write_superblock(io);
+    }
+
+    /// The checkpoint on stable storage.
+    pub fn checkpoint(&self) -> Checkpoint {
+        self.checkpoint_on_disk
     }
 
     /// Takes a completion; false when it is not the journal's.
@@ -302,7 +319,8 @@ impl Journal {
 
     /// Writes the start of replay if it has moved and no such write is under way.
     fn write_superblock(&mut self, io: &mut dyn Io) {
-        if self.superblock_in_flight.is_none() && self.trim > self.trim_on_disk {
+        let moved = self.trim > self.trim_on_disk || self.checkpoint != self.checkpoint_on_disk;
+        if self.superblock_in_flight.is_none() && moved {
             self.start_superblock(io);
         }
     }
@@ -325,28 +343,30 @@ impl Journal {
             position: start.position,
             sequence: start.sequence,
             previous_crc: start.previous_crc,
+            checkpoint: self.checkpoint,
         };
-        self.superblock_in_flight = Some(start.position);
+        self.superblock_in_flight = Some((start.position, self.checkpoint));
         let offset = self.superblock_generation % 2 * BLOCK_BYTES as u64;
         io.write(self.file, offset, vec![block.encode()], Durability::Durable, OpId(SUPERBLOCK_OP));
     }
 
     fn superblock_done(&mut self, io: &mut dyn Io) {
-        if let Some(position) = self.superblock_in_flight.take() {
+        if let Some((position, checkpoint)) = self.superblock_in_flight.take() {
             self.trim_on_disk = position;
             self.trim = self.trim.max(position);
+            self.checkpoint_on_disk = checkpoint;
         }
         if matches!(self.phase, Phase::FirstSuperblock) {
             self.phase = Phase::Running;
-            self.outcomes.push(Outcome::Ready);
+            return self.outcomes.push(Outcome::Ready);
         }
-        self.write_superblock_if_behind(io);
-    }
-
-    fn write_superblock_if_behind(&mut self, io: &mut dyn Io) {
         let first_needed = self.places.iter().map(|p| p.position).find(|&p| p >= self.trim);
-        if first_needed.unwrap_or(self.next_position) > self.trim_on_disk {
+        let behind = first_needed.unwrap_or(self.next_position) > self.trim_on_disk;
+        if behind || self.checkpoint != self.checkpoint_on_disk {
             self.write_superblock(io);
+        }
+        if self.superblock_in_flight.is_none() {
+            self.outcomes.push(Outcome::Trimmed);
         }
     }
 
@@ -443,6 +463,8 @@ impl Journal {
                 self.superblock_generation = end.superblock.generation;
                 self.trim = end.superblock.position;
                 self.trim_on_disk = end.superblock.position;
+                self.checkpoint = end.superblock.checkpoint;
+                self.checkpoint_on_disk = end.superblock.checkpoint;
                 self.next_position = end.position;
                 self.next_sequence = end.sequence;
                 self.previous_crc = end.previous_crc;

@@ -26,6 +26,7 @@ fn gather(journal: &mut Journal, seen: &mut Seen) {
                 seen.replayed.push((position, meta, payload.to_vec()))
             }
             Outcome::Durable { token, position } => seen.durable.push((token, position)),
+            Outcome::Trimmed => {}
             Outcome::Broken(error) => seen.broken = Some(error.to_string()),
         }
     }
@@ -245,9 +246,11 @@ fn golden_batch_header_and_superblock() {
         position: 3,
         sequence: 4,
         previous_crc: 5,
+        checkpoint: Checkpoint([6, 0, 0, 9]),
     };
     let bytes = block.encode();
     assert_eq!(&bytes[0..12], b"PSJSUPER\x01\0\0\0");
+    assert_eq!((bytes[64], bytes[72], bytes[96]), (5, 6, 9));
     assert_eq!(u64::from_le_bytes(bytes[32..40].try_into().unwrap()), 2);
     assert_eq!(Superblock::decode(&bytes).unwrap(), block);
 }

@@ -183,6 +183,7 @@ impl Cluster {
                 journal_path: format!("shard{shard}/journal"),
                 journal_bytes: 4 << 20,
                 capacity_bytes: 1 << 30,
+                map_cache_bytes: 20 << 10,
             },
             detect: Duration::from_millis(1000),
         }
