@@ -7,7 +7,9 @@
 //! before, on which the journal is replayed; pages the crashed round left behind are never looked at (page.rs, `find`).
 
 use super::page::{self, INDEX_ENTRIES, IndexEntry, Round};
-use super::{OVERLAY_BYTES, PAGE_BLOCKS, PAGE_UNITS, Store, StoreError, UNIT_BLOCKS, UNIT_BYTES, Waiting, bits};
+use super::{
+    OVERLAY_BYTES, PAGE_BLOCKS, PAGE_UNITS, Store, StoreError, UNIT_BLOCKS, UNIT_BYTES, Waiting, bits,
+};
 use crate::store::load::Waiter;
 use shards::journal::Position;
 use shards::{Buf, Durability, FileHandle, Io};
@@ -234,19 +236,19 @@ impl Store {
         for id in std::mem::take(&mut self.dirty_chunks) {
             let chunk = self.chunks.get_mut(&id).expect("dirty chunks exist");
             for number in bits(std::mem::take(&mut chunk.dirty)) {
+                chunk.index_dirty = true;
                 let page = chunk.pages.get_mut(&number).expect("changed pages are in memory");
                 if page.is_empty() {
                     chunk.pages.remove(&number);
                     chunk.exists &= !(1 << number);
                     continue;
                 }
-                page.place = 1 - page.place;
+                (page.place, page.round) = (1 - page.place, round);
                 let in_file = page::map_number(chunk.slot, number);
                 writes.push((self.maps, page::offset(in_file, page.place), page.encode(id, in_file, round)));
                 if !std::mem::replace(&mut page.listed, true) {
                     self.page_clock.push_back((id, number));
                 }
-                chunk.index_dirty = true;
             }
             if std::mem::take(&mut chunk.index_dirty) {
                 self.dirty_index.insert(chunk.slot / INDEX_ENTRIES);
@@ -269,7 +271,8 @@ impl Store {
         for number in std::mem::take(&mut self.dirty_index) {
             let first = (number * INDEX_ENTRIES) as usize;
             let slots = &self.slots[first..self.slots.len().min(first + INDEX_ENTRIES as usize)];
-            let entries: Vec<Option<IndexEntry>> = slots.iter().map(|owner| self.index_entry(*owner)).collect();
+            let entries: Vec<Option<IndexEntry>> =
+                slots.iter().map(|owner| self.index_entry(*owner)).collect();
             let place = &mut self.index_places[number as usize];
             *place = 1 - *place;
             let bytes = page::encode_index(u64::from(number), round, &entries);

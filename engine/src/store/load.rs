@@ -101,7 +101,8 @@ impl Store {
                 file: file(),
                 offset: page::offset(in_file, 0),
                 expected: format!("map page {number} of chunk {id} in one of two places"),
-                found: if found == Found::Never { "zeros" } else { "no whole page that was committed" }.into(),
+                found: if found == Found::Never { "zeros" } else { "no whole page that was committed" }
+                    .into(),
             }),
         }
     }
@@ -140,6 +141,9 @@ impl Store {
 
     /// Forgets clean pages that were not used since the last look, while there are more than the budget allows.
     pub(super) fn shrink_page_cache(&mut self) {
+        if self.opening.is_some() {
+            return; // The redo needs every page it touches.
+        }
         let most = (self.config.map_cache_bytes / super::MAP_PAGE_MEMORY) as usize;
         for _ in 0..SWEEP {
             if self.page_clock.len() <= most {
@@ -149,7 +153,8 @@ impl Store {
             let Some(chunk) = self.chunks.get_mut(&id) else { continue };
             let free = !chunk.needs_page(number);
             let Some(page) = chunk.pages.get_mut(&number) else { continue };
-            if free && !page.used {
+            // Until its round is valid, the disk has the page only as it was before.
+            if free && !page.used && page.round <= self.committed_round {
                 chunk.pages.remove(&number);
             } else {
                 page.used = false;
@@ -185,10 +190,9 @@ fn copy_of(error: &StoreError) -> StoreError {
             expected: expected.clone(),
             found: found.clone(),
         },
-        StoreError::Io { file, source } => StoreError::Io {
-            file: file.clone(),
-            source: io::Error::new(source.kind(), source.to_string()),
-        },
+        StoreError::Io { file, source } => {
+            StoreError::Io { file: file.clone(), source: io::Error::new(source.kind(), source.to_string()) }
+        }
         other => StoreError::BadRequest(other.to_string()),
     }
 }

@@ -227,10 +227,19 @@ impl Request {
 
 /// Whose completion a disk operation is.
 enum Waiting {
-    ReadRun { id: u64, at_block: u32, blocks: u32 },
-    LargeData { id: u64 },
+    ReadRun {
+        id: u64,
+        at_block: u32,
+        blocks: u32,
+    },
+    LargeData {
+        id: u64,
+    },
     LargeSync,
-    MapPage { chunk: ChunkId, page: u32 },
+    MapPage {
+        chunk: ChunkId,
+        page: u32,
+    },
     /// A step of the running round.
     Apply,
     Open(replay::Reading),
@@ -295,7 +304,8 @@ impl Store {
             io.open(&file, how).map_err(|source| StoreError::Io { file, source })
         };
         let data = open("data")?;
-        let [index, maps, units_file] = [PageKind::Index, PageKind::Map, PageKind::Units].map(|k| open(k.file()));
+        let [index, maps, units_file] =
+            [PageKind::Index, PageKind::Map, PageKind::Units].map(|k| open(k.file()));
         let (index, maps, units_file) = (index?, maps?, units_file?);
         let mark = replay::mark_path(config);
         let made = io.get_blob(&mark).map_err(|source| StoreError::Io { file: mark.clone(), source })?;
@@ -756,7 +766,10 @@ impl Chunk {
     fn page(&mut self, unit: u32) -> &mut MapPage {
         let number = unit / PAGE_UNITS;
         let bit = 1 << number;
-        assert!(self.exists & bit == 0 || self.pages.contains_key(&number), "map page {number} is not loaded");
+        assert!(
+            self.exists & bit == 0 || self.pages.contains_key(&number),
+            "map page {number} is not loaded"
+        );
         self.exists |= bit;
         self.dirty |= bit;
         self.pages.entry(number).or_default()
@@ -793,7 +806,9 @@ fn merged_to(tail: &[TailEntry], most: usize) -> Vec<TailEntry> {
     let mut sorted = tail.to_vec();
     sorted.sort_by_key(|t| t.first_block);
     while sorted.len() > most {
-        let gap = |at: &usize| sorted[at + 1].first_block.saturating_sub(sorted[*at].first_block + sorted[*at].block_count);
+        let gap = |at: &usize| {
+            sorted[at + 1].first_block.saturating_sub(sorted[*at].first_block + sorted[*at].block_count)
+        };
         let at = (0..sorted.len() - 1).min_by_key(gap).expect("two or more");
         let next = sorted.remove(at + 1);
         let end = (sorted[at].first_block + sorted[at].block_count).max(next.first_block + next.block_count);

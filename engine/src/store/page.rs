@@ -69,7 +69,9 @@ pub(super) fn map_number(slot: u32, page: u32) -> u64 {
 /// A page's committed bytes and where they stand.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    Page { place: u8 },
+    Page {
+        place: u8,
+    },
     /// Both places were never written: zeros.
     Never,
     /// Something stands there, but no committed version of this page.
@@ -126,6 +128,8 @@ pub(super) struct MapPage {
     crcs: Box<[BlockCrc; PAGE_BLOCKS as usize]>,
     /// Which place holds the version written last.
     pub place: u8,
+    /// The round that wrote it last in this life.
+    pub round: Round,
     /// Looked at since the last sweep of the page cache; listed in it.
     pub used: bool,
     pub listed: bool,
@@ -137,6 +141,7 @@ impl Default for MapPage {
             units: [0; PAGE_UNITS as usize],
             crcs: Box::new([BlockCrc::HOLE; PAGE_BLOCKS as usize]),
             place: 1,
+            round: Round(0),
             used: true,
             listed: false,
         }

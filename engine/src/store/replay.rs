@@ -15,8 +15,8 @@ use super::page::{self, Found, INDEX_ENTRIES, IndexEntry, PAIR_BYTES, PageKind, 
 use super::record::{Kind, Record};
 use super::write::{discard, forget_overlay};
 use super::{
-    Chunk, OverlayBlock, PAGE_BLOCKS, PAGE_UNITS, Store, StoreConfig, StoreError, UNIT_BLOCKS, UNIT_BYTES, Waiting,
-    bits, pages_of,
+    Chunk, OverlayBlock, PAGE_BLOCKS, PAGE_UNITS, Store, StoreConfig, StoreError, UNIT_BLOCKS, UNIT_BYTES,
+    Waiting, bits, pages_of,
 };
 use shards::journal::Position;
 use shards::{Buf, Io};
@@ -222,7 +222,8 @@ impl Store {
                 file: format!("{}/{}", self.config.dir, kind.file()),
                 offset: page::offset(number, 0),
                 expected: format!("page {number} in one of two places"),
-                found: if found == Found::Never { "zeros" } else { "no whole page that was committed" }.into(),
+                found: if found == Found::Never { "zeros" } else { "no whole page that was committed" }
+                    .into(),
             }),
         }
     }
@@ -322,7 +323,8 @@ impl Store {
         let before = self.named_units();
         let opening = self.opening.take().expect("opening");
         for (index, (record, payload)) in opening.records.into_iter().enumerate() {
-            let good = opening.good.range((index, 0)..=(index, u32::MAX)).map(|(_, unit)| *unit).collect::<Vec<_>>();
+            let good =
+                opening.good.range((index, 0)..=(index, u32::MAX)).map(|(_, unit)| *unit).collect::<Vec<_>>();
             self.redo_record(record, payload, &good);
         }
         let settled = before.and_then(|before| self.settle_units(&before));

@@ -124,6 +124,27 @@ impl Bench {
         }
     }
 
+    /// Every unit that is taken is named by one map page, and the other way round. (Nothing is under way.)
+    fn check_units(&mut self, seed: u64) {
+        let mut named = BTreeSet::new();
+        for (id, chunk) in &self.store.chunks {
+            for number in bits(chunk.exists) {
+                let in_file = page::map_number(chunk.slot, number);
+                let at = page::offset(in_file, 0);
+                let pair =
+                    self.io.disk().peek("shard-000/maps", at, page::PAIR_BYTES).expect("the file is there");
+                let found = page::find(&pair, PageKind::Map, in_file, *id, self.store.committed_round);
+                let page::Found::Page { place } = found else { panic!("seed {seed}: {found:?}") };
+                for unit in MapPage::decode(page::body(&pair, place), place).units() {
+                    assert!(named.insert(unit), "seed {seed}: unit {unit} has two owners");
+                    assert!(self.store.units.is_referenced(unit), "seed {seed}: unit {unit} counts as free");
+                }
+            }
+        }
+        let taken = self.store.units.total() - self.store.units.free();
+        assert_eq!(taken, named.len() as u32, "seed {seed}: units leak");
+    }
+
     fn ok(&mut self, ticket: u64) {
         self.settle();
         let at = self
@@ -258,7 +279,9 @@ struct Model(BTreeMap<(u64, u32), BTreeSet<u8>>);
 
 #[test]
 fn random_work_with_crashes_keeps_every_acknowledged_block() {
-    for seed in 0..150u64 {
+    // More by hand: STORE_SEEDS=5000 cargo test -p engine --lib random_work
+    let seeds = std::env::var("STORE_SEEDS").map_or(150, |n| n.parse().expect("STORE_SEEDS is a number"));
+    for seed in 0..seeds {
         random_run(seed);
     }
 }
@@ -281,8 +304,8 @@ fn random_run(seed: u64) {
             match random(10) {
                 0..5 => {
                     sequence += 1;
-                    let chunk = random(3);
-                    let first = random(60) as u32;
+                    let chunk = random(5);
+                    let first = random(3) as u32 * (PAGE_BLOCKS - 30) + random(60) as u32;
                     let count = if random(3) == 0 { 1 + random(80) } else { 1 + random(4) };
                     let values: Vec<u8> = (0..count).map(|_| 1 + random(250) as u8).collect();
                     let (ticket, values) = if random(6) == 0 {
@@ -294,6 +317,15 @@ fn random_run(seed: u64) {
                         model.0.entry((chunk, first + i as u32)).or_insert([0].into()).insert(v);
                     }
                     under_way.insert(ticket, (chunk, first, values));
+                }
+                5 if random(8) == 0 && under_way.is_empty() => {
+                    let chunk = random(5);
+                    b.next += 1;
+                    b.store.delete(&mut b.io, Ticket(b.next), ChunkId(chunk));
+                    b.settle();
+                    let at = b.finished.iter().position(|f| f.0 == b.next).expect("a delete ends");
+                    b.finished.remove(at).1.unwrap();
+                    model.0.retain(|(c, _), _| *c != chunk);
                 }
                 5 => {
                     for timer in b.io.advance(Duration::from_millis(700)) {
@@ -315,6 +347,7 @@ fn random_run(seed: u64) {
         }
         b = b.crash(seed * 7 + life);
         assert_eq!(b.broken, None, "seed {seed}");
+        b.check_units(seed);
         check(&mut b, &mut model, seed);
     }
 }

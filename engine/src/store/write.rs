@@ -6,8 +6,8 @@
 
 use super::record::{Kind, Record};
 use super::{
-    Chunk, DiscardOp, Done, OverlayBlock, PAGE_BLOCKS, PAGE_UNITS, Stamp, Store, StoreError, Ticket, UNIT_BLOCKS,
-    Waiting, WriteOp, bits, pages_of,
+    Chunk, DiscardOp, Done, OverlayBlock, PAGE_BLOCKS, PAGE_UNITS, Stamp, Store, StoreError, Ticket,
+    UNIT_BLOCKS, Waiting, WriteOp, bits, pages_of,
 };
 use shards::journal::{Full, PayloadCheck, Position};
 use shards::{Buf, Durability, Io};
