@@ -99,7 +99,7 @@ impl Store {
             return self.break_down(StoreError::Corrupt { file, offset: 0, expected, found });
         }
         self.last_durable = Position(self.journal.end().0.saturating_sub(1));
-        let [committed, begun, index_pages, units_pages] = self.journal.checkpoint().0;
+        let [committed, begun, index_pages, units_pages] = self.journal.durable_checkpoint().0;
         (self.committed_round, self.last_round) = (Round(committed), Round(begun));
         self.index_places = vec![1; index_pages as usize];
         (self.opening().index_pages, self.opening().units_pages) = (index_pages, units_pages);

@@ -258,7 +258,7 @@ impl Journal {
     }
 
     /// The checkpoint on stable storage.
-    pub fn checkpoint(&self) -> Checkpoint {
+    pub fn durable_checkpoint(&self) -> Checkpoint {
         self.checkpoint_on_disk
     }
 
