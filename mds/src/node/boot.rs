@@ -94,7 +94,7 @@ impl Boot {
                 }
                 Outcome::Ready => ready = true,
                 Outcome::Broken(error) => return Err(error.to_string()),
-                Outcome::Durable { .. } => {}
+                Outcome::Durable { .. } | Outcome::Trimmed => {}
             }
         }
         if ready {
