@@ -265,7 +265,9 @@ impl Replication {
         let Some(known) = self.chunks.get_mut(&chunk) else { return };
         let mut members_moved = false;
         for replica in &mut known.grant.replicas {
-            let Some(told) = grant.replicas.iter().find(|r| r.cs == replica.cs).map(|r| r.addr) else { continue };
+            let Some(told) = grant.replicas.iter().find(|r| r.cs == replica.cs).map(|r| r.addr) else {
+                continue;
+            };
             if told != replica.addr && told.port() != 0 && (from_mds || replica.addr.port() == 0) {
                 replica.addr = told;
                 members_moved |= replica.cs != me && replica.role != Role::Stale;

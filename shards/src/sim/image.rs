@@ -49,7 +49,9 @@ impl Image {
             if count == PAGE_BYTES as usize {
                 self.pages.insert(page, from.slice(at..at + count));
             } else {
-                self.change_page(page, |bytes| bytes[inside..inside + count].copy_from_slice(&from[at..at + count]));
+                self.change_page(page, |bytes| {
+                    bytes[inside..inside + count].copy_from_slice(&from[at..at + count])
+                });
             }
         }
         self.len = self.len.max(offset + from.len() as u64);

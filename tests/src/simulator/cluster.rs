@@ -343,7 +343,10 @@ impl Cluster {
             if self.world.now() > until {
                 let cs: Vec<_> = stat.cs.iter().map(|c| (c.cs.0, c.status, c.replicas)).collect();
                 let sick = self.explain_sick()?;
-                return Err(format!("waited {within:?} for {what}; chunks {:?}, CS {cs:?}{sick}", stat.chunks));
+                return Err(format!(
+                    "waited {within:?} for {what}; chunks {:?}, CS {cs:?}{sick}",
+                    stat.chunks
+                ));
             }
             self.run_for(Duration::from_millis(200))?;
         }
