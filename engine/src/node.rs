@@ -21,6 +21,9 @@ use wire::{ChunkId, CsId, Frame, Head, Kind, ShardIndex, Status, decode, encode}
 const TICK: TimerId = TimerId(0x04 << 56);
 const TICK_EVERY: Duration = Duration::from_millis(20);
 const PORT_OP: OpId = OpId(0x04 << 56 | 1);
+/// Where a shard's port is chosen from at its first start.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
+const PORT_TRIES: u32 = 50;
 const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
 /// Between attempts to reach a peer or a metadata server.
 const RETRY_EVERY: Duration = Duration::from_millis(200);
@@ -145,8 +148,11 @@ impl CsShard {
     fn listen(&mut self, io: &mut dyn Io) {
         let kept = io.get_blob(&self.port_path()).ok().flatten();
         let kept = kept.and_then(|b| String::from_utf8(b).ok()).and_then(|t| t.trim().parse::<u16>().ok());
-        let at = SocketAddr::new(self.config.ip, kept.unwrap_or(0));
-        match io.listen(at) {
+        let bound = match kept {
+            Some(port) => io.listen(SocketAddr::new(self.config.ip, port)),
+            None => self.listen_anywhere(io),
+        };
+        match bound {
             Ok(addr) => {
                 self.addr = Some(addr);
                 if kept != Some(addr.port()) {
@@ -156,6 +162,18 @@ impl CsShard {
             }
             Err(error) => io.stop(Err(format!("{error}. The port is kept in {}", self.port_path()))),
         }
+    }
+
+    /// Takes a free port below those the kernel gives to outgoing connections, so that none of these can hold it when
+    /// this server starts again.
+    fn listen_anywhere(&self, io: &mut dyn Io) -> std::io::Result<SocketAddr> {
+        for _ in 0..PORT_TRIES {
+            let port = PORTS.start + (io.random() % PORTS.len() as u64) as u16;
+            if let Ok(addr) = io.listen(SocketAddr::new(self.config.ip, port)) {
+                return Ok(addr);
+            }
+        }
+        io.listen(SocketAddr::new(self.config.ip, 0))
     }
 
     fn me(&mut self) -> Peer {

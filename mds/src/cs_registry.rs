@@ -295,12 +295,12 @@ impl CsRegistry {
         }
     }
 
-    /// Space of the CS. The shards of a CS share one file system, and each reports it whole.
+    /// Space of the CS: the sum of its shards' parts.
     pub fn space(&self, cs: CsId) -> Space {
         let mut sum = Space::default();
         for session in self.servers.get(&cs).iter().flat_map(|s| s.shards.values()) {
-            sum.total_bytes = sum.total_bytes.max(session.space.total_bytes);
-            sum.free_bytes = sum.free_bytes.max(session.space.free_bytes);
+            sum.total_bytes += session.space.total_bytes;
+            sum.free_bytes += session.space.free_bytes;
             sum.chunks += session.space.chunks;
         }
         sum
@@ -381,7 +381,7 @@ mod tests {
         assert_eq!(r.liveness(CsId(1), at(20), OFFLINE), Liveness::Inactive);
         r.register(ConnId(2), &registration(1, 5), at(10)).unwrap();
         assert_eq!(r.liveness(CsId(1), at(20), OFFLINE), Liveness::Active);
-        assert_eq!(r.space(CsId(1)), Space { total_bytes: 100, free_bytes: 50, chunks: 6 });
+        assert_eq!(r.space(CsId(1)), Space { total_bytes: 200, free_bytes: 100, chunks: 6 });
         assert_eq!(r.disconnected(ConnId(1), at(1000)), Some(CsId(1)));
         assert_eq!(r.liveness(CsId(1), at(1001), OFFLINE), Liveness::Inactive);
         assert_eq!(r.liveness(CsId(1), at(302_000), OFFLINE), Liveness::Offline);

@@ -196,20 +196,18 @@ fn is_zombie(pid: i32) -> bool {
     stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z'))
 }
 
-/// An address with two free ports in a row.
+/// An address with two free ports in a row, below those the kernel gives to outgoing connections: one of these could hold
+/// the port when the cluster starts again.
 fn free_pair(taken: &mut Vec<u16>) -> Outcome<SocketAddr> {
+    let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
     for _ in 0..200 {
-        let first = TcpListener::bind(("127.0.0.1", 0)).map_err(|e| e.to_string())?;
-        let port = first.local_addr().map_err(|e| e.to_string())?.port();
-        if port == u16::MAX || taken.contains(&port) || taken.contains(&(port + 1)) {
-            continue;
-        }
-        if TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
+        let port = 10_000 + u16::from_le_bytes(shards::host::random_bytes()) % 10_000;
+        if !taken.contains(&port) && !taken.contains(&(port + 1)) && free(port) && free(port + 1) {
             taken.extend([port, port + 1]);
             return Ok(SocketAddr::from(([127, 0, 0, 1], port)));
         }
     }
-    Err("no two free ports in a row on 127.0.0.1".into())
+    Err("no two free ports in a row on 127.0.0.1 between 10000 and 20000".into())
 }
 
 /// Makes what is not there yet: keys and the directories of the metadata servers.
