@@ -170,7 +170,8 @@ fn a_new_session_goes_on_only_where_nobody_wrote_since() {
     let release = Op::Release { file, lease: reading, size_bytes: None, mtime_ms: None };
     b.ask(ClientId(2), release);
     // A reader between does no harm.
-    let Reply::Wire(MdsReply::Opened { lease: again, .. }) = b.ask(ClientId(2), open(LeaseMode::Write, lease))
+    let Reply::Wire(MdsReply::Opened { lease: again, .. }) =
+        b.ask(ClientId(2), open(LeaseMode::Write, lease))
     else {
         panic!()
     };
