@@ -10,7 +10,7 @@
 use crate::replication::{Action, Replication};
 use crate::store::{Outcome, Store, StoreConfig};
 use shards::{ConnId, Event, Io, Node, OpId, TimerId, Timestamp};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use wire::auth::ClusterKey;
@@ -30,6 +30,9 @@ const RETRY_EVERY: Duration = Duration::from_millis(200);
 /// An attempt to register that takes longer is given up for the next server.
 const REGISTER_PATIENCE: Duration = Duration::from_secs(3);
 const REPORT_PAGE: usize = 10_000;
+/// How often chunks that have appeared are reported. A message of a primary that was long on its way may bring back a
+/// chunk that this shard was told to delete.
+const REPORT_NEW_EVERY: Duration = Duration::from_secs(10);
 
 /// What a shard must be told.
 #[derive(Clone, Debug)]
@@ -86,6 +89,9 @@ struct Session {
     next_request: u64,
     /// Unanswered, by request id.
     pending: BTreeMap<u64, CsRequest>,
+    /// Chunks this master was told of.
+    reported: BTreeSet<ChunkId>,
+    report_at: Timestamp,
 }
 
 pub struct CsShard {
@@ -537,21 +543,41 @@ impl CsShard {
         self.act(io);
     }
 
+    /// Tells a new master all chunks.
     fn report(&mut self, io: &mut dyn Io) {
-        let Some(store) = self.store.as_ref() else { return };
-        let all: Vec<ChunkReport> = store
+        self.session.reported.clear();
+        let mut pages = self.unreported();
+        if pages.is_empty() {
+            pages.push(Vec::new());
+        }
+        self.send_report(io, pages);
+    }
+
+    fn report_new(&mut self, io: &mut dyn Io) {
+        if self.session.registered && io.now() >= self.session.report_at {
+            let pages = self.unreported();
+            self.send_report(io, pages);
+        }
+    }
+
+    fn unreported(&self) -> Vec<Vec<ChunkReport>> {
+        let Some(store) = self.store.as_ref() else { return Vec::new() };
+        let new: Vec<ChunkReport> = store
             .chunks()
+            .filter(|chunk| !self.session.reported.contains(chunk))
             .map(|chunk| ChunkReport {
                 chunk,
                 epoch: store.chunk(chunk).map_or_else(Default::default, |i| i.epoch),
             })
             .collect();
-        let mut pages: Vec<Vec<ChunkReport>> = all.chunks(REPORT_PAGE).map(<[_]>::to_vec).collect();
-        if pages.is_empty() {
-            pages.push(Vec::new());
-        }
-        let last = pages.len() - 1;
+        new.chunks(REPORT_PAGE).map(<[_]>::to_vec).collect()
+    }
+
+    fn send_report(&mut self, io: &mut dyn Io, pages: Vec<Vec<ChunkReport>>) {
+        self.session.report_at = io.now().after(REPORT_NEW_EVERY);
+        let last = pages.len().saturating_sub(1);
         for (number, chunks) in pages.into_iter().enumerate() {
+            self.session.reported.extend(chunks.iter().map(|c| c.chunk));
             self.send_mds(io, 0, &CsRequest::Report { chunks, last: number == last });
         }
     }
@@ -569,7 +595,14 @@ impl CsShard {
                 match action {
                     Action::Reply(conn, frame) => io.send(conn, frame.encode()),
                     Action::ToPeer(addr, frame) => self.send_peer(io, addr, frame),
-                    Action::ToMds(request) => self.ask_mds(io, request),
+                    Action::ToMds(request) => {
+                        if let CsRequest::Deleted { chunks } = &request {
+                            chunks.iter().for_each(|c| {
+                                self.session.reported.remove(c);
+                            });
+                        }
+                        self.ask_mds(io, request)
+                    }
                 }
             }
         }
@@ -613,6 +646,7 @@ impl CsShard {
             self.act(io);
             self.watch_links(io);
             self.watch_session(io);
+            self.report_new(io);
         }
         if self.stopping && self.replication.queue_depth() == 0 {
             io.stop(Ok(()));

@@ -8,6 +8,7 @@ pub mod host;
 pub mod journal;
 pub mod node;
 pub mod ring;
+pub mod sabotage;
 pub mod sim;
 
 pub use buf::{BLOCK_BYTES, Buf, BufMut};

@@ -191,6 +191,9 @@ pub enum MdsRequest {
         client: ClientId,
         file: FileId,
         mode: LeaseMode,
+        /// A lease of an earlier session, to be gone on with: refused with LeaseLost if anybody could write
+        /// since. 0: nothing depends on an earlier lease.
+        reclaim: LeaseId,
     },
     /// Ends the lease; the last size and mtime come with it.
     Release {

@@ -31,8 +31,8 @@ pub(super) struct File {
     writers: u32,
     asking: bool,
     releasing: bool,
-    /// The session that held the lease is gone: ask the next one for it.
-    recover: bool,
+    /// The session that held this lease is gone: ask the next one for it.
+    recover: Option<LeaseId>,
     /// Waiting for a lease: asked for by `open`.
     opening: Vec<(LeaseMode, Then<OpenFile>)>,
     /// Waiting for Release to end.
@@ -78,7 +78,7 @@ impl File {
             writers: 0,
             asking: false,
             releasing: false,
-            recover: false,
+            recover: None,
             opening: Vec::new(),
             on_closed: Vec::new(),
             waiting_lease: Vec::new(),
@@ -224,18 +224,25 @@ impl ClientCore {
         let attr = f.current_attr();
         if ask {
             let until = io.now().after(self.config.busy_wait);
-            self.ask_lease(io, file, mode, until);
+            self.ask_lease(io, file, mode, LeaseId(0), until);
         }
         for (_, then) in ready {
             then(self, io, Ok(OpenFile { attr: attr.clone() }));
         }
     }
 
-    fn ask_lease(&mut self, io: &mut dyn Io, file: FileId, mode: LeaseMode, until: Timestamp) {
+    fn ask_lease(
+        &mut self,
+        io: &mut dyn Io,
+        file: FileId,
+        mode: LeaseMode,
+        reclaim: LeaseId,
+        until: Timestamp,
+    ) {
         let Some(f) = self.files.get_mut(&file) else { return };
         f.asking = true;
         let client = self.mds.client().unwrap_or_default();
-        let request = MdsRequest::Open { client, file, mode };
+        let request = MdsRequest::Open { client, file, mode, reclaim };
         self.mds_call(
             io,
             request,
@@ -245,7 +252,7 @@ impl ClientCore {
                     core.after(
                         io,
                         ASK_AGAIN,
-                        Box::new(move |core, io| core.ask_lease(io, file, mode, until)),
+                        Box::new(move |core, io| core.ask_lease(io, file, mode, reclaim, until)),
                     );
                 }
                 Err(e) => core.lease_refused(io, file, mode, e),
@@ -297,7 +304,8 @@ impl ClientCore {
             .into_iter()
             .partition(|(m, _)| *m == mode || mode == LeaseMode::Read);
         f.opening = other;
-        if f.lease.is_none() && f.is_open() && f.lost.is_none() {
+        let needed = f.is_open() || f.active > 0 || f.unrecorded();
+        if f.lease.is_none() && needed && f.lost.is_none() {
             self.file_lost(io, file, &why.to_string());
         }
         for (_, then) in failed {
@@ -625,29 +633,33 @@ impl ClientCore {
 
     pub(super) fn leases_lost_with_session(&mut self) {
         for f in self.files.values_mut() {
-            if f.lease.take().is_some() && !f.asking {
-                (f.asking, f.recover) = (true, true);
+            if let Some((lease, _)) = f.lease.take()
+                && !f.asking
+            {
+                (f.asking, f.recover) = (true, Some(lease));
             }
         }
     }
 
-    /// A new session: asks for the leases of all open files again. Whoever took a file meanwhile keeps it.
+    /// A new session: asks for the leases of all open files again. If somebody could write to a file meanwhile, what
+    /// this client has under way there must not be repeated: the file is lost.
     pub(super) fn leases_recover(&mut self, io: &mut dyn Io) {
-        let files: Vec<(FileId, LeaseMode)> = self
+        let files: Vec<(FileId, LeaseMode, LeaseId)> = self
             .files
             .iter_mut()
             .filter_map(|(id, f)| {
                 let write = f.writers > 0 || f.unrecorded() || !f.changes.is_empty();
                 let mode = if write { LeaseMode::Write } else { LeaseMode::Read };
-                (std::mem::take(&mut f.recover) && f.lost.is_none()).then_some((*id, mode))
+                let old = f.recover.take().filter(|_| f.lost.is_none())?;
+                Some((*id, mode, if write { old } else { LeaseId(0) }))
             })
             .collect();
         let until = io.now().after(self.config.busy_wait);
-        for (file, mode) in files {
+        for (file, mode, reclaim) in files {
             if let Some(notify) = &mut self.on_lease_lost {
                 notify(file); // Somebody may have written meanwhile.
             }
-            self.ask_lease(io, file, mode, until);
+            self.ask_lease(io, file, mode, reclaim, until);
         }
     }
 }

@@ -13,6 +13,7 @@
 use super::{ClientCore, Then};
 use crate::config::KEEP_ALIVE;
 use crate::error::ClientError;
+use shards::sabotage::{Sabotage, on};
 use shards::{ConnId, Io, Timestamp};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -46,6 +47,10 @@ pub(super) struct Mds {
     waiting_ready: Vec<(Timestamp, Then<ClientId>)>,
     last_heard: Timestamp,
     last_alive: Timestamp,
+    /// The session's leases end when the service has not heard of it for so long.
+    lease_timeout: Duration,
+    /// When the newest probe that was answered was sent.
+    confirmed: Timestamp,
 }
 
 struct Failure {
@@ -83,6 +88,17 @@ struct Pending {
 }
 
 impl Mds {
+    /// Whether the leases of the session certainly stand: nobody can have taken them. After a pause of this process
+    /// (or of the network) they may be gone before it hears of it.
+    pub fn session_is_sure(&self, now: Timestamp) -> bool {
+        on(Sabotage::TrustOldLeases)
+            || self.client.is_some() && now < self.confirmed.after(self.lease_timeout)
+    }
+
+    fn keep_alive_every(&self) -> Duration {
+        KEEP_ALIVE.min(self.lease_timeout / 4)
+    }
+
     pub fn new(addrs: &[SocketAddr]) -> Self {
         Mds {
             addrs: addrs.to_vec(),
@@ -101,6 +117,8 @@ impl Mds {
             waiting_ready: Vec::new(),
             last_heard: Timestamp(0),
             last_alive: Timestamp(0),
+            lease_timeout: Duration::ZERO,
+            confirmed: Timestamp(0),
         }
     }
 
@@ -327,7 +345,8 @@ impl ClientCore {
     fn mds_probed(&mut self, io: &mut dyn Io, reply: MdsReply) {
         self.mds.probe = 0;
         match reply {
-            MdsReply::Session { client, .. } => {
+            MdsReply::Session { client, lease_timeout_ms } => {
+                self.mds.lease_timeout = Duration::from_millis(lease_timeout_ms.into());
                 tracing::info!(%client, "session_open");
                 self.mds.client = Some(client);
                 let renewed = self.mds.had_session;
@@ -368,6 +387,10 @@ impl ClientCore {
         }
         self.mds.tried_in_vain = 0;
         self.mds.failures.clear();
+        self.mds.confirmed = self.mds.last_alive;
+        for part in std::mem::take(&mut self.unsure_reads) {
+            self.part_run(io, part);
+        }
         if let Some(client) = self.mds.client {
             for (_, then) in std::mem::take(&mut self.mds.waiting_ready) {
                 then(self, io, Ok(client));
@@ -445,7 +468,8 @@ impl ClientCore {
                         .any(|p| p.sent.is_some_and(|at| now.since(at) > self.config.mds_silence));
                 if owes && silent > self.config.mds_silence {
                     self.mds_next(io, format!("silent for {} ms", silent.as_millis()), None, None);
-                } else if self.mds.probe == 0 && now.since(self.mds.last_alive) >= KEEP_ALIVE {
+                } else if self.mds.probe == 0 && now.since(self.mds.last_alive) >= self.mds.keep_alive_every()
+                {
                     self.mds_probe(io);
                 }
             }

@@ -63,6 +63,8 @@ pub struct ClientCore {
     files: BTreeMap<FileId, File>,
     transfers: BTreeMap<u64, Transfer>,
     parts: BTreeMap<u64, Part>,
+    /// Reads that were answered when the session was not sure: done again once it is.
+    unsure_reads: Vec<u64>,
     alarms: BTreeMap<u64, Alarm>,
     last_id: u64,
     stats: Stats,
@@ -81,6 +83,7 @@ impl ClientCore {
             files: BTreeMap::new(),
             transfers: BTreeMap::new(),
             parts: BTreeMap::new(),
+            unsure_reads: Vec::new(),
             alarms: BTreeMap::new(),
             last_id: 0,
             stats: Stats::default(),

@@ -30,6 +30,12 @@ pub(super) enum Job {
     Zero,
 }
 
+impl Job {
+    fn is_read(&self) -> bool {
+        matches!(self, Job::Read)
+    }
+}
+
 pub(super) struct Transfer {
     len: usize,
     left: usize,
@@ -355,7 +361,13 @@ impl ClientCore {
 
     /// The part has ended; the transfer ends with its last part.
     pub(super) fn part_end(&mut self, io: &mut dyn Io, id: u64, result: Result<Buf>) {
-        let Some(part) = self.parts.remove(&id) else { return };
+        let Some(part) = self.parts.get_mut(&id) else { return };
+        if part.job.is_read() && result.is_ok() && !self.mds.session_is_sure(io.now()) {
+            // Another may hold the file by now, and the answer may be that of a primary deposed meanwhile.
+            part.place = Place::Waiting;
+            return self.unsure_reads.push(id);
+        }
+        let part = self.parts.remove(&id).expect("just seen");
         if let Place::Link(addr) = part.place {
             self.links.forget(addr, id);
         }

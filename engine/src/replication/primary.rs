@@ -5,6 +5,7 @@
 
 use super::{Action, Purpose, Queue, Replication, done_kind, secondaries, status_of};
 use crate::store::{DiscardOp, Done, Stamp, Store, StoreError, WriteOp};
+use shards::sabotage::{Sabotage, on};
 use shards::{Buf, ConnId, Io, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -200,6 +201,7 @@ impl Replication {
         let stored_lease = store.chunk(head.chunk).map_or(LeaseId(0), |c| c.largest_lease);
         primary.largest_lease = primary.largest_lease.max(stored_lease);
         if head.kind != Kind::Read
+            && !on(Sabotage::IgnoreRevocation)
             && (meta.lease < primary.largest_lease || self.revoked.contains(&meta.lease))
         {
             return self.reply(conn, &head, done, Status::LeaseLost);
@@ -342,7 +344,7 @@ impl Replication {
         primary.next_sequence = last.0 + 1;
         primary.committed = own.committed.0;
         let allocated = store.allocated_ranges(chunk);
-        if !in_sync.is_empty() {
+        if !in_sync.is_empty() && !on(Sabotage::ForgetReconciliation) {
             let (held, holes) = split_held(&merged(ranges), &allocated);
             (primary.to_level, primary.to_clear) = (pieces(held), holes);
         }
@@ -459,7 +461,8 @@ impl Replication {
                 }
                 return;
             };
-            if filling >= COPIES_AT_ONCE || primary.flights.values().any(|f| overlaps(&f.blocks, &range)) {
+            let blocked = primary.flights.values().any(|f| overlaps(&f.blocks, &range));
+            if filling >= COPIES_AT_ONCE || (blocked && !on(Sabotage::FillWithoutLock)) {
                 return;
             }
             primary.to_fill.pop();
@@ -538,7 +541,9 @@ impl Replication {
             let request = &primary.queue[at];
             let held = primary.flights.values().any(|f| {
                 // A copy only reads our bytes: reads may pass it.
-                (request.writes() || f.request.is_some()) && overlaps(&f.blocks, &request.blocks)
+                !(f.fill && on(Sabotage::FillWithoutLock))
+                    && (request.writes() || f.request.is_some())
+                    && overlaps(&f.blocks, &request.blocks)
             });
             let ahead = primary
                 .queue
@@ -686,7 +691,8 @@ impl Replication {
     /// Ends a flight if everybody has it.
     fn settle(&mut self, chunk: ChunkId, sequence: u64, store: &mut Store, io: &mut dyn Io) {
         let Some(primary) = self.chunks.get_mut(&chunk).and_then(|k| k.primary.as_mut()) else { return };
-        let done = primary.flights.get(&sequence).is_some_and(|f| f.local && f.waiting.is_empty());
+        let all_have = |f: &Flight| f.waiting.is_empty() || on(Sabotage::AckBeforeSecondaries);
+        let done = primary.flights.get(&sequence).is_some_and(|f| f.local && all_have(f));
         if !done {
             return;
         }

@@ -79,6 +79,7 @@ pub enum Op {
     Open {
         file: FileId,
         mode: LeaseMode,
+        reclaim: LeaseId,
     },
     Release {
         file: FileId,
@@ -240,7 +241,7 @@ impl Op {
                 (client, Op::SetXattr { file, name, value, create_only, replace_only })
             }
             R::RemoveXattr { client, file, name } => (client, Op::RemoveXattr { file, name }),
-            R::Open { client, file, mode } => (client, Op::Open { file, mode }),
+            R::Open { client, file, mode, reclaim } => (client, Op::Open { file, mode, reclaim }),
             R::Release { client, file, lease, size_bytes, mtime_ms } => {
                 (client, Op::Release { file, lease, size_bytes, mtime_ms })
             }

@@ -45,6 +45,8 @@ pub(super) struct Inode {
     /// Where it hangs; 0 once unlinked.
     pub parent: FileId,
     pub leases: Vec<LeaseRecord>,
+    /// The newest write lease ever granted.
+    pub last_writer: LeaseId,
 }
 
 #[derive(Clone, PartialEq, Debug, Archive, Serialize, Deserialize)]

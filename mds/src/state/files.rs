@@ -110,6 +110,7 @@ impl State {
                     xattrs: BTreeMap::new(),
                     parent: *parent,
                     leases: Vec::new(),
+                    last_writer: LeaseId(0),
                 };
                 self.data.inodes.insert(file, inode);
                 self.enter(*parent, name, Some(file), *kind == FileKind::Directory, now);
@@ -169,7 +170,8 @@ impl State {
                     None => refuse(Status::NoAttribute, name.clone()),
                 }
             }
-            Op::Open { file, mode } => {
+            Op::Open { file, mode, reclaim } => {
+                self.check_reclaim(*file, *reclaim)?;
                 match self.inode(*file)?.kind() {
                     FileKind::File => {}
                     FileKind::Directory => return refuse(Status::IsDirectory, format!("file {file}")),

@@ -3,6 +3,7 @@
 use super::answer::{Effect, Refusal, refuse};
 use super::data::{LeaseRecord, Session};
 use super::{Lease, State};
+use shards::sabotage::{Sabotage, on};
 use std::collections::{BTreeMap, BTreeSet};
 use wire::mds_api::{ClientInfo, LeaseMode};
 use wire::{ClientId, FileId, LeaseId, Status};
@@ -85,10 +86,26 @@ impl State {
         // An upgrade replaces the weaker lease.
         inode.leases.retain(|l| l.client != client);
         inode.leases.push(LeaseRecord { id, client, mode });
+        if mode == LeaseMode::Write {
+            inode.last_writer = id;
+        }
         if let Some(session) = self.data.sessions.get_mut(&client) {
             session.files.insert(file);
         }
         Ok(id)
+    }
+
+    /// Whether a client whose session ended may go on where it was: what it had under way would otherwise be
+    /// done again on top of what others have written since.
+    pub(super) fn check_reclaim(&self, file: FileId, lease: LeaseId) -> Result<(), Refusal> {
+        let last = self.inode(file)?.last_writer;
+        if lease != LeaseId(0) && last > lease && !on(Sabotage::ReclaimAnyway) {
+            return refuse(
+                Status::LeaseLost,
+                format!("file {file} was opened for writing (lease {last}) since"),
+            );
+        }
+        Ok(())
     }
 
     pub(super) fn release(

@@ -2,7 +2,7 @@
 
 use super::State;
 use super::data::{Body, Data, Inode};
-use super::{DEFAULT_POLICY, FileId, ROOT};
+use super::{DEFAULT_POLICY, FileId, LeaseId, ROOT};
 use std::collections::BTreeMap;
 
 const MAGIC: [u8; 8] = *b"PSMDSTA1";
@@ -23,6 +23,7 @@ impl State {
             xattrs: BTreeMap::new(),
             parent: FileId(0),
             leases: Vec::new(),
+            last_writer: LeaseId(0),
         };
         State::from_data(Data {
             applied: 0,

@@ -134,7 +134,7 @@ fn an_open_file_outlives_its_name_and_its_chunks_are_deleted_with_it() {
 fn one_writer_or_many_readers() {
     let mut b = Bench::new();
     let (file, lease) = b.file("f");
-    let open = |mode| Op::Open { file, mode };
+    let open = |mode| Op::Open { file, mode, reclaim: LeaseId(0) };
     let busy = b.ask(ClientId(2), open(LeaseMode::Read));
     assert_eq!(status(&busy), Status::FileBusy);
     b.ask(ClientId(1), Op::Release { file, lease, size_bytes: Some(10), mtime_ms: None });
@@ -154,6 +154,34 @@ fn one_writer_or_many_readers() {
     };
     assert!(newer > lease);
     assert_eq!(status(&b.ask(ClientId(2), open(LeaseMode::Read))), Status::StaleHandle);
+}
+
+#[test]
+fn a_new_session_goes_on_only_where_nobody_wrote_since() {
+    let mut b = Bench::new();
+    let (file, lease) = b.file("f");
+    b.apply(Command::internal(1, Internal::ExpireClients { clients: vec![ClientId(1)] }));
+    let open = |mode, reclaim| Op::Open { file, mode, reclaim };
+    let Reply::Wire(MdsReply::Opened { lease: reading, .. }) =
+        b.ask(ClientId(2), open(LeaseMode::Read, LeaseId(0)))
+    else {
+        panic!()
+    };
+    let release = Op::Release { file, lease: reading, size_bytes: None, mtime_ms: None };
+    b.ask(ClientId(2), release);
+    // A reader between does no harm.
+    let Reply::Wire(MdsReply::Opened { lease: again, .. }) =
+        b.ask(ClientId(2), open(LeaseMode::Write, lease))
+    else {
+        panic!()
+    };
+    assert!(again > lease);
+    b.ask(ClientId(2), Op::Release { file, lease: again, size_bytes: None, mtime_ms: None });
+    assert_eq!(status(&b.ask(ClientId(2), open(LeaseMode::Write, lease))), Status::LeaseLost);
+    assert!(matches!(
+        b.ask(ClientId(2), open(LeaseMode::Write, again)),
+        Reply::Wire(MdsReply::Opened { .. })
+    ));
 }
 
 #[test]

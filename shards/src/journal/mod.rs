@@ -22,6 +22,7 @@ use replay::Replay;
 
 use crate::buf::{BLOCK_BYTES, Buf, BufMut};
 use crate::node::{Durability, FileHandle, Io, OpId, OpenHow};
+use crate::sabotage::{Sabotage, on};
 use std::collections::VecDeque;
 use std::io;
 
@@ -431,7 +432,7 @@ impl Journal {
             self.file,
             offset,
             parts,
-            Durability::Durable,
+            if on(Sabotage::AckBeforeDurable) { Durability::Buffered } else { Durability::Durable },
             OpId(BATCH_OP | self.next_sequence & 0xffff_ffff_ffff),
         );
         self.next_position += bytes;

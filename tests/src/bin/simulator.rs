@@ -1,10 +1,9 @@
 //! `simulator`: runs seeds of the whole cluster under faults, in virtual time.
 
 use clap::Parser;
-use pstorage_tests::simulator::{Options, run};
+use pstorage_tests::simulator::{Options, Totals, all_cores, campaign, run_caught};
 use std::process::ExitCode;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Runs a whole cluster in virtual time under random faults. One seed is one run.
@@ -31,6 +30,10 @@ struct Args {
     /// Show what happened last before a failure.
     #[arg(long)]
     log: bool,
+    /// Run with this deliberate defect; finding it is success. Needs `--features sabotage`. "list" shows all.
+    #[cfg(feature = "sabotage")]
+    #[arg(long)]
+    sabotage: Option<String>,
     /// Go on after a failure.
     #[arg(long)]
     keep_going: bool,
@@ -38,9 +41,13 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    #[cfg(feature = "sabotage")]
+    if let Some(name) = &args.sabotage {
+        return sabotage(name, &args);
+    }
     let options = Options { log: args.log, chaos: Duration::from_secs(args.chaos_s), ..Options::default() };
     if let Some(seed) = args.seed {
-        return match run(seed, &options) {
+        return match run_caught(seed, &options) {
             Ok(report) => {
                 println!("{report:#?}");
                 ExitCode::SUCCESS
@@ -52,47 +59,49 @@ fn main() -> ExitCode {
         };
     }
     let begun = Instant::now();
-    let (next, failed) = (AtomicU64::new(args.from), Mutex::new(Vec::new()));
-    let (ran, ops, virtual_ms) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-    let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    std::thread::scope(|scope| {
-        for _ in 0..jobs {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    let late = args.seconds.is_some_and(|s| begun.elapsed().as_secs() >= s);
-                    let stop = !args.keep_going && !failed.lock().expect("not poisoned").is_empty();
-                    if seed >= args.from + args.seeds || late || stop {
-                        return;
-                    }
-                    let outcome = std::panic::catch_unwind(|| run(seed, &options));
-                    ran.fetch_add(1, Ordering::Relaxed);
-                    match outcome {
-                        Ok(Ok(report)) => {
-                            ops.fetch_add(report.done_ops, Ordering::Relaxed);
-                            virtual_ms.fetch_add(report.virtual_ms, Ordering::Relaxed);
-                        }
-                        Ok(Err(failure)) => {
-                            println!("{failure}\n");
-                            failed.lock().expect("not poisoned").push(seed);
-                        }
-                        Err(_) => {
-                            println!("seed {seed}: panicked\n");
-                            failed.lock().expect("not poisoned").push(seed);
-                        }
-                    }
-                }
+    let jobs = args.jobs.unwrap_or_else(all_cores);
+    let shown = AtomicUsize::new(0);
+    let go_on = |totals: &Totals| {
+        let before = shown.swap(totals.failures.len(), Ordering::Relaxed);
+        totals.failures.iter().skip(before).for_each(|failure| println!("{failure}\n"));
+        let late = args.seconds.is_some_and(|s| begun.elapsed().as_secs() >= s);
+        !late && (args.keep_going || totals.failures.is_empty())
+    };
+    let totals = campaign(args.from..args.from + args.seeds, &options, jobs, go_on);
+    go_on(&totals);
+    println!("{totals}, in {:.1} s", begun.elapsed().as_secs_f64());
+    if totals.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Success is a failure here: the seed that found the defect is told.
+#[cfg(feature = "sabotage")]
+fn sabotage(name: &str, args: &Args) -> ExitCode {
+    use shards::sabotage::Sabotage;
+    let wanted: Vec<_> = Sabotage::ALL.into_iter().filter(|(n, _)| name == "all" || *n == name).collect();
+    if wanted.is_empty() {
+        let names: Vec<&str> = Sabotage::ALL.iter().map(|(n, _)| *n).collect();
+        println!("defects: all, {}", names.join(", "));
+        return ExitCode::FAILURE;
+    }
+    let mut missed = false;
+    for (name, defect) in wanted {
+        let options = Options { sabotage: Some(defect), ..Options::default() };
+        let begun = Instant::now();
+        let totals =
+            campaign(args.from..args.from + args.seeds, &options, args.jobs.unwrap_or_else(all_cores), |t| {
+                t.failures.is_empty()
             });
+        let time = begun.elapsed().as_secs_f64();
+        match totals.failures.iter().min_by_key(|f| f.seed) {
+            Some(found) => println!(
+                "{name}: found after {} seeds, {time:.0} s, by seed {}: {}",
+                totals.seeds,
+                found.seed,
+                found.why.lines().next().unwrap_or("")
+            ),
+            None => println!("{name}: NOT found by {} seeds, {time:.0} s", totals.seeds),
         }
-    });
-    let failed = failed.into_inner().expect("not poisoned");
-    println!(
-        "{} seeds, {} failed {failed:?}; {} operations, {} virtual seconds, in {:.1} s",
-        ran.load(Ordering::Relaxed),
-        failed.len(),
-        ops.load(Ordering::Relaxed),
-        virtual_ms.load(Ordering::Relaxed) / 1000,
-        begun.elapsed().as_secs_f64()
-    );
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        missed |= totals.failures.is_empty();
+    }
+    if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

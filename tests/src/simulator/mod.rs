@@ -9,11 +9,13 @@
 //! - the replicas of every chunk are equal, block by block, on their disks;
 //! - no server stopped by itself, no client hangs.
 
+mod campaign;
 mod cluster;
 mod prober;
 pub mod registers;
 mod workload;
 
+pub use campaign::{Totals, all_cores, campaign, run_caught};
 use cluster::{Cluster, Place};
 use shards::Timestamp;
 use shards::sim::CrashKind;
@@ -32,6 +34,9 @@ pub struct Options {
     pub chaos: Duration,
     /// Mean time between two faults.
     pub fault_every: Duration,
+    /// A deliberate defect, to see whether the checks find it.
+    #[cfg(feature = "sabotage")]
+    pub sabotage: Option<shards::sabotage::Sabotage>,
     /// Keep the last events for a failed run's report.
     pub log: bool,
 }
@@ -46,6 +51,8 @@ impl Default for Options {
             files: 3,
             chaos: Duration::from_secs(20),
             fault_every: Duration::from_millis(1500),
+            #[cfg(feature = "sabotage")]
+            sabotage: None,
             log: false,
         }
     }
@@ -92,6 +99,8 @@ const HEAL_WITHIN: Duration = Duration::from_secs(120);
 
 /// Runs one seed.
 pub fn run(seed: u64, options: &Options) -> Result<Report, Failure> {
+    #[cfg(feature = "sabotage")]
+    shards::sabotage::choose(options.sabotage);
     let mut cluster = Cluster::new(seed, options);
     match play(&mut cluster, options) {
         Ok(report) => Ok(report),

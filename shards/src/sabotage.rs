@@ -1,0 +1,65 @@
+//! Deliberate defects, to prove that the simulator's checks can fail. Only with the feature `sabotage`, which nothing
+//! but the simulator turns on; without it [`on`] is always false and compiles to nothing.
+
+/// A defect. Each breaks one promise of docs/architecture.md.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sabotage {
+    /// A primary acknowledges a write before the secondaries have it.
+    AckBeforeSecondaries,
+    /// Journals report writes done before they are durable.
+    AckBeforeDurable,
+    /// A secondary takes forwards of an older epoch than it knows.
+    SkipEpochCheck,
+    /// A new primary serves at once, without levelling the tails.
+    ForgetReconciliation,
+    /// Filling a learner does not keep client writes off the range being copied.
+    FillWithoutLock,
+    /// Primaries take writes under revoked and overtaken leases.
+    IgnoreRevocation,
+    /// Clients trust their leases for ever.
+    TrustOldLeases,
+    /// A lost lease may be gone on with whoever wrote since.
+    ReclaimAnyway,
+}
+
+impl Sabotage {
+    pub const ALL: [(&str, Sabotage); 8] = [
+        ("ack-before-secondaries", Sabotage::AckBeforeSecondaries),
+        ("ack-before-durable", Sabotage::AckBeforeDurable),
+        ("skip-epoch-check", Sabotage::SkipEpochCheck),
+        ("forget-reconciliation", Sabotage::ForgetReconciliation),
+        ("fill-without-lock", Sabotage::FillWithoutLock),
+        ("ignore-revocation", Sabotage::IgnoreRevocation),
+        ("trust-old-leases", Sabotage::TrustOldLeases),
+        ("reclaim-anyway", Sabotage::ReclaimAnyway),
+    ];
+}
+
+#[cfg(feature = "sabotage")]
+mod chosen {
+    use super::Sabotage;
+    use std::cell::Cell;
+
+    thread_local! {
+        static CHOSEN: Cell<Option<Sabotage>> = const { Cell::new(None) };
+    }
+
+    /// Chooses the defect of this thread: a simulated world runs on one.
+    pub fn choose(defect: Option<Sabotage>) {
+        CHOSEN.set(defect);
+    }
+
+    pub fn on(defect: Sabotage) -> bool {
+        CHOSEN.get() == Some(defect)
+    }
+}
+
+#[cfg(feature = "sabotage")]
+pub use chosen::{choose, on};
+
+/// Whether this defect is wanted here.
+#[cfg(not(feature = "sabotage"))]
+#[inline(always)]
+pub const fn on(_: Sabotage) -> bool {
+    false
+}
