@@ -403,7 +403,8 @@ impl CsShard {
     fn heartbeat(&mut self, io: &mut dyn Io) {
         let Some(store) = self.store.as_mut() else { return };
         self.session.last_heartbeat = io.now();
-        let request = CsRequest::Heartbeat { space: space(store, io), load: load(&self.replication, store) };
+        let space = space(store, io, self.config.shards);
+        let request = CsRequest::Heartbeat { space, load: load(&self.replication, store) };
         self.send_mds(io, 0, &request);
     }
 
@@ -491,7 +492,7 @@ impl CsShard {
             host_id: c.host_id,
             host: c.host.clone(),
             tier: c.tier,
-            space: space(store, io),
+            space: space(store, io, c.shards),
             flags: "JCD".into(),
         };
         self.send_mds(io, 0, &request);
@@ -725,8 +726,8 @@ fn nonce(io: &mut dyn Io) -> [u8; 32] {
     nonce
 }
 
-fn space(store: &mut Store, io: &mut dyn Io) -> Space {
-    let (total_bytes, free_bytes) = store.space(io);
+fn space(store: &mut Store, io: &mut dyn Io, sharers: u16) -> Space {
+    let (total_bytes, free_bytes) = store.space(io, sharers);
     Space { total_bytes, free_bytes, chunks: store.chunk_count() as u64 }
 }
 

@@ -516,12 +516,13 @@ impl Store {
         ranges
     }
 
-    /// Total and free bytes: of the capacity, and no more than the file system has room for.
-    pub fn space(&mut self, io: &mut dyn Io) -> (u64, u64) {
+    /// Total and free bytes: of the capacity, and no more than this shard's part of the file system's room, which it
+    /// shares with `sharers - 1` others.
+    pub fn space(&mut self, io: &mut dyn Io, sharers: u16) -> (u64, u64) {
         self.look_at_disk(io);
         let free = u64::from(self.units.free()).saturating_sub(self.overlay_blocks as u64) * UNIT_BYTES;
         let on_disk = self.disk_free_bytes.saturating_sub(DISK_RESERVE_BYTES);
-        (u64::from(self.units.total()) * UNIT_BYTES, free.min(on_disk))
+        (u64::from(self.units.total()) * UNIT_BYTES, free.min(on_disk / u64::from(sharers.max(1))))
     }
 
     fn look_at_disk(&mut self, io: &mut dyn Io) {
@@ -830,6 +831,13 @@ impl Chunk {
                 self.pages.get(&(block / PAGE_BLOCKS)).map_or(BlockCrc::HOLE, |p| p.crc(block % PAGE_BLOCKS))
             }
         }
+    }
+
+    /// Whether a block is known to hold nothing. (Its map page may not be in memory.)
+    fn is_hole(&self, block: u32) -> bool {
+        let number = block / PAGE_BLOCKS;
+        let known = self.exists >> number & 1 == 0 || self.pages.contains_key(&number);
+        known && self.crc(block) == BlockCrc::HOLE
     }
 
     fn unit(&self, unit: u32) -> Option<u32> {

@@ -69,7 +69,7 @@ impl Bench {
     }
 
     fn space(&mut self) -> (u64, u64) {
-        self.store.space(&mut self.io)
+        self.store.space(&mut self.io, 1)
     }
 
     fn crash(self, seed: u64) -> Bench {

@@ -66,7 +66,7 @@ impl Store {
         }
         // Small blocks over ones that are on disk need no more room there.
         let chunk = self.chunks.get(&op.chunk).expect("submit made it");
-        let fresh = blocks.clone().filter(|b| whole.contains(b) || chunk.crc(*b) == BlockCrc::HOLE).count();
+        let fresh = blocks.clone().filter(|b| whole.contains(b) || chunk.is_hole(*b)).count();
         if !self.take_disk_room(io, (fresh * BLOCK_BYTES) as u64) {
             return self.fail_early(io, ticket, op.chunk, StoreError::NoSpace);
         }
