@@ -390,8 +390,9 @@ impl Cluster {
             self.slow_down(place, 1);
             self.start(place);
         }
-        // A little ordinary work, then let all operations end.
-        self.run_for(Duration::from_secs(3))?;
+        // A little ordinary work, so that some repairs meet it; then let all operations end.
+        let work_ms = self.world.rng().between(2500, 5000);
+        self.run_for(Duration::from_millis(work_ms))?;
         self.workload.as_mut().expect("set up").stop();
         let until = self.world.now().after(Duration::from_secs(90));
         while !self.workload().idle() {
