@@ -1,1 +1,3 @@
-//! pcs-bench and the benchmarks behind every published figure.
+//! What the benchmarks share: see `pcs-bench` (the administrator's tool) and the programs of decision 001.
+
+pub mod path;

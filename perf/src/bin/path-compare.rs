@@ -1,0 +1,192 @@
+//! `path-compare DIR`: decision 001. Runs `path-ring` and `path-glommio` (beside this program) in turns with the same
+//! client and prints one Markdown table; `perf/decision-001.sh` builds all three and adds the raw disk.
+
+use clap::Parser;
+use hdrhistogram::Histogram;
+use perf::path::{self, Head};
+use shards::{BLOCK_BYTES, HEAD_BYTES};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Compares the request path of a chunk server on our runtime and on glommio.
+#[derive(Parser)]
+struct Args {
+    /// Directory for the file that is written to (prewritten, removed at the end).
+    dir: PathBuf,
+    #[arg(long, default_value_t = 1024)]
+    file_mb: u64,
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    #[arg(long, default_value_t = 5.0)]
+    seconds: f64,
+    #[arg(long, value_delimiter = ',', default_value = "1,32")]
+    depths: Vec<usize>,
+    /// Servers to compare; one of them alone is fine for profiling.
+    #[arg(long, value_delimiter = ',', default_value = "path-ring,path-glommio")]
+    servers: Vec<String>,
+}
+
+type Failure = Box<dyn std::error::Error>;
+
+/// One measurement.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    ops_per_s: f64,
+    p50_us: f64,
+    p99_us: f64,
+    cpu_us: f64,
+}
+
+struct Server {
+    child: Child,
+    stream: TcpStream,
+    next_id: u64,
+}
+
+impl Server {
+    fn start(name: &str, dir: &std::path::Path) -> Result<Server, Failure> {
+        let program = std::env::current_exe()?.with_file_name(name);
+        let mut child =
+            Command::new(&program).arg(dir).stdout(Stdio::piped()).spawn().map_err(|e| {
+                format!("{}: {e}; build it first (perf/decision-001.sh does)", program.display())
+            })?;
+        let mut addr = String::new();
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut addr)?;
+        let stream = TcpStream::connect(addr.trim()).map_err(|e| format!("{name} at '{addr}': {e}"))?;
+        stream.set_nodelay(true)?;
+        Ok(Server { child, stream, next_id: 0 })
+    }
+
+    fn cpu_ns(&mut self) -> Result<u64, Failure> {
+        self.stream.write_all(&path::head(path::REPORT, 0, 0, 0))?;
+        let mut head: Head = [0; HEAD_BYTES];
+        self.stream.read_exact(&mut head)?;
+        Ok(path::cpu_ns(&head))
+    }
+
+    /// Keeps `depth` requests under way for `time`; all are answered when it returns.
+    fn load(&mut self, depth: usize, time: Duration) -> Result<(Histogram<u64>, Duration), Failure> {
+        let mut latency_ns = Histogram::new(3)?;
+        let payload = [0x5a; BLOCK_BYTES];
+        let mut sent_at = vec![Instant::now(); depth];
+        let (mut out, mut input) = (Vec::new(), vec![0; depth * HEAD_BYTES]);
+        let mut free: Vec<usize> = (0..depth).collect();
+        let (began, mut have) = (Instant::now(), 0);
+        loop {
+            let more = began.elapsed() < time;
+            out.clear();
+            while more && let Some(slot) = free.pop() {
+                // The slot rides in the low byte of the number; it tells when the request left.
+                self.next_id += 256;
+                out.extend_from_slice(&path::head(path::WRITE, BLOCK_BYTES, self.next_id | slot as u64, 0));
+                out.extend_from_slice(&payload);
+                sent_at[slot] = Instant::now();
+            }
+            self.stream.write_all(&out)?;
+            if free.len() == depth {
+                return Ok((latency_ns, began.elapsed()));
+            }
+            have += match self.stream.read(&mut input[have..])? {
+                0 => return Err("the server closed the connection".into()),
+                bytes => bytes,
+            };
+            let now = Instant::now();
+            for answer in input[..have].chunks_exact(HEAD_BYTES) {
+                let slot = (path::id(answer.first_chunk().expect("a whole header")) & 0xff) as usize;
+                latency_ns.record((now - sent_at[slot]).as_nanos() as u64)?;
+                free.push(slot);
+            }
+            let whole = have / HEAD_BYTES * HEAD_BYTES;
+            input.copy_within(whole..have, 0);
+            have -= whole;
+        }
+    }
+
+    fn measure(&mut self, depth: usize, time: Duration) -> Result<Sample, Failure> {
+        self.load(depth, time / 5)?; // Warm up.
+        let before = self.cpu_ns()?;
+        let (latency_ns, took) = self.load(depth, time)?;
+        let cpu = self.cpu_ns()? - before;
+        let ops = latency_ns.len() as f64;
+        Ok(Sample {
+            ops_per_s: ops / took.as_secs_f64(),
+            p50_us: latency_ns.value_at_quantile(0.5) as f64 / 1e3,
+            p99_us: latency_ns.value_at_quantile(0.99) as f64 / 1e3,
+            cpu_us: cpu as f64 / 1e3 / ops,
+        })
+    }
+
+    fn stop(mut self) -> Result<(), Failure> {
+        drop(self.stream);
+        let status = self.child.wait()?;
+        if status.success() { Ok(()) } else { Err(format!("the server ended badly: {status}").into()) }
+    }
+}
+
+/// Real blocks, so that no write has to allocate: glommio 0.9 can't open an empty file, and allocation is not asked.
+fn prewrite(file: &std::path::Path, bytes: u64) -> std::io::Result<()> {
+    let mut to = std::fs::File::create(file)?;
+    let piece = vec![0xa5u8; 1 << 20];
+    for _ in 0..bytes >> 20 {
+        to.write_all(&piece)?;
+    }
+    to.sync_all()
+}
+
+fn median(samples: &[Sample], of: impl Fn(&Sample) -> f64) -> f64 {
+    let mut values: Vec<f64> = samples.iter().map(of).collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn range(samples: &[Sample], of: impl Fn(&Sample) -> f64) -> (f64, f64) {
+    samples.iter().map(of).fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)))
+}
+
+fn main() -> Result<(), Failure> {
+    let args = Args::parse();
+    if args.depths.iter().any(|&d| d == 0 || d > 256) {
+        return Err("depths lie between 1 and 256".into());
+    }
+    let file = args.dir.join(path::FILE);
+    prewrite(&file, args.file_mb << 20)?;
+    let outcome = compare(&args);
+    std::fs::remove_file(&file)?;
+    outcome
+}
+
+fn compare(args: &Args) -> Result<(), Failure> {
+    let time = Duration::from_secs_f64(args.seconds);
+    let mut rows = vec![Vec::new(); args.servers.len() * args.depths.len()];
+    for round in 0..args.rounds {
+        let mut order: Vec<usize> = (0..args.servers.len()).collect();
+        order.rotate_left(round % args.servers.len());
+        for which in order {
+            let mut server = Server::start(&args.servers[which], &args.dir)?;
+            for (d, &depth) in args.depths.iter().enumerate() {
+                let sample = server.measure(depth, time)?;
+                eprintln!("round {} {} depth {depth}: {sample:?}", round + 1, args.servers[which]);
+                rows[d * args.servers.len() + which].push(sample);
+            }
+            server.stop()?;
+        }
+    }
+    println!("| depth | server | writes/s (lowest-highest) | p50 us | p99 us | server CPU us/write |");
+    println!("|---|---|---|---|---|---|");
+    for (row, samples) in rows.iter().enumerate() {
+        let (depth, server) =
+            (args.depths[row / args.servers.len()], &args.servers[row % args.servers.len()]);
+        let (low, high) = range(samples, |s| s.ops_per_s);
+        println!(
+            "| {depth} | {server} | {:.0} ({low:.0}-{high:.0}) | {:.0} | {:.0} | {:.1} |",
+            median(samples, |s| s.ops_per_s),
+            median(samples, |s| s.p50_us),
+            median(samples, |s| s.p99_us),
+            median(samples, |s| s.cpu_us),
+        );
+    }
+    Ok(())
+}
