@@ -3,7 +3,7 @@
 //! `path-ring` serves it on our runtime, `path-glommio` on glommio; `path-compare` is the client of both.
 //!
 //! Header: payload length u32 at 0, kind u32 at 4, request id u64 at 8, CPU time of the server in ns u64 at 16
-//! (answers to [`REPORT`] only).
+//! and its user part at 24 (answers to [`REPORT`] only).
 
 use shards::{BLOCK_BYTES, BodyLength, HEAD_BYTES};
 
@@ -17,12 +17,29 @@ pub const FILE: &str = "path.data";
 
 pub type Head = [u8; HEAD_BYTES];
 
-pub fn head(kind: u32, payload_bytes: usize, id: u64, cpu_ns: u64) -> Head {
+/// CPU time a server has used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Cpu {
+    pub total_ns: u64,
+    pub user_ns: u64,
+}
+
+impl Cpu {
+    pub fn of_this_process() -> Cpu {
+        let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF)
+            .expect("the kernel knows its process");
+        let ns = |t: nix::sys::time::TimeVal| t.tv_sec() as u64 * 1_000_000_000 + t.tv_usec() as u64 * 1000;
+        Cpu { total_ns: ns(usage.user_time()) + ns(usage.system_time()), user_ns: ns(usage.user_time()) }
+    }
+}
+
+pub fn head(kind: u32, payload_bytes: usize, id: u64, cpu: Cpu) -> Head {
     let mut head = [0; HEAD_BYTES];
     head[0..4].copy_from_slice(&(payload_bytes as u32).to_le_bytes());
     head[4..8].copy_from_slice(&kind.to_le_bytes());
     head[8..16].copy_from_slice(&id.to_le_bytes());
-    head[16..24].copy_from_slice(&cpu_ns.to_le_bytes());
+    head[16..24].copy_from_slice(&cpu.total_ns.to_le_bytes());
+    head[24..32].copy_from_slice(&cpu.user_ns.to_le_bytes());
     head
 }
 
@@ -46,8 +63,8 @@ pub fn id(head: &Head) -> u64 {
     u64_at(head, 8)
 }
 
-pub fn cpu_ns(head: &Head) -> u64 {
-    u64_at(head, 16)
+pub fn cpu(head: &Head) -> Cpu {
+    Cpu { total_ns: u64_at(head, 16), user_ns: u64_at(head, 24) }
 }
 
 /// For [`shards::ring::RingConfig`].

@@ -3,7 +3,8 @@
 
 use clap::Parser;
 use hdrhistogram::Histogram;
-use perf::path::{self, Head};
+use perf::load::{self, MachineTime};
+use perf::path::{self, Cpu, Head};
 use shards::{BLOCK_BYTES, HEAD_BYTES};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -22,6 +23,12 @@ struct Args {
     rounds: usize,
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
+    /// Leave out measurements during which other programs used more than this percent of the machine.
+    #[arg(long, default_value_t = 5.0)]
+    quiet_percent: f64,
+    /// Wait at most this long before each measurement for the machine to be quiet.
+    #[arg(long, default_value_t = 20.0)]
+    wait_s: f64,
     #[arg(long, value_delimiter = ',', default_value = "1,32")]
     depths: Vec<usize>,
     /// Servers to compare; one of them alone is fine for profiling.
@@ -38,6 +45,8 @@ struct Sample {
     p50_us: f64,
     p99_us: f64,
     cpu_us: f64,
+    /// Percent of the machine that others took meanwhile.
+    strangers: f64,
 }
 
 struct Server {
@@ -60,11 +69,11 @@ impl Server {
         Ok(Server { child, stream, next_id: 0 })
     }
 
-    fn cpu_ns(&mut self) -> Result<u64, Failure> {
-        self.stream.write_all(&path::head(path::REPORT, 0, 0, 0))?;
+    fn cpu(&mut self) -> Result<Cpu, Failure> {
+        self.stream.write_all(&path::head(path::REPORT, 0, 0, Cpu::default()))?;
         let mut head: Head = [0; HEAD_BYTES];
         self.stream.read_exact(&mut head)?;
-        Ok(path::cpu_ns(&head))
+        Ok(path::cpu(&head))
     }
 
     /// Keeps `depth` requests under way for `time`; all are answered when it returns.
@@ -81,7 +90,12 @@ impl Server {
             while more && let Some(slot) = free.pop() {
                 // The slot rides in the low byte of the number; it tells when the request left.
                 self.next_id += 256;
-                out.extend_from_slice(&path::head(path::WRITE, BLOCK_BYTES, self.next_id | slot as u64, 0));
+                out.extend_from_slice(&path::head(
+                    path::WRITE,
+                    BLOCK_BYTES,
+                    self.next_id | slot as u64,
+                    Cpu::default(),
+                ));
                 out.extend_from_slice(&payload);
                 sent_at[slot] = Instant::now();
             }
@@ -107,15 +121,19 @@ impl Server {
 
     fn measure(&mut self, depth: usize, time: Duration) -> Result<Sample, Failure> {
         self.load(depth, time / 5)?; // Warm up.
-        let before = self.cpu_ns()?;
+        let machine = MachineTime::now().ok_or("/proc/stat can't be read")?;
+        let (before, own) = (self.cpu()?, Cpu::of_this_process());
         let (latency_ns, took) = self.load(depth, time)?;
-        let cpu = self.cpu_ns()? - before;
+        let (after, own_after) = (self.cpu()?, Cpu::of_this_process());
+        let own_user = after.user_ns - before.user_ns + own_after.user_ns - own.user_ns;
+        let now = MachineTime::now().ok_or("/proc/stat can't be read")?;
         let ops = latency_ns.len() as f64;
         Ok(Sample {
             ops_per_s: ops / took.as_secs_f64(),
             p50_us: latency_ns.value_at_quantile(0.5) as f64 / 1e3,
             p99_us: latency_ns.value_at_quantile(0.99) as f64 / 1e3,
-            cpu_us: cpu as f64 / 1e3 / ops,
+            cpu_us: (after.total_ns - before.total_ns) as f64 / 1e3 / ops,
+            strangers: now.strangers_percent(&machine, Duration::from_nanos(own_user)),
         })
     }
 
@@ -167,21 +185,30 @@ fn compare(args: &Args) -> Result<(), Failure> {
         for which in order {
             let mut server = Server::start(&args.servers[which], &args.dir)?;
             for (d, &depth) in args.depths.iter().enumerate() {
+                load::wait_until_quiet(args.quiet_percent, Duration::from_secs_f64(args.wait_s));
                 let sample = server.measure(depth, time)?;
                 eprintln!("round {} {} depth {depth}: {sample:?}", round + 1, args.servers[which]);
-                rows[d * args.servers.len() + which].push(sample);
+                if sample.strangers <= args.quiet_percent {
+                    rows[d * args.servers.len() + which].push(sample);
+                }
             }
             server.stop()?;
         }
     }
-    println!("| depth | server | writes/s (lowest-highest) | p50 us | p99 us | server CPU us/write |");
-    println!("|---|---|---|---|---|---|");
+    println!(
+        "| depth | server | samples | writes/s (lowest-highest) | p50 us | p99 us | server CPU us/write |"
+    );
+    println!("|---|---|---|---|---|---|---|");
     for (row, samples) in rows.iter().enumerate() {
+        if samples.is_empty() {
+            return Err("the machine was never quiet enough: raise --quiet-percent or --rounds".into());
+        }
         let (depth, server) =
             (args.depths[row / args.servers.len()], &args.servers[row % args.servers.len()]);
         let (low, high) = range(samples, |s| s.ops_per_s);
         println!(
-            "| {depth} | {server} | {:.0} ({low:.0}-{high:.0}) | {:.0} | {:.0} | {:.1} |",
+            "| {depth} | {server} | {} | {:.0} ({low:.0}-{high:.0}) | {:.0} | {:.0} | {:.1} |",
+            samples.len(),
             median(samples, |s| s.ops_per_s),
             median(samples, |s| s.p50_us),
             median(samples, |s| s.p99_us),

@@ -6,7 +6,7 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use glommio::io::{DmaFile, OpenOptions};
 use glommio::net::{Preallocated, TcpListener};
 use glommio::{LocalExecutorBuilder, Placement};
-use perf::path::{self, Places};
+use perf::path::{self, Cpu, Places};
 use shards::HEAD_BYTES;
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -79,8 +79,7 @@ async fn serve(dir: PathBuf, buffer_bytes: usize) -> Result<(), Failure> {
     let mut head = [0; HEAD_BYTES];
     while from.read_exact(&mut head).await.is_ok() {
         if path::kind(&head) == path::REPORT {
-            let cpu_ns = shards::host::cpu_time().as_nanos() as u64;
-            answers.borrow_mut().add(&path::head(path::REPORT, 0, path::id(&head), cpu_ns));
+            answers.borrow_mut().add(&path::head(path::REPORT, 0, path::id(&head), Cpu::of_this_process()));
             continue;
         }
         let mut payload = file.alloc_dma_buffer(path::payload_bytes(&head));
@@ -103,7 +102,7 @@ async fn write(
     let wanted = payload.len();
     let written = file.write_at(payload, at).await.expect("the disk takes the block");
     assert_eq!(written, wanted);
-    answers.borrow_mut().add(&path::head(path::WRITE, 0, id, 0));
+    answers.borrow_mut().add(&path::head(path::WRITE, 0, id, Cpu::default()));
 }
 
 fn main() -> Result<(), Failure> {

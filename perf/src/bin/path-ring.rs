@@ -1,7 +1,7 @@
 //! `path-ring DIR`: the request path of decision 001 on the product's own runtime, through the seam that the chunk
 //! server uses. Prints the address it listens on; ends when its one client goes.
 
-use perf::path::{self, Places};
+use perf::path::{self, Cpu, Places};
 use shards::ring::{self, RingConfig};
 use shards::{Buf, ConnId, Durability, Event, FileHandle, Io, Node, OpId, OpenHow, RawFrame};
 use std::collections::HashMap;
@@ -26,8 +26,7 @@ impl Server {
     fn request(&mut self, conn: ConnId, frame: RawFrame, io: &mut dyn Io) {
         let id = path::id(&frame.head);
         if path::kind(&frame.head) == path::REPORT {
-            let cpu_ns = shards::host::cpu_time().as_nanos() as u64;
-            return answer(conn, path::head(path::REPORT, 0, id, cpu_ns), io);
+            return answer(conn, path::head(path::REPORT, 0, id, Cpu::of_this_process()), io);
         }
         self.last_op += 1;
         self.waiting.insert(self.last_op, (conn, id));
@@ -54,7 +53,7 @@ impl Node for Server {
             Event::Disk { op, result } => {
                 let Some((conn, id)) = self.waiting.remove(&op.0) else { return };
                 match result {
-                    Ok(_) => answer(conn, path::head(path::WRITE, 0, id, 0), io),
+                    Ok(_) => answer(conn, path::head(path::WRITE, 0, id, Cpu::default()), io),
                     Err(e) => io.stop(Err(format!("writing: {e}"))),
                 }
             }
