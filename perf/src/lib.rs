@@ -1,4 +1,19 @@
-//! What the benchmarks share: see `pcs-bench` (the administrator's tool) and the programs of decision 001.
+//! Measuring: `pcs-bench` (the administrator's tool) and the programs behind every published figure.
+//!
+//! [`measure`] times operations; [`drive`], [`cluster`] and [`net`] put load on disks, clusters and networks, all
+//! through the product's own runtime; [`report`], [`text`] and [`html`] show what came out.
 
-pub mod load;
+pub mod cluster;
+pub mod cpu;
+pub mod device;
+pub mod disk;
+pub mod drive;
+pub mod html;
+pub mod measure;
+pub mod net;
 pub mod path;
+pub mod progress;
+pub mod report;
+pub mod scratch;
+pub mod text;
+pub mod worker;

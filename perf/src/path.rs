@@ -5,6 +5,7 @@
 //! Header: payload length u32 at 0, kind u32 at 4, request id u64 at 8, CPU time of the server in ns u64 at 16
 //! and its user part at 24 (answers to [`REPORT`] only).
 
+use crate::cpu::Cpu;
 use shards::{BLOCK_BYTES, BodyLength, HEAD_BYTES};
 
 /// Write the payload somewhere.
@@ -16,22 +17,6 @@ pub const REPORT: u32 = 2;
 pub const FILE: &str = "path.data";
 
 pub type Head = [u8; HEAD_BYTES];
-
-/// CPU time a server has used.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Cpu {
-    pub total_ns: u64,
-    pub user_ns: u64,
-}
-
-impl Cpu {
-    pub fn of_this_process() -> Cpu {
-        let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF)
-            .expect("the kernel knows its process");
-        let ns = |t: nix::sys::time::TimeVal| t.tv_sec() as u64 * 1_000_000_000 + t.tv_usec() as u64 * 1000;
-        Cpu { total_ns: ns(usage.user_time()) + ns(usage.system_time()), user_ns: ns(usage.user_time()) }
-    }
-}
 
 pub fn head(kind: u32, payload_bytes: usize, id: u64, cpu: Cpu) -> Head {
     let mut head = [0; HEAD_BYTES];

@@ -3,8 +3,8 @@
 
 use clap::Parser;
 use hdrhistogram::Histogram;
-use perf::load::{self, MachineTime};
-use perf::path::{self, Cpu, Head};
+use perf::cpu::{self, Cpu, MachineTime};
+use perf::path::{self, Head};
 use shards::{BLOCK_BYTES, HEAD_BYTES};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -31,8 +31,8 @@ struct Args {
     wait_s: f64,
     #[arg(long, value_delimiter = ',', default_value = "1,32")]
     depths: Vec<usize>,
-    /// Servers to compare; one of them alone is fine for profiling.
-    #[arg(long, value_delimiter = ',', default_value = "path-ring,path-glommio")]
+    /// What to compare: path-ring, path-glommio, and fio (io_uring, the same writes without a network).
+    #[arg(long, value_delimiter = ',', default_value = "path-ring,path-glommio,fio")]
     servers: Vec<String>,
 }
 
@@ -144,6 +144,67 @@ impl Server {
     }
 }
 
+/// What is measured.
+enum Target {
+    Server(Server),
+    /// The file.
+    Fio(PathBuf),
+}
+
+impl Target {
+    fn start(name: &str, dir: &std::path::Path) -> Result<Target, Failure> {
+        Ok(if name == "fio" {
+            Target::Fio(dir.join(path::FILE))
+        } else {
+            Target::Server(Server::start(name, dir)?)
+        })
+    }
+
+    fn measure(&mut self, depth: usize, time: Duration) -> Result<Sample, Failure> {
+        match self {
+            Target::Server(server) => server.measure(depth, time),
+            Target::Fio(file) => fio(file, depth, time),
+        }
+    }
+
+    fn stop(self) -> Result<(), Failure> {
+        match self {
+            Target::Server(server) => server.stop(),
+            Target::Fio(_) => Ok(()),
+        }
+    }
+}
+
+fn fio(file: &std::path::Path, depth: usize, time: Duration) -> Result<Sample, Failure> {
+    let (before, machine) = (Cpu::of_children(), MachineTime::now().ok_or("/proc/stat can't be read")?);
+    let run = Command::new("fio")
+        .arg(format!("--filename={}", file.display()))
+        .args([
+            "--name=raw",
+            "--rw=randwrite",
+            "--bs=4k",
+            "--direct=1",
+            "--sync=dsync",
+            "--ioengine=io_uring",
+        ])
+        .args(["--time_based", "--output-format=json", &format!("--iodepth={depth}")])
+        .arg(format!("--runtime={}ms", time.as_millis()))
+        .output()
+        .map_err(|e| format!("fio: {e} (install it, or leave it out with --servers)"))?;
+    let (after, now) = (Cpu::of_children(), MachineTime::now().ok_or("/proc/stat can't be read")?);
+    let report: serde_json::Value = serde_json::from_slice(&run.stdout)?;
+    let write = &report["jobs"][0]["write"];
+    let number = |v: &serde_json::Value| v.as_f64().ok_or("an unknown report of fio");
+    let percentile_us = |p: &str| number(&write["clat_ns"]["percentile"][p]).map(|ns| ns / 1e3);
+    Ok(Sample {
+        ops_per_s: number(&write["iops"])?,
+        p50_us: percentile_us("50.000000")?,
+        p99_us: percentile_us("99.000000")?,
+        cpu_us: (after.total_ns - before.total_ns) as f64 / 1e3 / number(&write["total_ios"])?,
+        strangers: now.strangers_percent(&machine, Duration::from_nanos(after.user_ns - before.user_ns)),
+    })
+}
+
 /// Real blocks, so that no write has to allocate: glommio 0.9 can't open an empty file, and allocation is not asked.
 fn prewrite(file: &std::path::Path, bytes: u64) -> std::io::Result<()> {
     let mut to = std::fs::File::create(file)?;
@@ -183,16 +244,16 @@ fn compare(args: &Args) -> Result<(), Failure> {
         let mut order: Vec<usize> = (0..args.servers.len()).collect();
         order.rotate_left(round % args.servers.len());
         for which in order {
-            let mut server = Server::start(&args.servers[which], &args.dir)?;
+            let mut target = Target::start(&args.servers[which], &args.dir)?;
             for (d, &depth) in args.depths.iter().enumerate() {
-                load::wait_until_quiet(args.quiet_percent, Duration::from_secs_f64(args.wait_s));
-                let sample = server.measure(depth, time)?;
+                cpu::wait_until_quiet(args.quiet_percent, Duration::from_secs_f64(args.wait_s));
+                let sample = target.measure(depth, time)?;
                 eprintln!("round {} {} depth {depth}: {sample:?}", round + 1, args.servers[which]);
                 if sample.strangers <= args.quiet_percent {
                     rows[d * args.servers.len() + which].push(sample);
                 }
             }
-            server.stop()?;
+            target.stop()?;
         }
     }
     println!(

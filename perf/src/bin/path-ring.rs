@@ -1,7 +1,8 @@
 //! `path-ring DIR`: the request path of decision 001 on the product's own runtime, through the seam that the chunk
 //! server uses. Prints the address it listens on; ends when its one client goes.
 
-use perf::path::{self, Cpu, Places};
+use perf::cpu::Cpu;
+use perf::path::{self, Places};
 use shards::ring::{self, RingConfig};
 use shards::{Buf, ConnId, Durability, Event, FileHandle, Io, Node, OpId, OpenHow, RawFrame};
 use std::collections::HashMap;

@@ -129,6 +129,13 @@ impl DiskOp {
             }
             What::Write { durable, .. } => {
                 let flags = if *durable { libc::RWF_DSYNC } else { 0 };
+                // One part, the common case of small writes: the kernel need not fetch an array of them.
+                if let [only] = self.iovecs[..] {
+                    return opcode::Write::new(fd, only.iov_base.cast(), only.iov_len as u32)
+                        .offset(at)
+                        .rw_flags(flags)
+                        .build();
+                }
                 opcode::Writev::new(fd, self.iovecs.as_ptr(), self.iovecs.len() as u32)
                     .offset(at)
                     .rw_flags(flags)

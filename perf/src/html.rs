@@ -1,0 +1,233 @@
+//! A report as one page of HTML without scripts or outside files: tables, and plots as inline SVG.
+
+use crate::measure::Measurement;
+use crate::report::{Level, Report, utc};
+use crate::text::{cpu_by_role, number, time_us};
+use std::fmt::Write;
+
+/// One per depth, readable on light and dark.
+const COLOURS: [&str; 6] = ["#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#64748b"];
+
+const STYLE: &str = "
+:root{color-scheme:light dark}
+body{font:15px/1.45 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:.5rem 0}
+th,td{padding:.15rem .7rem;text-align:right;border-bottom:1px solid #8884}
+td.text,th.text{text-align:left}
+svg{display:inline-block;margin:.3rem 1.5rem .3rem 0}
+svg text{font:11px system-ui,sans-serif;fill:currentColor}
+.axis{stroke:currentColor;stroke-opacity:.35}
+.good{border-left:4px solid #10b981}.note{border-left:4px solid #3b82f6}.warning{border-left:4px solid #ef4444}
+.good,.note,.warning{padding:.2rem .8rem;margin:.5rem 0}";
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+pub fn page(report: &Report) -> String {
+    let mut out = String::new();
+    let title = escaped(&format!("pcs-bench {} {}", report.command, report.target));
+    let m = &report.machine;
+    let _ = write!(
+        out,
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title><style>{STYLE}</style>\
+         <h1>{title}</h1><p>{} · {} · Linux {} · {} cores ({}) · pcs-bench {}</p>",
+        utc(report.made_at_s),
+        escaped(&m.host),
+        escaped(&m.kernel),
+        m.cores,
+        escaped(&m.cpu),
+        report.version,
+    );
+    for finding in &report.findings {
+        let class = match finding.level {
+            Level::Good => "good",
+            Level::Note => "note",
+            Level::Warning => "warning",
+        };
+        let _ = write!(out, "<div class=\"{class}\">{}</div>", escaped(&finding.text));
+    }
+    out.push_str("<table>");
+    for (name, value) in &report.facts {
+        let (name, value) = (escaped(name), escaped(value));
+        let _ = write!(out, "<tr><th class=\"text\">{name}</th><td class=\"text\">{value}</td></tr>");
+    }
+    out.push_str("</table>");
+    for group in report.groups() {
+        let _ = write!(out, "<h2>{}</h2>", escaped(&group[0].group));
+        out.push_str(&table(group));
+        out.push_str(&rate_plot(group));
+        out.push_str(&latency_plot(group));
+    }
+    out + "</html>\n"
+}
+
+fn colour(index: usize) -> &'static str {
+    COLOURS[index % COLOURS.len()]
+}
+
+fn table(group: &[Measurement]) -> String {
+    let mut out = String::from(
+        "<table><tr><th>depth</th><th>per second</th><th>MB/s</th><th>mean</th><th>p50</th><th>p99</th>\
+         <th>p99.9</th><th>max</th><th>CPU us per operation</th><th>others' CPU</th></tr>",
+    );
+    for (i, m) in group.iter().enumerate() {
+        let (f, l) = (&m.figures, &m.figures.latency_us);
+        let _ = write!(
+            out,
+            "<tr><td style=\"color:{}\">● {}</td><td>{}</td><td>{}</td>",
+            colour(i),
+            m.depth,
+            number(f.ops_per_s),
+            number(f.bytes_per_s / 1e6)
+        );
+        for us in [l.mean, l.p50, l.p99, l.p999, l.max] {
+            let _ = write!(out, "<td>{}</td>", time_us(us));
+        }
+        let roles: Vec<String> =
+            cpu_by_role(m).iter().map(|(r, us)| format!("{} {}", escaped(r), number(*us))).collect();
+        let _ = write!(out, "<td>{}</td><td>{:.0} %</td></tr>", roles.join(", "), m.strangers_percent);
+    }
+    out + "</table>"
+}
+
+const WIDTH: f64 = 420.0;
+const HEIGHT: f64 = 150.0;
+const LEFT: f64 = 60.0;
+const TOP: f64 = 20.0;
+const BOTTOM: f64 = 25.0;
+
+fn frame(title: &str, height: f64) -> String {
+    format!(
+        "<svg width=\"{WIDTH}\" height=\"{height}\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">\
+         <text x=\"{LEFT}\" y=\"12\">{title}</text>"
+    )
+}
+
+/// Operations per second over the time of the run, a line per depth.
+fn rate_plot(group: &[Measurement]) -> String {
+    let most = group.iter().flat_map(|m| &m.figures.rate).copied().fold(0.0, f64::max).max(1e-9);
+    let seconds = group.iter().map(|m| m.figures.seconds).fold(0.0, f64::max);
+    let (low, high) = (HEIGHT - BOTTOM, TOP);
+    let mut out = frame("operations per second over time", HEIGHT);
+    for part in [0.0, 0.5, 1.0] {
+        let y = low - (low - high) * part;
+        let _ = write!(
+            out,
+            "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{WIDTH}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>\
+             <text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+            LEFT - 6.0,
+            y + 4.0,
+            number(most * part)
+        );
+    }
+    for (i, m) in group.iter().enumerate() {
+        let points: Vec<String> = m
+            .figures
+            .rate
+            .iter()
+            .enumerate()
+            .map(|(at, rate)| {
+                let x = LEFT + (WIDTH - LEFT) * (at as f64 + 0.5) / m.figures.rate.len() as f64;
+                format!("{x:.1},{:.1}", low - (low - high) * rate / most)
+            })
+            .collect();
+        let _ = write!(
+            out,
+            "<polyline fill=\"none\" stroke=\"{}\" stroke-width=\"1.5\" points=\"{}\"/>",
+            colour(i),
+            points.join(" ")
+        );
+    }
+    let _ = write!(
+        out,
+        "<text x=\"{WIDTH}\" y=\"{:.0}\" text-anchor=\"end\">{seconds:.1} s</text></svg>",
+        HEIGHT - 8.0
+    );
+    out
+}
+
+/// p50 to max of each depth on a logarithmic axis: a bar from p50 to p99, a line to p99.9, a dot at the longest.
+fn latency_plot(group: &[Measurement]) -> String {
+    let timed: Vec<(usize, &Measurement)> =
+        group.iter().enumerate().filter(|(_, m)| m.figures.latency_us.p50 > 0.0).collect();
+    if timed.is_empty() {
+        return String::new();
+    }
+    let least = timed.iter().map(|(_, m)| m.figures.latency_us.p50).fold(f64::MAX, f64::min);
+    let most = timed.iter().map(|(_, m)| m.figures.latency_us.max).fold(0.0, f64::max);
+    let (first, last) = (least.log10().floor(), most.log10().ceil().max(least.log10().floor() + 1.0));
+    let x = |us: f64| LEFT + (WIDTH - LEFT - 10.0) * (us.log10() - first) / (last - first);
+    let height = TOP + 24.0 * timed.len() as f64 + BOTTOM;
+    let mut out = frame("latency: bar p50–p99, line to p99.9, dot at the longest", height);
+    for decade in first as i32..=last as i32 {
+        let us = 10f64.powi(decade);
+        let _ = write!(
+            out,
+            "<line class=\"axis\" x1=\"{0:.1}\" x2=\"{0:.1}\" y1=\"{TOP}\" y2=\"{1:.0}\"/>\
+             <text x=\"{0:.1}\" y=\"{2:.0}\" text-anchor=\"middle\">{3}</text>",
+            x(us),
+            height - BOTTOM,
+            height - 8.0,
+            axis_label(us)
+        );
+    }
+    for (row, (i, m)) in timed.iter().enumerate() {
+        let l = &m.figures.latency_us;
+        let y = TOP + 24.0 * row as f64 + 12.0;
+        let (p50, p99, p999, max) = (x(l.p50), x(l.p99), x(l.p999), x(l.max));
+        let (right, base, top, wide) = (LEFT - 6.0, y + 4.0, y - 6.0, (p99 - p50).max(1.5));
+        let (depth, ink) = (m.depth, colour(*i));
+        let _ = write!(
+            out,
+            "<text x=\"{right}\" y=\"{base}\" text-anchor=\"end\">depth {depth}</text>\
+             <line x1=\"{p50:.1}\" x2=\"{p999:.1}\" y1=\"{y}\" y2=\"{y}\" stroke=\"{ink}\"/>\
+             <rect x=\"{p50:.1}\" y=\"{top}\" width=\"{wide:.1}\" height=\"12\" fill=\"{ink}\"/>\
+             <circle cx=\"{max:.1}\" cy=\"{y}\" r=\"3\" fill=\"{ink}\"/>",
+        );
+    }
+    out + "</svg>"
+}
+
+fn axis_label(us: f64) -> String {
+    match us {
+        us if us < 1000.0 => format!("{us} us"),
+        us if us < 1e6 => format!("{} ms", us / 1e3),
+        us => format!("{} s", us / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Used;
+    use crate::measure::{Figures, Latency, Operation, tests::case};
+    use crate::report::Finding;
+    use std::time::Duration;
+
+    #[test]
+    fn a_page_holds_tables_plots_and_escaped_text() {
+        let mut report = Report::new("disk", "/a<b>");
+        report.findings.push(Finding::warning("slow & old"));
+        for depth in [1, 32] {
+            let latency_us = Latency { mean: 120.0, p50: 100.0, p99: 400.0, p999: 900.0, max: 12_000.0 };
+            let figures = Figures {
+                ops: 9,
+                seconds: 2.0,
+                ops_per_s: 4.5,
+                latency_us,
+                rate: vec![1.0, 8.0],
+                ..Figures::default()
+            };
+            let used = Used { strangers_percent: 0.0, own: Duration::ZERO, watched: vec![] };
+            report.measurements.push(Measurement::new(case(Operation::Write, depth), figures, &used));
+        }
+        let page = page(&report);
+        assert!(page.contains("/a&lt;b&gt;") && page.contains("slow &amp; old"));
+        assert_eq!(page.matches("<h2>").count(), 1);
+        assert_eq!((page.matches("<polyline").count(), page.matches("<rect").count()), (2, 2));
+        assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
+        assert!(page.contains(">10 ms<") && page.contains(">100 us<"));
+        assert!(!page.contains("NaN") && !page.contains("inf"));
+    }
+}
