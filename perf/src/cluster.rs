@@ -122,7 +122,7 @@ fn findings(all: &[Measurement]) -> Vec<Finding> {
             )));
         }
     }
-    let disturbed = all.iter().filter(|m| m.strangers_percent > 10.0).count();
+    let disturbed = all.iter().filter(|m| m.is_disturbed()).count();
     // Servers that were not named count as strangers: say so.
     if disturbed > 0 {
         findings.push(Finding::warning(format!(
@@ -141,40 +141,28 @@ fn run_library(
     etc: &Path,
     progress: &mut Progress,
 ) -> Result<Report, String> {
-    let mut config = client::setup::load(etc, name)?;
-    config.mount_point = "pcs-bench".into();
-    let cluster = Cluster::connect(config).map_err(|e| format!("cluster {name}: {e}"))?;
-    let path = format!("pcs-bench-{}-{}.tmp", shards::host::host_name(), std::process::id());
-    let file = cluster.create(&path, 0o600, true).map_err(|e| format!("creating /{path}: {e}"))?;
-    let outcome = measure_library(settings, name, &cluster, Arc::new(file), progress);
-    // Also after a failure: nothing stays behind.
-    let removed = cluster.unlink(&path).map_err(|e| format!("removing /{path} in cluster {name}: {e}"));
-    let report = outcome?;
-    removed?;
-    cluster.close().map_err(|e| format!("ending the session: {e}"))?;
-    Ok(report)
+    let file = LibraryFile::create(name, etc, settings.size_bytes)?;
+    let outcome = measure_library(settings, name, &file, progress);
+    let removed = file.remove(); // Also after a failure: nothing stays behind.
+    outcome.and_then(|report| removed.map(|()| report))
 }
 
 fn measure_library(
     settings: &Settings,
     name: &str,
-    cluster: &Cluster,
-    file: Arc<File>,
+    file: &LibraryFile,
     progress: &mut Progress,
 ) -> Result<Report, String> {
-    let attr = file.attr().map_err(|e| e.to_string())?;
     let mut report = Report::new("cluster", name);
     report.fact("way", "the client library, without FUSE");
-    report.fact("replicas", format!("{}:{}", attr.replicas.normal, attr.replicas.minimum));
+    report.fact("replicas", file.replicas()?);
     report.fact("file size", bytes(settings.size_bytes));
     progress.header(&report);
-    let load = Load { file, noise: noise_blocks(8, LARGE_BYTES), bytes: whole_blocks(settings.size_bytes) };
-    let load = Arc::new(load);
     let bar = progress.bytes("writing test data", settings.size_bytes);
-    load.fill(|done| bar.set_position(done))?;
+    file.fill(|done| bar.set_position(done))?;
     bar.finish_and_clear();
-    measure(&mut report, settings, true, progress, |case, time, waiting| load.run(case, time, waiting))?;
-    let stats = cluster.stats().map_err(|e| e.to_string())?;
+    measure(&mut report, settings, true, progress, |case, time, waiting| file.run(case, time, waiting))?;
+    let stats = file.cluster.stats().map_err(|e| e.to_string())?;
     if stats.retries > 0 {
         report.findings.push(Finding::warning(format!(
             "{} requests had to be sent again: a server failed or was slow; see 'pstorage -c {name} stat'.",
@@ -190,9 +178,47 @@ fn measure_library(
     Ok(report)
 }
 
+/// A new file in a cluster, used through the client library. [`LibraryFile::remove`] takes it away.
+pub struct LibraryFile {
+    cluster: Cluster,
+    path: String,
+    load: Arc<Load>,
+}
+
+impl LibraryFile {
+    pub fn create(name: &str, etc: &Path, size_bytes: u64) -> Result<LibraryFile, String> {
+        let mut config = client::setup::load(etc, name)?;
+        config.mount_point = "pcs-bench".into();
+        let cluster = Cluster::connect(config).map_err(|e| format!("cluster {name}: {e}"))?;
+        let path = format!("pcs-bench-{}-{}.tmp", shards::host::host_name(), std::process::id());
+        let file = cluster.create(&path, 0o600, true).map_err(|e| format!("creating /{path}: {e}"))?;
+        let load = Load { file, noise: noise_blocks(8, LARGE_BYTES), bytes: whole_blocks(size_bytes) };
+        Ok(LibraryFile { cluster, path, load: Arc::new(load) })
+    }
+
+    pub fn replicas(&self) -> Result<String, String> {
+        let attr = self.load.file.attr().map_err(|e| e.to_string())?;
+        Ok(format!("{}:{}", attr.replicas.normal, attr.replicas.minimum))
+    }
+
+    pub fn fill(&self, progress: impl FnMut(u64)) -> Result<(), String> {
+        self.load.fill(progress)
+    }
+
+    pub fn run(&self, case: Case, time: Duration, waiting: &mut dyn FnMut()) -> Result<Figures, String> {
+        self.load.run(case, time, waiting)
+    }
+
+    pub fn remove(self) -> Result<(), String> {
+        drop(self.load); // Closes the file.
+        self.cluster.unlink(&self.path).map_err(|e| format!("removing /{}: {e}", self.path))?;
+        self.cluster.close().map_err(|e| format!("ending the session: {e}"))
+    }
+}
+
 /// Load on a file of the cluster: each completion starts the next operation, on the client's thread.
 struct Load {
-    file: Arc<File>,
+    file: File,
     noise: Vec<Buf>,
     bytes: u64,
 }

@@ -154,6 +154,8 @@ pub fn role(name: &str) -> &str {
 pub struct Meter {
     machine: Option<MachineTime>,
     own: Cpu,
+    /// Programs run and waited for in between are ours too.
+    children: Cpu,
     watched: Vec<(Watched, Option<Duration>)>,
 }
 
@@ -170,13 +172,15 @@ impl Meter {
         Meter {
             machine: MachineTime::now(),
             own: Cpu::of_this_process(),
+            children: Cpu::of_children(),
             watched: watched.iter().map(|w| (w.clone(), w.cpu())).collect(),
         }
     }
 
     pub fn stop(self) -> Used {
         let own = Cpu::of_this_process();
-        let mut ours = Duration::from_nanos(own.user_ns - self.own.user_ns);
+        let children_ns = Cpu::of_children().user_ns - self.children.user_ns;
+        let mut ours = Duration::from_nanos(own.user_ns - self.own.user_ns + children_ns);
         let mut watched = Vec::new();
         for (process, before) in self.watched {
             if let (Some(before), Some(after)) = (before, process.cpu()) {

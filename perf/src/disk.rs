@@ -195,7 +195,7 @@ pub fn findings(all: &[Measurement], device: &Device) -> Vec<Finding> {
         ));
     }
     findings.extend(journal_finding(all, flushed));
-    let disturbed = all.iter().filter(|m| m.strangers_percent > 10.0).count();
+    let disturbed = all.iter().filter(|m| m.is_disturbed()).count();
     if disturbed > 0 {
         findings.push(Finding::warning(format!(
             "Other programs used more than 10 % of the CPU during {disturbed} of {} measurements: repeat on a \
@@ -277,6 +277,9 @@ fn journal_finding(all: &[Measurement], direct: Option<&Measurement>) -> Option<
             text +=
                 &format!(": as a journal device it keeps up with {served:.0} hard disks of 100 MB/s each");
         }
+    }
+    if one.is_disturbed() || many.is_disturbed() {
+        return Some(Finding::note(text + ". Too disturbed by other programs for advice."));
     }
     Some(if p50_us < 500.0 {
         Finding::good(text + ". Keep the journals of its own chunk servers on it (the default).")

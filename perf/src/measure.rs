@@ -123,6 +123,11 @@ impl Measurement {
             cpu_us_per_op,
         }
     }
+
+    /// Other programs took so much CPU that the figures tell little.
+    pub fn is_disturbed(&self) -> bool {
+        self.strangers_percent > 10.0
+    }
 }
 
 /// Pieces that a run is cut into to show its rate over time.

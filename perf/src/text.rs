@@ -126,7 +126,7 @@ pub fn table(group: &[Measurement]) -> String {
             number(f.bytes_per_s / 1e6),
             sparkline(&f.rate, 20),
         );
-        if m.strangers_percent > 10.0 {
+        if m.is_disturbed() {
             let _ = write!(out, "  disturbed: others used {:.0} % of the CPU", m.strangers_percent);
         }
         out.push('\n');

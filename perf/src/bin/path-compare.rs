@@ -4,6 +4,8 @@
 use clap::Parser;
 use hdrhistogram::Histogram;
 use perf::cpu::{self, Cpu, MachineTime};
+use perf::fio;
+use perf::measure::{Case, Operation, Pattern};
 use perf::path::{self, Head};
 use shards::{BLOCK_BYTES, HEAD_BYTES};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -163,7 +165,7 @@ impl Target {
     fn measure(&mut self, depth: usize, time: Duration) -> Result<Sample, Failure> {
         match self {
             Target::Server(server) => server.measure(depth, time),
-            Target::Fio(file) => fio(file, depth, time),
+            Target::Fio(file) => raw(file, depth, time),
         }
     }
 
@@ -175,32 +177,22 @@ impl Target {
     }
 }
 
-fn fio(file: &std::path::Path, depth: usize, time: Duration) -> Result<Sample, Failure> {
+fn raw(file: &std::path::Path, depth: usize, time: Duration) -> Result<Sample, Failure> {
+    let case = Case {
+        operation: Operation::Write,
+        pattern: Pattern::Random,
+        block_bytes: BLOCK_BYTES,
+        depth,
+        flushed: true,
+    };
     let (before, machine) = (Cpu::of_children(), MachineTime::now().ok_or("/proc/stat can't be read")?);
-    let run = Command::new("fio")
-        .arg(format!("--filename={}", file.display()))
-        .args([
-            "--name=raw",
-            "--rw=randwrite",
-            "--bs=4k",
-            "--direct=1",
-            "--sync=dsync",
-            "--ioengine=io_uring",
-        ])
-        .args(["--time_based", "--output-format=json", &format!("--iodepth={depth}")])
-        .arg(format!("--runtime={}ms", time.as_millis()))
-        .output()
-        .map_err(|e| format!("fio: {e} (install it, or leave it out with --servers)"))?;
+    let figures = fio::run(file, case, time)?;
     let (after, now) = (Cpu::of_children(), MachineTime::now().ok_or("/proc/stat can't be read")?);
-    let report: serde_json::Value = serde_json::from_slice(&run.stdout)?;
-    let write = &report["jobs"][0]["write"];
-    let number = |v: &serde_json::Value| v.as_f64().ok_or("an unknown report of fio");
-    let percentile_us = |p: &str| number(&write["clat_ns"]["percentile"][p]).map(|ns| ns / 1e3);
     Ok(Sample {
-        ops_per_s: number(&write["iops"])?,
-        p50_us: percentile_us("50.000000")?,
-        p99_us: percentile_us("99.000000")?,
-        cpu_us: (after.total_ns - before.total_ns) as f64 / 1e3 / number(&write["total_ios"])?,
+        ops_per_s: figures.ops_per_s,
+        p50_us: figures.latency_us.p50,
+        p99_us: figures.latency_us.p99,
+        cpu_us: (after.total_ns - before.total_ns) as f64 / 1e3 / figures.ops as f64,
         strangers: now.strangers_percent(&machine, Duration::from_nanos(after.user_ns - before.user_ns)),
     })
 }
