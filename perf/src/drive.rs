@@ -256,7 +256,7 @@ impl Load {
                 Outcome::Ready => self.begin(io)?,
                 Outcome::Durable { token, .. } => self.complete(token as usize, io)?,
                 Outcome::Broken(why) => return Err(why.to_string()),
-                Outcome::Replayed { .. } => {}
+                Outcome::Replayed { .. } | Outcome::Trimmed => {}
             }
         }
         Ok(())
