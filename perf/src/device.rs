@@ -51,7 +51,7 @@ impl Device {
         };
         Device {
             is_virtual: disk.components().any(|c| c.as_os_str().to_string_lossy().starts_with("virtio"))
-                || name.as_deref().is_some_and(|n| n.starts_with("xvd"))
+                || name.as_deref().is_some_and(|n| n.starts_with("xvd") || n.starts_with("loop"))
                 || says_so(&model),
             name,
             model,

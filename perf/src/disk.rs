@@ -194,7 +194,9 @@ pub fn findings(all: &[Measurement], device: &Device) -> Vec<Finding> {
             device,
         ));
     }
-    findings.extend(journal_finding(all, flushed));
+    if !device.in_memory {
+        findings.extend(journal_finding(all, flushed));
+    }
     let disturbed = all.iter().filter(|m| m.is_disturbed()).count();
     if disturbed > 0 {
         findings.push(Finding::warning(format!(

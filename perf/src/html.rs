@@ -157,7 +157,7 @@ fn latency_plot(group: &[Measurement]) -> String {
     let least = timed.iter().map(|(_, m)| m.figures.latency_us.p50).fold(f64::MAX, f64::min);
     let most = timed.iter().map(|(_, m)| m.figures.latency_us.max).fold(0.0, f64::max);
     let (first, last) = (least.log10().floor(), most.log10().ceil().max(least.log10().floor() + 1.0));
-    let x = |us: f64| LEFT + (WIDTH - LEFT - 10.0) * (us.log10() - first) / (last - first);
+    let x = |us: f64| LEFT + (WIDTH - LEFT - 30.0) * (us.log10() - first) / (last - first);
     let height = TOP + 24.0 * timed.len() as f64 + BOTTOM;
     let mut out = frame("latency: bar p50–p99, line to p99.9, dot at the longest", height);
     for decade in first as i32..=last as i32 {

@@ -11,6 +11,7 @@ pub fn number(value: f64) -> String {
         return "-".into();
     }
     let digits = match value.abs() {
+        0.0 => 0,
         v if v >= 99.95 => 0,
         v if v >= 9.995 => 1,
         _ => 2,
@@ -148,7 +149,7 @@ mod tests {
 
     #[test]
     fn units_are_chosen_for_reading() {
-        assert_eq!(number(0.1234), "0.12");
+        assert_eq!((number(0.1234), number(0.0)), ("0.12".into(), "0".into()));
         assert_eq!(number(99.96), "100");
         assert_eq!(number(1_234_567.8), "1 234 568");
         assert_eq!(number(-123.0), "-123");
@@ -193,7 +194,7 @@ mod tests {
         let used = Used { strangers_percent: 42.0, own: ms(0), watched };
         let table = table(&[Measurement::new(case(Operation::Write, 32), figures, &used)]);
         assert!(table.contains("5 000") && table.contains("20.0"), "{table}");
-        assert!(table.contains("cs 30.0, mds 0.00"), "{table}");
+        assert!(table.contains("cs 30.0, mds 0"), "{table}");
         assert!(table.contains("others used 42 %"), "{table}");
     }
 }
