@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use wire::CsId;
 
@@ -49,8 +48,15 @@ pub enum ControlError {
     Missing { dir: PathBuf },
     #[error("{path}: {why}")]
     Malformed { path: PathBuf, why: String },
-    #[error("{path} has format {found}; this program understands {FORMAT}: start a newer pstorage-csd")]
-    Format { path: PathBuf, found: u32 },
+    #[error(
+        "{path} has format {found}; this program understands {FORMAT}: start the version of pstorage-csd that made it, \
+         or a newer one"
+    )]
+    Format { path: PathBuf, found: u64 },
+    #[error(
+        "{dir} belongs to {service} {id} of cluster '{cluster}', not to a chunk server: start pstorage-{service}d"
+    )]
+    OtherService { dir: PathBuf, service: String, id: String, cluster: String },
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
 }
@@ -65,13 +71,8 @@ pub fn check_new(dir: &Path) -> Result<(), ControlError> {
     if let Ok(text) = std::fs::read_to_string(dir.join(FILE))
         && let Ok(card) = serde_json::from_str::<serde_json::Value>(&text)
     {
-        let field = |name: &str| card[name].as_str().map_or_else(|| card[name].to_string(), str::to_string);
-        return Err(ControlError::Taken {
-            dir: dir.into(),
-            service: field("service"),
-            id: field("id"),
-            cluster: field("cluster"),
-        });
+        let (service, id, cluster) = owner(&card);
+        return Err(ControlError::Taken { dir: dir.into(), service, id, cluster });
     }
     for entry in std::fs::read_dir(dir).map_err(io_error(dir))? {
         let name = entry.map_err(io_error(dir))?.file_name().to_string_lossy().into_owned();
@@ -80,21 +81,17 @@ pub fn check_new(dir: &Path) -> Result<(), ControlError> {
             return Err(ControlError::NotEmpty { dir: dir.into(), entry: name });
         }
     }
-    let probe = dir.join(".direct-io-probe");
-    let opened = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .custom_flags(nix::libc::O_DIRECT)
-        .open(&probe);
-    let _ = std::fs::remove_file(&probe);
-    match opened {
-        Ok(_) => Ok(()),
-        Err(e) if e.raw_os_error() == Some(nix::libc::EINVAL) => {
-            Err(ControlError::NoDirectIo { dir: dir.into() })
-        }
-        Err(e) => Err(io_error(dir)(e)),
+    if shards::host::supports_direct_io(dir).map_err(io_error(dir))? {
+        Ok(())
+    } else {
+        Err(ControlError::NoDirectIo { dir: dir.into() })
     }
+}
+
+/// Service, id and cluster that a card names.
+fn owner(card: &serde_json::Value) -> (String, String, String) {
+    let field = |name: &str| card[name].as_str().map_or_else(|| card[name].to_string(), str::to_string);
+    (field("service"), field("id"), field("cluster"))
 }
 
 /// Makes the directory of a new chunk server.
@@ -116,14 +113,14 @@ pub fn read(dir: &Path) -> Result<CsControl, ControlError> {
     };
     let malformed = |why: String| ControlError::Malformed { path: path.clone(), why };
     let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| malformed(e.to_string()))?;
+    if value["service"] != "cs" {
+        let (service, id, cluster) = owner(&value);
+        return Err(ControlError::OtherService { dir: dir.into(), service, id, cluster });
+    }
     match value["format"].as_u64() {
-        Some(1) => {}
-        Some(found) => return Err(ControlError::Format { path, found: found as u32 }),
+        Some(found) if found == u64::from(FORMAT) => {}
+        Some(found) => return Err(ControlError::Format { path, found }),
         None => return Err(malformed("no format number".into())),
     }
-    let control: CsControl = serde_json::from_value(value).map_err(|e| malformed(e.to_string()))?;
-    if control.service != "cs" {
-        return Err(malformed(format!("belongs to a service '{}', not a chunk server", control.service)));
-    }
-    Ok(control)
+    serde_json::from_value(value).map_err(|e| malformed(e.to_string()))
 }

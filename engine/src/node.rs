@@ -160,7 +160,11 @@ impl CsShard {
                     io.put_blob(&path, addr.port().to_string().into_bytes(), PORT_OP);
                 }
             }
-            Err(error) => io.stop(Err(format!("{error}. The port is kept in {}", self.port_path()))),
+            Err(error) => io.stop(Err(format!(
+                "{error}. Stop the program that uses it ('ss -ltnp' shows which), or delete {} to have another port \
+                 chosen",
+                self.port_path()
+            ))),
         }
     }
 
@@ -391,9 +395,9 @@ impl CsShard {
     }
 
     fn heartbeat(&mut self, io: &mut dyn Io) {
-        let Some(store) = self.store.as_ref() else { return };
+        let Some(store) = self.store.as_mut() else { return };
         self.session.last_heartbeat = io.now();
-        let request = CsRequest::Heartbeat { space: space(store), load: load(&self.replication, store) };
+        let request = CsRequest::Heartbeat { space: space(store, io), load: load(&self.replication, store) };
         self.send_mds(io, 0, &request);
     }
 
@@ -470,7 +474,7 @@ impl CsShard {
     }
 
     fn register(&mut self, io: &mut dyn Io) {
-        let (Some(store), Some(addr)) = (self.store.as_ref(), self.addr) else { return };
+        let (Some(store), Some(addr)) = (self.store.as_mut(), self.addr) else { return };
         let c = &self.config;
         let request = CsRequest::Register {
             cs: c.cs,
@@ -481,7 +485,7 @@ impl CsShard {
             host_id: c.host_id,
             host: c.host.clone(),
             tier: c.tier,
-            space: space(store),
+            space: space(store, io),
             flags: "JCD".into(),
         };
         self.send_mds(io, 0, &request);
@@ -687,8 +691,8 @@ fn nonce(io: &mut dyn Io) -> [u8; 32] {
     nonce
 }
 
-fn space(store: &Store) -> Space {
-    let (total_bytes, free_bytes) = store.space();
+fn space(store: &mut Store, io: &mut dyn Io) -> Space {
+    let (total_bytes, free_bytes) = store.space(io);
     Space { total_bytes, free_bytes, chunks: store.chunk_count() as u64 }
 }
 

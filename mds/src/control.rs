@@ -66,8 +66,22 @@ pub enum ControlError {
     Missing { path: PathBuf, dir: PathBuf },
     #[error("{path}: {why}")]
     Malformed { path: PathBuf, why: String },
-    #[error("{path} has format {found}; this program understands {FORMAT}: start a newer pstorage-mdsd")]
-    Format { path: PathBuf, found: u32 },
+    #[error(
+        "{path} has format {found}; this program understands {FORMAT}: start the version of pstorage-mdsd that made \
+         it, or a newer one"
+    )]
+    Format { path: PathBuf, found: u64 },
+    #[error(
+        "{dir} belongs to {service} {id} of cluster '{cluster}', not to a metadata server: start pstorage-{service}d"
+    )]
+    OtherService { dir: PathBuf, service: String, id: String, cluster: String },
+    #[error(
+        "{dir}: its file system does not support direct I/O (O_DIRECT), which metadata servers need; use ext4 or XFS \
+         on a disk"
+    )]
+    NoDirectIo { dir: PathBuf },
+    #[error("{addr}: other machines can't reach this address; name the one they use")]
+    Unspecified { addr: SocketAddr },
     #[error(
         "{addr}: the port must be between 1 and 65534, since the port above is used between metadata servers"
     )]
@@ -83,6 +97,9 @@ pub fn new_uuid() -> String {
 
 /// The address between metadata servers that goes with `addr`: the same host, one port above.
 pub fn raft_addr_of(addr: SocketAddr) -> Result<SocketAddr, ControlError> {
+    if addr.ip().is_unspecified() || addr.ip().is_multicast() {
+        return Err(ControlError::Unspecified { addr });
+    }
     match addr.port() {
         0 | u16::MAX => Err(ControlError::Port { addr }),
         port => Ok(SocketAddr::new(addr.ip(), port + 1)),
@@ -135,8 +152,12 @@ impl MdsControl {
         };
         let value: serde_json::Value = serde_json::from_str(&text)
             .map_err(|e| ControlError::Malformed { path: path.clone(), why: e.to_string() })?;
-        let format = value.get("format").and_then(serde_json::Value::as_u64).unwrap_or(0) as u32;
-        if format != FORMAT {
+        if value["service"] != "mds" {
+            let (service, id, cluster) = owner(&value);
+            return Err(ControlError::OtherService { dir: dir.into(), service, id, cluster });
+        }
+        let format = value["format"].as_u64().unwrap_or(0);
+        if format != u64::from(FORMAT) {
             return Err(ControlError::Format { path, found: format });
         }
         let control: MdsControl = serde_json::from_value(value)
@@ -147,9 +168,6 @@ impl MdsControl {
 
     fn check(&self) -> Result<(), String> {
         wire::check_cluster_name(&self.cluster)?;
-        if self.service != "mds" {
-            return Err(format!("this is the directory of a {} and not of an mds", self.service));
-        }
         if self.id.0 == 0 {
             return Err("id 0 is not a metadata server's".into());
         }
@@ -166,6 +184,10 @@ pub fn create(dir: &Path, control: &MdsControl) -> Result<(), ControlError> {
     control.check().map_err(|why| ControlError::Malformed { path: dir.join(FILE), why })?;
     check_free(dir)?;
     let io = |what, path: PathBuf| move |error| ControlError::Io { what, path, error };
+    std::fs::create_dir_all(dir).map_err(io("making", dir.into()))?;
+    if !shards::host::supports_direct_io(dir).map_err(io("writing to", dir.into()))? {
+        return Err(ControlError::NoDirectIo { dir: dir.into() });
+    }
     std::fs::create_dir_all(dir.join("logs")).map_err(io("making", dir.join("logs")))?;
     let path = dir.join(FILE);
     let aside = dir.join("control.json.new");
@@ -207,17 +229,18 @@ fn taken(dir: &Path) -> ControlError {
         .ok()
         .and_then(|text| serde_json::from_str(&text).ok())
         .unwrap_or_default();
+    let (service, id, cluster) = owner(&value);
+    ControlError::Taken { dir: dir.into(), service, id, cluster }
+}
+
+/// Service, id and cluster that a control file names.
+fn owner(value: &serde_json::Value) -> (String, String, String) {
     let field = |name: &str| match value.get(name) {
         Some(serde_json::Value::String(s)) => s.clone(),
         Some(v) if v.is_number() => v.to_string(),
         _ => "?".into(),
     };
-    ControlError::Taken {
-        dir: dir.into(),
-        service: field("service"),
-        id: field("id"),
-        cluster: field("cluster"),
-    }
+    (field("service"), field("id"), field("cluster"))
 }
 
 /// The cluster's key from `etc/clusters/NAME/auth_digest.key`; without the file the cluster has no password.

@@ -1,5 +1,8 @@
 //! Small facts about this machine and process, for binaries.
 
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 pub fn kernel_version() -> String {
@@ -25,6 +28,20 @@ pub fn random_bytes<const N: usize>() -> [u8; N] {
         have += got.max(0) as usize;
     }
     bytes
+}
+
+/// Whether files below `dir` can be opened for direct I/O (O_DIRECT). Leaves nothing behind.
+pub fn supports_direct_io(dir: &Path) -> io::Result<bool> {
+    let probe = dir.join(".direct-io-probe");
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).custom_flags(libc::O_DIRECT);
+    let opened = options.open(&probe);
+    let _ = std::fs::remove_file(&probe);
+    match opened {
+        Ok(_) => Ok(true),
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 /// CPU time this process has used, user and system.

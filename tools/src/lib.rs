@@ -35,7 +35,7 @@ impl Context {
 
     /// Metadata servers named in bs.list; none when there is no such file.
     pub fn bs_list(&self) -> Outcome<Vec<SocketAddr>> {
-        let path = self.cluster_dir()?.join("bs.list");
+        let path = self.bs_list_path()?;
         match std::fs::read_to_string(&path) {
             Ok(text) => client::setup::parse_bs_list(&text).map_err(|e| format!("{}: {e}", path.display())),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -48,13 +48,24 @@ impl Context {
     }
 
     pub fn link(&self) -> Outcome<mds_link::MdsLink> {
-        mds_link::MdsLink::open(self.cluster()?, self.key()?, &self.bs_list()?)
+        let (cluster, known) = (self.cluster()?, self.bs_list()?);
+        if known.is_empty() {
+            return Err(format!(
+                "don't know any metadata server of cluster '{cluster}': write the IP:PORT of one into {}, or name \
+                 the right directory with --etc",
+                self.bs_list_path()?.display()
+            ));
+        }
+        Ok(mds_link::MdsLink::new(cluster, self.key()?, &known))
+    }
+
+    pub fn bs_list_path(&self) -> Outcome<PathBuf> {
+        Ok(self.cluster_dir()?.join("bs.list"))
     }
 
     /// Adds addresses to bs.list that are not there.
     pub fn add_to_bs_list(&self, addrs: &[SocketAddr]) -> Outcome {
-        let dir = self.cluster_dir()?;
-        let path = dir.join("bs.list");
+        let path = self.bs_list_path()?;
         let mut known = self.bs_list()?;
         let before = known.len();
         addrs.iter().for_each(|a| {
@@ -70,7 +81,65 @@ impl Context {
     }
 }
 
+/// Prints a value for programs.
+pub fn print_json(value: &impl serde::Serialize) -> Outcome {
+    println!("{}", serde_json::to_string_pretty(value).map_err(|e| e.to_string())?);
+    Ok(())
+}
+
+/// A size as people write it: `64M`, `10G`; a bare number counts in `unit`s.
+pub fn parse_size(text: &str, unit: u64) -> Outcome<u64> {
+    let (digits, unit) = match text.trim_end_matches(['B', 'b']).char_indices().last() {
+        Some((at, 'K' | 'k')) => (&text[..at], 1 << 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 1 << 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 1 << 30),
+        Some((at, 'T' | 't')) => (&text[..at], 1u64 << 40),
+        _ => (text, unit),
+    };
+    let number: u64 = digits.parse().map_err(|_| format!("'{text}' is not a size such as 512M or 10G"))?;
+    number.checked_mul(unit).filter(|bytes| *bytes <= 1 << 60).ok_or(format!("'{text}' is too large"))
+}
+
+/// `N` or `N:M`: replicas wished for, and at least needed for writes.
+pub fn parse_replicas(text: &str) -> Outcome<(u8, u8)> {
+    let number = |digits: &str| digits.parse::<u8>().ok().filter(|n| (1..=15).contains(n));
+    let read = match text.split_once(':') {
+        Some((normal, minimum)) => number(normal).zip(number(minimum)),
+        // One server may fail.
+        None => number(text).map(|normal| (normal, normal.saturating_sub(1).max(1))),
+    };
+    let (normal, minimum) = read.ok_or("expected N or N:M with numbers from 1 to 15, such as 3:2")?;
+    if minimum > normal {
+        return Err(format!("at least {minimum} of {normal} replicas can never be: N:M with M not above N"));
+    }
+    Ok((normal, minimum))
+}
+
 /// Random bytes as hexadecimal digits.
 pub fn random_hex<const N: usize>() -> String {
     shards::host::random_bytes::<N>().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_or_explained() {
+        assert_eq!(parse_size("64", 1 << 20), Ok(64 << 20));
+        assert_eq!(parse_size("1K", 1 << 20), Ok(1024));
+        assert_eq!(parse_size("2GB", 1), Ok(2 << 30));
+        for bad in ["", "-1", "K", "99999999999999999T", "99999999999999999999", "1.5G", "x"] {
+            assert!(parse_size(bad, 1 << 20).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn replicas_are_read_or_explained() {
+        assert_eq!(parse_replicas("3:2"), Ok((3, 2)));
+        assert_eq!(parse_replicas("1"), Ok((1, 1)));
+        for bad in ["0", "2:3", "16", "-1", "3:", "3:0", "a", ":", "3:2:1"] {
+            assert!(parse_replicas(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -2,6 +2,8 @@
 
 use crate::Outcome;
 use shards::blocking::BlockingConn;
+use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use wire::auth::ClusterKey;
@@ -13,16 +15,32 @@ const CONNECT: Duration = Duration::from_secs(2);
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long to look for a master: an election takes about a second.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// For commands that ask again and again by themselves.
+const HASTY_ANSWER: Duration = Duration::from_secs(1);
+
+/// Why there is no connection. The status is of a server that refused us.
+#[derive(Clone, Debug)]
+pub struct ConnectError {
+    pub status: Option<Status>,
+    pub why: String,
+}
+
+impl From<String> for ConnectError {
+    fn from(why: String) -> Self {
+        ConnectError { status: None, why }
+    }
+}
 
 /// Connects and authenticates.
-pub fn connect(cluster: &str, key: &ClusterKey, to: SocketAddr) -> Outcome<BlockingConn> {
+pub fn connect(cluster: &str, key: &ClusterKey, to: SocketAddr) -> Result<BlockingConn, ConnectError> {
     let mut conn = BlockingConn::connect(to, wire::framing, CONNECT).map_err(|e| e.to_string())?;
     let (mut greeting, hello) =
         Initiator::new(key.clone(), cluster, Peer::Tool, shards::host::random_bytes());
     conn.send(&hello.encode()).map_err(|e| e.to_string())?;
     loop {
-        let frame = receive(&mut conn)?;
-        match greeting.on_frame(&frame).map_err(|failed| failed.reason)? {
+        let frame = receive(&mut conn, CONNECT)?;
+        let step = greeting.on_frame(&frame);
+        match step.map_err(|failed| ConnectError { status: Some(failed.status), why: failed.reason })? {
             Step::Send(proof) => conn.send(&proof.encode()).map_err(|e| e.to_string())?,
             Step::Finished { .. } => return Ok(conn),
         }
@@ -30,8 +48,14 @@ pub fn connect(cluster: &str, key: &ClusterKey, to: SocketAddr) -> Outcome<Block
 }
 
 /// The next frame, decoded.
-pub fn receive(conn: &mut BlockingConn) -> Outcome<Frame> {
-    let raw = conn.receive(ANSWER).map_err(|e| format!("no answer: {e}"))?;
+pub fn receive(conn: &mut BlockingConn, within: Duration) -> Outcome<Frame> {
+    let raw = conn.receive(within).map_err(|e| match e.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            format!("connected, but no answer within {} s", within.as_secs())
+        }
+        io::ErrorKind::UnexpectedEof => "it closed the connection".into(),
+        _ => e.to_string(),
+    })?;
     Frame::decode(raw).map_err(|e| e.to_string())
 }
 
@@ -40,37 +64,52 @@ pub struct MdsLink {
     key: ClusterKey,
     known: Vec<SocketAddr>,
     master: Option<(SocketAddr, BlockingConn)>,
+    shards: HashMap<SocketAddr, BlockingConn>,
     next_request: u64,
+    answer: Duration,
+    patience: Duration,
 }
 
 impl MdsLink {
     /// `known` may be any of the cluster's metadata servers.
-    pub fn open(cluster: &str, key: ClusterKey, known: &[SocketAddr]) -> Outcome<MdsLink> {
-        if known.is_empty() {
-            return Err(format!(
-                "don't know any metadata server of cluster '{cluster}': write IP:PORT of one into \
-                 clusters/{cluster}/bs.list below /etc/pstorage (or --etc), or name one with -b"
-            ));
-        }
+    pub fn new(cluster: &str, key: ClusterKey, known: &[SocketAddr]) -> MdsLink {
         // Request ids only need to be unique per session; tools have none.
         let next_request = u64::from_le_bytes(shards::host::random_bytes()) >> 16;
-        Ok(MdsLink { cluster: cluster.into(), key, known: known.to_vec(), master: None, next_request })
+        MdsLink {
+            cluster: cluster.into(),
+            key,
+            known: known.to_vec(),
+            master: None,
+            shards: HashMap::new(),
+            next_request,
+            answer: ANSWER,
+            patience: PATIENCE,
+        }
+    }
+
+    /// Asks every server once and waits for none of them long.
+    pub fn hasty(self) -> MdsLink {
+        MdsLink { answer: HASTY_ANSWER, patience: Duration::ZERO, ..self }
     }
 
     /// Asks the master; follows redirections and waits out an election.
     pub fn ask(&mut self, request: &MdsRequest) -> Outcome<MdsReply> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience;
         loop {
             let mut tried = Vec::new();
+            // Wrong keys and clusters don't get better by waiting.
+            let mut refused = None;
             let mut candidates: Vec<SocketAddr> =
                 self.master.iter().map(|m| m.0).chain(self.known.clone()).collect();
             let mut at = 0;
+            let mut hopeless = true;
             while at < candidates.len() && at < 12 {
                 let addr = candidates[at];
                 at += 1;
                 match self.ask_one(addr, request) {
                     Ok(MdsReply::Failed { status: Status::NotMaster | Status::NotReady, detail, master }) => {
                         tried.push(format!("{addr}: {detail}"));
+                        hopeless = false;
                         if let Some(master) = master.filter(|m| !candidates[at..].contains(m)) {
                             candidates.insert(at, master);
                         }
@@ -79,28 +118,46 @@ impl MdsLink {
                         return Err(if detail.is_empty() { status.to_string() } else { detail });
                     }
                     Ok(reply) => return Ok(reply),
-                    Err(why) => tried.push(format!("{addr}: {why}")),
+                    Err(error) => {
+                        match error.status {
+                            Some(Status::WrongPassword | Status::WrongCluster | Status::Version) => {
+                                refused = error.status
+                            }
+                            _ => hopeless = false,
+                        }
+                        tried.push(format!("{addr}: {}", error.why));
+                    }
                 }
                 self.master = None;
             }
-            // Wrong keys don't get better by waiting.
-            let hopeless = tried.iter().all(|t| {
-                t.contains("password") || t.contains("belongs to cluster") || t.contains("does not hold")
-            });
             if hopeless || Instant::now() > deadline {
                 tried.sort();
                 tried.dedup();
-                return Err(format!(
-                    "no metadata server of cluster '{}' answers as master. Tried:\n  {}",
-                    self.cluster,
-                    tried.join("\n  ")
-                ));
+                return Err(self.nobody(&tried, refused));
             }
             std::thread::sleep(Duration::from_millis(100));
         }
     }
 
-    fn ask_one(&mut self, addr: SocketAddr, request: &MdsRequest) -> Outcome<MdsReply> {
+    fn nobody(&self, tried: &[String], refused: Option<Status>) -> String {
+        let cluster = &self.cluster;
+        let advice = match refused {
+            Some(Status::WrongPassword) => {
+                format!("Run 'pstorage -c {cluster} auth-node' and give the cluster's password")
+            }
+            Some(Status::WrongCluster) => {
+                format!("Name the right cluster with -c, or correct bs.list of '{cluster}'")
+            }
+            Some(_) => "Install the same version of pstorage on both sides".into(),
+            None => "Check that most of them run, and that bs.list names them".into(),
+        };
+        format!(
+            "no metadata server of cluster '{cluster}' answers as master. Tried:\n  {}\n{advice}.",
+            tried.join("\n  ")
+        )
+    }
+
+    fn ask_one(&mut self, addr: SocketAddr, request: &MdsRequest) -> Result<MdsReply, ConnectError> {
         let mut conn = match self.master.take() {
             Some((at, conn)) if at == addr => conn,
             _ => connect(&self.cluster, &self.key, addr)?,
@@ -110,7 +167,7 @@ impl MdsLink {
         conn.send(&Frame::new(head, &encode!(request), shards::Buf::empty()).encode())
             .map_err(|e| e.to_string())?;
         loop {
-            let frame = receive(&mut conn)?;
+            let frame = receive(&mut conn, self.answer)?;
             match frame.head.kind {
                 Kind::MdsReply if frame.head.request == head.request => {
                     let reply = decode!(MdsReply, &frame.meta)?;
@@ -126,10 +183,16 @@ impl MdsLink {
         }
     }
 
-    /// Asks a shard of a chunk server.
-    pub fn ask_shard(&self, addr: SocketAddr, frame: &Frame) -> Outcome<Frame> {
-        let mut conn = connect(&self.cluster, &self.key, addr).map_err(|e| format!("{addr}: {e}"))?;
-        conn.send(&frame.encode()).map_err(|e| format!("{addr}: {e}"))?;
-        receive(&mut conn).map_err(|e| format!("{addr}: {e}"))
+    /// Asks a shard of a chunk server. The connection is kept for the next question.
+    pub fn ask_shard(&mut self, addr: SocketAddr, frame: &Frame) -> Outcome<Frame> {
+        let at = |why: String| format!("{addr}: {why}");
+        let mut conn = match self.shards.remove(&addr) {
+            Some(conn) => conn,
+            None => connect(&self.cluster, &self.key, addr).map_err(|e| at(e.why))?,
+        };
+        conn.send(&frame.encode()).map_err(|e| at(e.to_string()))?;
+        let answer = receive(&mut conn, self.answer).map_err(at)?;
+        self.shards.insert(addr, conn);
+        Ok(answer)
     }
 }

@@ -160,10 +160,7 @@ impl Initiator {
                     &transcript(&self.hello, c.version, &c.peer, &c.nonce).parts(),
                     &c.proof,
                 ) {
-                    return Err(fail(
-                        Status::WrongPassword,
-                        "the server does not hold this cluster's key".into(),
-                    ));
+                    return Err(fail(Status::WrongPassword, "this node's key is not the cluster's".into()));
                 }
                 let proof =
                     self.key.prove(CLIENT, &transcript(&self.hello, c.version, &c.peer, &c.nonce).parts());

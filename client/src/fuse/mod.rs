@@ -56,7 +56,8 @@ pub fn mount(
 
 /// Explains a failed mount to an administrator.
 pub fn explain_mount_error(error: &io::Error, dir: &Path) -> String {
-    if !Path::new("/dev/fuse").exists() {
+    use std::os::unix::fs::FileTypeExt;
+    if !std::fs::metadata("/dev/fuse").is_ok_and(|found| found.file_type().is_char_device()) {
         return "/dev/fuse is missing: load the module with 'modprobe fuse', and in a container pass the device on"
             .into();
     }

@@ -58,6 +58,7 @@ fn run(args: &Args) -> Result<(), String> {
     let cluster_dir = args.etc.join("clusters").join(&control.cluster);
     let mds = read_bs_list(&cluster_dir.join("bs.list"))?;
     let key = read_key(&cluster_dir.join("auth_digest.key"))?;
+    let mut made = check_made(&args.dir, &control)?;
     let incarnation = next_incarnation(&args.dir)?;
     tracing::info!(name: "csd_begins", cs = control.id.0, cluster = control.cluster, shards = control.shards, incarnation);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -79,6 +80,11 @@ fn run(args: &Args) -> Result<(), String> {
     // A shard that breaks takes the server down: the cluster then knows, and others have the chunks.
     loop {
         std::thread::sleep(Duration::from_millis(50));
+        if !made && shard_marks(&args.dir, &control).all(|mark| mark.exists()) {
+            let path = args.dir.join(MADE);
+            ring::replace_file(&path, b"").map_err(|e| format!("{}: {e}", path.display()))?;
+            made = true;
+        }
         if let Some(ended) = running.iter().position(RunningShard::is_finished) {
             running.swap_remove(ended).join().map_err(|e| e.to_string())?;
             if running.is_empty() {
@@ -124,6 +130,28 @@ fn shard_config(
     }
 }
 
+/// Says that all shards were made: from then on a missing one is a loss, and never made anew.
+const MADE: &str = "shards-made";
+
+/// The file of each shard that says it was made.
+fn shard_marks(dir: &Path, control: &CsControl) -> impl Iterator<Item = PathBuf> {
+    (0..control.shards).map(move |shard| dir.join(format!("shard-{shard:03}")).join("store"))
+}
+
+/// Whether the shards were made; an error if one of them has gone. A server that forgot its chunks must not start: the
+/// cluster counts on them, and an empty shard would answer reads with zeros.
+fn check_made(dir: &Path, control: &CsControl) -> Result<bool, String> {
+    let made = dir.join(MADE).exists();
+    match shard_marks(dir, control).find(|mark| made && !mark.exists()) {
+        Some(lost) => Err(format!(
+            "{} is missing, although this server has held data. Nothing was changed. Check that all its disks are \
+             mounted; if the shard is lost, so is this server: let the cluster copy its chunks to a new one (make-cs)",
+            lost.display()
+        )),
+        None => Ok(made),
+    }
+}
+
 fn read_bs_list(path: &Path) -> Result<Vec<SocketAddr>, String> {
     let text = std::fs::read_to_string(path).map_err(|e| {
         format!("{}: {e}. It must list the metadata servers, one IP:PORT a line", path.display())
@@ -166,8 +194,12 @@ fn lock(dir: &Path) -> Result<Flock<File>, String> {
         .write(true)
         .open(&path)
         .map_err(|e| format!("opening {}: {e}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|(_, e)| format!("another pstorage-csd runs in this directory ({}: {e})", path.display()))
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
+        format!(
+            "another pstorage-csd runs in this directory (it holds {}): stop that one first",
+            path.display()
+        )
+    })
 }
 
 fn start_log(args: &Args) -> Result<(), String> {

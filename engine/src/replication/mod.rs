@@ -483,11 +483,15 @@ fn done_kind(kind: Kind) -> Kind {
 
 fn status_of(error: &StoreError) -> Status {
     match error {
-        StoreError::NoSpace => Status::NoSpace,
+        StoreError::NoSpace | StoreError::DiskFull { .. } => Status::NoSpace,
         StoreError::Checksum { .. } => Status::Checksum,
         StoreError::UnknownChunk(_) => Status::UnknownChunk,
         StoreError::BadRequest(_) => Status::BadRequest,
-        StoreError::Io { .. } | StoreError::Corrupt { .. } | StoreError::Journal(_) => Status::IoError,
+        StoreError::Io { .. }
+        | StoreError::Missing { .. }
+        | StoreError::Corrupt { .. }
+        | StoreError::Format { .. }
+        | StoreError::Journal(_) => Status::IoError,
     }
 }
 

@@ -43,6 +43,15 @@ pub(super) struct Apply {
     cleared_slots: Vec<u32>,
     /// Page files written to.
     touched: Vec<FileHandle>,
+    /// Writes that found the file system full: counted in `left`, and done again when there may be room.
+    no_room: Vec<WriteBack>,
+}
+
+/// A write of the round, kept until it is done.
+pub(super) struct WriteBack {
+    file: FileHandle,
+    offset: u64,
+    parts: Vec<Buf>,
 }
 
 /// A write to `data`: offset and the blocks, neighbours joined.
@@ -78,6 +87,7 @@ impl Store {
             cut: unfinished.unwrap_or(behind_durable).min(behind_durable),
             cleared_slots: Vec::new(),
             touched: Vec::new(),
+            no_room: Vec::new(),
         });
         let missing: Vec<(ChunkId, u32)> = self.pages_to_load().collect();
         for (chunk, number) in missing {
@@ -166,18 +176,30 @@ impl Store {
         while (self.round().left as usize) < most {
             let Some((offset, parts)) = self.round().runs.pop_front() else { break };
             self.round().left += 1;
-            let wait = self.expect(Waiting::Apply);
-            io.write(self.data, offset, parts, Durability::Buffered, wait);
+            self.write_back(io, WriteBack { file: self.data, offset, parts });
         }
         if self.round().left == 0 {
             self.write_pages(io);
         }
     }
 
-    pub(super) fn apply_step(&mut self, io: &mut dyn Io, result: io::Result<Buf>) {
+    fn write_back(&mut self, io: &mut dyn Io, write: WriteBack) {
+        let (file, offset, parts) = (write.file, write.offset, write.parts.clone());
+        let wait = self.expect(Waiting::Apply(Some(write)));
+        io.write(file, offset, parts, Durability::Buffered, wait);
+    }
+
+    pub(super) fn apply_step(&mut self, io: &mut dyn Io, write: Option<WriteBack>, result: io::Result<Buf>) {
         if let Err(source) = result {
-            let file = format!("{}: writing back", self.config.dir);
-            return self.break_down(StoreError::Io { file, source });
+            match write {
+                Some(write) if source.kind() == io::ErrorKind::StorageFull => self.wait_for_room(io, write),
+                // After a failed sync nobody knows what the disk holds.
+                _ => {
+                    let file = format!("{}: writing back", self.config.dir);
+                    self.break_down(StoreError::Io { file, source });
+                }
+            }
+            return;
         }
         let Some(apply) = &mut self.apply else { return };
         apply.left -= 1;
@@ -186,6 +208,29 @@ impl Store {
             (Step::Pages, 0) => self.sync_pages(io),
             (Step::Sync, 0) => self.commit(io),
             _ => {}
+        }
+    }
+
+    /// The file system is full. Nothing is lost: the journal, which has its room, holds everything of the round. The
+    /// round waits, and new data is refused until there is room again.
+    fn wait_for_room(&mut self, io: &mut dyn Io, write: WriteBack) {
+        let dir = self.config.dir.clone();
+        if self.finishing_open {
+            return self.break_down(StoreError::DiskFull { dir });
+        }
+        (self.disk_free_bytes, self.disk_looked_at) = (0, Some(io.now()));
+        let apply = self.round();
+        apply.no_room.push(write);
+        if apply.no_room.len() == 1 {
+            tracing::warn!(dir, "file_system_full: make room there; writing back waits for it");
+            io.set_timer(io.now().after(super::APPLY_AFTER), super::ROOM_TIMER);
+        }
+    }
+
+    pub(super) fn retry_for_room(&mut self, io: &mut dyn Io) {
+        let Some(apply) = &mut self.apply else { return };
+        for write in std::mem::take(&mut apply.no_room) {
+            self.write_back(io, write);
         }
     }
 
@@ -205,11 +250,10 @@ impl Store {
         apply.touched = touched.into_iter().filter(|f| writes.iter().any(|w| w.0 == *f)).collect();
         apply.left = writes.len() as u32 + u32::from(wrote_data);
         for (file, offset, bytes) in writes {
-            let wait = self.expect(Waiting::Apply);
-            io.write(file, offset, vec![bytes], Durability::Buffered, wait);
+            self.write_back(io, WriteBack { file, offset, parts: vec![bytes] });
         }
         if wrote_data {
-            let wait = self.expect(Waiting::Apply);
+            let wait = self.expect(Waiting::Apply(None));
             io.sync(self.data, wait);
         }
         if self.round().left == 0 {
@@ -296,7 +340,7 @@ impl Store {
             return self.commit(io);
         }
         for file in touched {
-            let wait = self.expect(Waiting::Apply);
+            let wait = self.expect(Waiting::Apply(None));
             io.sync(file, wait);
         }
     }

@@ -34,7 +34,7 @@ use load::Load;
 use page::{MapPage, PageKind, Round};
 use replay::Opening;
 use shards::journal::{Checkpoint, Journal, JournalError, Outcome as JournalOutcome, Position};
-use shards::{Buf, FileHandle, Io, OpId, OpenHow, TimerId};
+use shards::{Buf, FileHandle, Io, OpId, OpenHow, TimerId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::ops::Range;
@@ -53,10 +53,17 @@ pub const MOST_CHUNK_BYTES: u64 = MOST_PAGES as u64 * PAGE_BLOCKS as u64 * BLOCK
 
 const NAMESPACE: u64 = 0x02 << 56;
 const APPLY_TIMER: TimerId = TimerId(NAMESPACE | 1);
+/// When writes that found the file system full are tried again.
+const ROOM_TIMER: TimerId = TimerId(NAMESPACE | 2);
 /// Dirty state is written back at the latest this long after it came about.
 const APPLY_AFTER: Duration = Duration::from_secs(2);
 /// Bytes of small writes kept in memory before they are applied.
 const OVERLAY_BYTES: usize = 48 << 20;
+/// Room that must stay free on the file system for writes to be taken: what was acknowledged must always find room in
+/// the files, also when other shards (or other programs) fill the same file system meanwhile.
+const DISK_RESERVE_BYTES: u64 = 64 << 20;
+/// How often the file system is asked for its room.
+const LOOK_AT_DISK_EVERY: Duration = Duration::from_millis(100);
 /// Entries of a chunk's tail; more are merged into larger ranges.
 const MOST_TAIL: usize = 100;
 
@@ -130,14 +137,31 @@ pub enum Done {
 pub enum StoreError {
     #[error("no space left on this chunk server")]
     NoSpace,
+    #[error(
+        "no space left on the file system of {dir}: make room there and start again. Nothing is lost: the journal \
+         holds what was acknowledged"
+    )]
+    DiskFull { dir: String },
+    #[error(
+        "{file} is missing, although this shard has held data. Nothing was changed. Check that all its disks are \
+         mounted; if the file is lost, so is this server: let the cluster copy its chunks to a new one (make-cs)"
+    )]
+    Missing { file: String },
     #[error("{file}: {source}")]
     Io { file: String, source: io::Error },
     #[error("chunk {chunk} block {block}: data on disk does not match its checksum")]
     Checksum { chunk: ChunkId, block: u32 },
     #[error("chunk {0} is not here")]
     UnknownChunk(ChunkId),
-    #[error("{file} is corrupt at offset {offset}: expected {expected}, found {found}")]
+    #[error(
+        "{file} is corrupt at offset {offset}: expected {expected}, found {found}. Nothing was changed. Keep the \
+         directory until the cluster has copied these chunks from other servers to a new one (make-cs)"
+    )]
     Corrupt { file: String, offset: u64, expected: String, found: String },
+    #[error(
+        "{file} says '{found}'; this program understands '{expected}': start the pstorage-csd that wrote it"
+    )]
+    Format { file: String, expected: String, found: String },
     #[error("{0}")]
     Journal(#[from] JournalError),
     #[error("bad request: {0}")]
@@ -240,8 +264,8 @@ enum Waiting {
         chunk: ChunkId,
         page: u32,
     },
-    /// A step of the running round.
-    Apply,
+    /// A step of the running round: one of its writes, or a sync.
+    Apply(Option<apply::WriteBack>),
     Open(replay::Reading),
 }
 
@@ -288,6 +312,9 @@ pub struct Store {
     sync_now: Option<Vec<u64>>,
     last_durable: Position,
     apply: Option<Apply>,
+    /// Free bytes of the file system when last looked at, less what was taken since.
+    disk_free_bytes: u64,
+    disk_looked_at: Option<Timestamp>,
     dirty: bool,
     timer_set: bool,
     /// Units to free when the running apply has ended.
@@ -298,23 +325,26 @@ pub struct Store {
 impl Store {
     /// Opens the store below `config.dir`, making it if it isn't there. `Ready` or `Broken` follows.
     pub fn open(io: &mut dyn Io, config: &StoreConfig) -> Result<Store, StoreError> {
-        let how = OpenHow { create: true, direct: true, read_only: false };
-        let mut open = |name: &str| {
-            let file = format!("{}/{name}", config.dir);
-            io.open(&file, how).map_err(|source| StoreError::Io { file, source })
-        };
-        let data = open("data")?;
-        let [index, maps, units_file] =
-            [PageKind::Index, PageKind::Map, PageKind::Units].map(|k| open(k.file()));
-        let (index, maps, units_file) = (index?, maps?, units_file?);
         let mark = replay::mark_path(config);
         let made = io.get_blob(&mark).map_err(|source| StoreError::Io { file: mark.clone(), source })?;
-        let journal = match made {
-            Some(bytes) => {
-                replay::check_mark(&mark, &bytes)?;
-                Journal::open(io, &config.journal_path, record::verify)?
+        if let Some(bytes) = &made {
+            replay::check_mark(&mark, bytes)?;
+        }
+        // A store that was made is never made again: an empty file in place of a lost one would read as holes.
+        let how = OpenHow { create: made.is_none(), direct: true, read_only: false };
+        let data = open_file(io, config, "data", how)?;
+        let [index, maps, units_file] = [PageKind::Index, PageKind::Map, PageKind::Units]
+            .map(|kind| open_file(io, config, kind.file(), how));
+        let (index, maps, units_file) = (index?, maps?, units_file?);
+        let journal = if made.is_some() {
+            Journal::open(io, &config.journal_path, record::verify)?
+        } else {
+            for file in [data, index, maps, units_file] {
+                if io.file_len(file).map_err(|source| StoreError::Io { file: mark.clone(), source })? > 0 {
+                    return Err(StoreError::Missing { file: mark });
+                }
             }
-            None => Journal::create(io, &config.journal_path, config.journal_bytes)?,
+            Journal::create(io, &config.journal_path, config.journal_bytes)?
         };
         let total_units = (config.capacity_bytes / UNIT_BYTES).clamp(1, u64::from(u32::MAX) - 1) as u32;
         Ok(Store {
@@ -351,6 +381,8 @@ impl Store {
             sync_now: None,
             last_durable: Position(0),
             apply: None,
+            disk_free_bytes: u64::MAX,
+            disk_looked_at: None,
             dirty: false,
             timer_set: false,
             free_later: Vec::new(),
@@ -484,10 +516,35 @@ impl Store {
         ranges
     }
 
-    /// Total and free bytes.
-    pub fn space(&self) -> (u64, u64) {
-        let free = u64::from(self.units.free()).saturating_sub(self.overlay_blocks as u64);
-        (u64::from(self.units.total()) * UNIT_BYTES, free * UNIT_BYTES)
+    /// Total and free bytes: of the capacity, and no more than the file system has room for.
+    pub fn space(&mut self, io: &mut dyn Io) -> (u64, u64) {
+        self.look_at_disk(io);
+        let free = u64::from(self.units.free()).saturating_sub(self.overlay_blocks as u64) * UNIT_BYTES;
+        let on_disk = self.disk_free_bytes.saturating_sub(DISK_RESERVE_BYTES);
+        (u64::from(self.units.total()) * UNIT_BYTES, free.min(on_disk))
+    }
+
+    fn look_at_disk(&mut self, io: &mut dyn Io) {
+        let now = io.now();
+        if self.disk_looked_at.is_some_and(|at| now.since(at) < LOOK_AT_DISK_EVERY) {
+            return;
+        }
+        self.disk_looked_at = Some(now);
+        match io.disk_space() {
+            Ok((_, free)) => self.disk_free_bytes = free,
+            Err(error) => tracing::warn!(%error, "disk_space_unknown"),
+        }
+    }
+
+    /// Takes `bytes` of the file system's room, or says that they would leave too little.
+    fn take_disk_room(&mut self, io: &mut dyn Io, bytes: u64) -> bool {
+        self.look_at_disk(io);
+        let waiting = (self.overlay_blocks * BLOCK_BYTES) as u64;
+        let enough = bytes == 0 || self.disk_free_bytes >= bytes + waiting + DISK_RESERVE_BYTES;
+        if enough {
+            self.disk_free_bytes = self.disk_free_bytes.saturating_sub(bytes);
+        }
+        enough
     }
 
     /// Used and total bytes of the journal.
@@ -511,6 +568,10 @@ impl Store {
     }
 
     pub fn on_timer(&mut self, io: &mut dyn Io, timer: TimerId) -> bool {
+        if timer == ROOM_TIMER {
+            self.retry_for_room(io);
+            return true;
+        }
         if timer != APPLY_TIMER {
             return timer.0 >> 56 == NAMESPACE >> 56;
         }
@@ -560,7 +621,7 @@ impl Store {
             Waiting::LargeSync => self.large_sync_done(io, result),
             Waiting::MapPage { chunk, page } => self.page_read(io, chunk, page, result),
             Waiting::Open(reading) => self.open_step(io, reading, result),
-            Waiting::Apply => self.apply_step(io, result),
+            Waiting::Apply(write) => self.apply_step(io, write, result),
         }
     }
 
@@ -709,6 +770,19 @@ fn pages_of(blocks: &Range<u32>) -> u128 {
     let end = blocks.end.div_ceil(PAGE_BLOCKS).min(MOST_PAGES);
     let below = |n: u32| if n >= 128 { u128::MAX } else { (1 << n) - 1 };
     if first >= end { 0 } else { below(end) & !below(first) }
+}
+
+fn open_file(
+    io: &mut dyn Io,
+    config: &StoreConfig,
+    name: &str,
+    how: OpenHow,
+) -> Result<FileHandle, StoreError> {
+    let file = format!("{}/{name}", config.dir);
+    io.open(&file, how).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound if !how.create => StoreError::Missing { file },
+        _ => StoreError::Io { file, source },
+    })
 }
 
 fn overlap(a: &Range<u32>, b: &Range<u32>) -> bool {

@@ -24,6 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use wire::{BLOCK_BYTES, BlockCrc, ChunkId, Sequence};
 
+const MARK_NAME: &str = "pstorage chunk store ";
 const MARK: &[u8] = b"pstorage chunk store 2\n";
 /// Pairs of pages read at once from `index` and `units`.
 const PAIRS_AT_ONCE: u64 = 128;
@@ -39,11 +40,12 @@ pub(super) fn check_mark(path: &str, bytes: &[u8]) -> Result<(), StoreError> {
     if bytes == MARK {
         return Ok(());
     }
-    Err(StoreError::Corrupt {
-        file: path.into(),
-        offset: 0,
-        expected: String::from_utf8_lossy(MARK).trim().into(),
-        found: String::from_utf8_lossy(bytes).trim().into(),
+    let (expected, found) = (String::from_utf8_lossy(MARK), String::from_utf8_lossy(bytes));
+    let (file, expected, found) = (path.into(), expected.trim().to_string(), found.trim().to_string());
+    Err(if found.starts_with(MARK_NAME) {
+        StoreError::Format { file, expected, found }
+    } else {
+        StoreError::Corrupt { file, offset: 0, expected, found }
     })
 }
 

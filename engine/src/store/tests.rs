@@ -1,7 +1,7 @@
 //! The store over a virtual disk: round trips, random work with crashes, corruption, space.
 
 use super::*;
-use shards::sim::{CrashKind, TestIo};
+use shards::sim::{CrashKind, FaultEffect, FaultOn, FaultRule, TestIo};
 use std::collections::BTreeSet;
 use wire::data::block_crcs;
 
@@ -66,6 +66,10 @@ impl Bench {
             self.store.on_timer(&mut self.io, timer);
         }
         self.settle();
+    }
+
+    fn space(&mut self) -> (u64, u64) {
+        self.store.space(&mut self.io)
     }
 
     fn crash(self, seed: u64) -> Bench {
@@ -214,18 +218,18 @@ fn overlapping_operations_take_effect_in_order() {
 #[test]
 fn discard_and_delete_give_space_back() {
     let mut b = Bench::new();
-    let before = b.store.space().1;
+    let before = b.space().1;
     let t = b.write(1, 0, &[9; 256], 1);
     b.ok(t);
-    assert_eq!(before - b.store.space().1, 1 << 20);
+    assert_eq!(before - b.space().1, 1 << 20);
     let t = b.discard(1, 0, 128, 2);
     b.ok(t);
     b.apply();
-    assert_eq!(before - b.store.space().1, 1 << 19);
+    assert_eq!(before - b.space().1, 1 << 19);
     b.store.delete(&mut b.io, Ticket(5000), ChunkId(1));
     b.ok(5000);
     b.apply();
-    assert_eq!(b.store.space().1, before);
+    assert_eq!(b.space().1, before);
     assert!(matches!(b.read(1, 0, 1), Err(StoreError::UnknownChunk(_))));
     let b = b.crash(1);
     assert_eq!((b.broken, b.store.chunk_count(), b.store.units.free()), (None, 0, 1024));
@@ -389,4 +393,84 @@ fn check(b: &mut Bench, model: &mut Model, seed: u64) {
         );
         *possible = [got].into();
     }
+}
+
+fn full(on: FaultOn, file: &str) -> FaultRule {
+    FaultRule::next(on, file, FaultEffect::NoSpace).times(u32::MAX)
+}
+
+#[test]
+fn a_full_file_system_loses_nothing_and_new_data_is_refused_in_time() {
+    // Room runs out behind our back: for data, or for any of the page files.
+    for file in ["data", "index", "maps", "units"] {
+        let mut b = Bench::new();
+        b.write(1, 0, &[1; 40], 1);
+        b.settle();
+        b.io.fault(full(FaultOn::Write, &format!("shard-000/{file}")));
+        b.write(1, 3, &[2; 5], 2);
+        b.apply();
+        b.apply();
+        assert_eq!(b.broken, None, "{file}");
+        assert_eq!(b.read(1, 0, 40).unwrap()[..9], [1, 1, 1, 2, 2, 2, 2, 2, 1]);
+        assert_eq!(b.space().1, 0, "{file}: others must not count on room here");
+        let refused = b.write(1, 100, &[3], 3);
+        b.settle();
+        assert!(matches!(b.finished.iter().find(|f| f.0 == refused), Some((_, Err(StoreError::NoSpace)))));
+        // A crash in this state costs nothing, but the store opens only when there is room.
+        let disk = b.io.crash_copy(CrashKind::Power, 3);
+        let closed = Bench::open(TestIo::with_disk(disk.clone(), 3), &config()).broken.expect(file);
+        assert!(closed.contains("no space left") && closed.contains("Nothing is lost"), "{closed}");
+        let mut disk = disk;
+        disk.clear_faults();
+        b.io.disk().clear_faults();
+        b.apply();
+        assert!(b.space().1 > 0, "{file}");
+        for mut b in [Bench::open(TestIo::with_disk(disk, 3), &config()), b] {
+            assert_eq!(b.broken, None, "{file}");
+            let after = b.write(1, 20, &[4; 2], 4);
+            b.ok(after);
+            b.apply();
+            let mut b = b.crash(5);
+            assert_eq!(b.read(1, 0, 40).unwrap()[..4], [1, 1, 1, 2]);
+            assert_eq!(b.read(1, 19, 4).unwrap(), [1, 4, 4, 1]);
+        }
+    }
+}
+
+#[test]
+fn a_file_system_that_is_nearly_full_takes_no_new_data_but_overwrites() {
+    let mut b = Bench::new();
+    b.write(1, 0, &[1; 3], 1);
+    b.apply();
+    b.io.disk().set_capacity(DISK_RESERVE_BYTES);
+    b.io.advance(LOOK_AT_DISK_EVERY);
+    let (over, new) = (b.write(1, 1, &[2], 2), b.write(1, 3, &[2], 3));
+    b.settle();
+    let result = |ticket| &b.finished.iter().find(|f| f.0 == ticket).expect("it ended").1;
+    assert!(matches!(result(over), Ok(Done::Stored)));
+    assert!(matches!(result(new), Err(StoreError::NoSpace)));
+}
+
+#[test]
+fn a_store_whose_files_are_gone_does_not_open_as_an_empty_one() {
+    for file in ["data", "index", "maps", "units", "journal", "store"] {
+        let mut b = Bench::new();
+        b.write(1, 0, &[1; 3], 1);
+        b.apply();
+        let mut io = TestIo::with_disk(b.io.crash(CrashKind::Power, 1), 2);
+        io.remove(&format!("shard-000/{file}")).unwrap();
+        let error = Store::open(&mut io, &config()).err().expect(file).to_string();
+        assert!(error.contains(&format!("shard-000/{file} is missing")), "{file}: {error}");
+    }
+}
+
+#[test]
+fn another_format_is_not_called_corrupt() {
+    let mut b = Bench::new();
+    b.settle();
+    let mut io = TestIo::with_disk(b.io.crash(CrashKind::Power, 1), 2);
+    io.put_blob("shard-000/store", b"pstorage chunk store 1\n".to_vec(), OpId(1));
+    io.complete_next();
+    let error = Store::open(&mut io, &config()).err().expect("refused").to_string();
+    assert!(error.contains("says 'pstorage chunk store 1'") && !error.contains("corrupt"), "{error}");
 }

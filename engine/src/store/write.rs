@@ -64,6 +64,12 @@ impl Store {
         {
             return self.fail_early(io, ticket, op.chunk, StoreError::NoSpace);
         }
+        // Small blocks over ones that are on disk need no more room there.
+        let chunk = self.chunks.get(&op.chunk).expect("submit made it");
+        let fresh = blocks.clone().filter(|b| whole.contains(b) || chunk.crc(*b) == BlockCrc::HOLE).count();
+        if !self.take_disk_room(io, (fresh * BLOCK_BYTES) as u64) {
+            return self.fail_early(io, ticket, op.chunk, StoreError::NoSpace);
+        }
         let part = |range: &Range<u32>| {
             let from = (range.start - first) as usize;
             let to = (range.end - first) as usize;

@@ -77,8 +77,12 @@ fn lock(dir: &Path) -> Result<Flock<File>, String> {
         .write(true)
         .open(&path)
         .map_err(|e| format!("opening {}: {e}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|(_, e)| format!("another pstorage-mdsd runs in this directory ({}: {e})", path.display()))
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
+        format!(
+            "another pstorage-mdsd runs in this directory (it holds {}): stop that one first",
+            path.display()
+        )
+    })
 }
 
 fn start_log(args: &Args) -> Result<(), String> {

@@ -32,8 +32,8 @@ impl Boot {
         for addr in [config.control.addr, config.control.raft_addr] {
             io.listen(addr).map_err(|e| {
                 format!(
-                    "cannot listen on {addr}: {e}; stop the program that uses the port, or give this server another \
-                     address"
+                    "{e}. Stop the program that uses the port ('ss -ltnp' shows which); {addr} is the address in \
+                     control.json"
                 )
             })?;
         }

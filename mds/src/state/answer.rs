@@ -149,6 +149,15 @@ pub(super) fn refuse<T>(status: Status, detail: impl Into<String>) -> Result<T, 
     Err(Refusal { status, detail: detail.into() })
 }
 
+/// A refusal that is about a name in a directory.
+pub(super) fn name_refusal(status: Status, name: &str) -> Refusal {
+    Refusal { status, detail: format!("{status}: '{name}'") }
+}
+
+pub(super) fn refuse_name<T>(status: Status, name: &str) -> Result<T, Refusal> {
+    Err(name_refusal(status, name))
+}
+
 impl From<Refusal> for Reply {
     fn from(refusal: Refusal) -> Reply {
         Reply::Wire(MdsReply::Failed { status: refusal.status, detail: refusal.detail, master: None })

@@ -32,7 +32,12 @@ pub(super) fn find(name: &str) -> Option<&'static Key> {
 pub(super) fn check(name: &str, value: &str) -> Result<(), String> {
     let Some(key) = find(name) else {
         let nearest = KEYS.iter().min_by_key(|k| distance(k.name, name)).expect("there are keys").name;
-        return Err(format!("there is no setting '{name}'; did you mean '{nearest}'?"));
+        // Half of the letters wrong is no slip of the finger.
+        return Err(if distance(nearest, name) <= name.len() / 2 {
+            format!("there is no setting '{name}'; did you mean '{nearest}'?")
+        } else {
+            format!("there is no setting '{name}'; 'pstorage get-config' shows all")
+        });
     };
     match value.parse::<u64>() {
         Ok(v) if (key.least..=key.most).contains(&v) => Ok(()),

@@ -1,6 +1,6 @@
 //! The namespace: names, attributes, sizes. Errors are those of POSIX.
 
-use super::answer::{Effect, Refusal, refuse};
+use super::answer::{Effect, Refusal, name_refusal, refuse, refuse_name};
 use super::data::{Body, Inode};
 use super::{Op, State};
 use std::collections::BTreeMap;
@@ -43,7 +43,7 @@ impl State {
 
     fn child(&self, parent: FileId, name: &str) -> Result<FileId, Refusal> {
         let found = self.entries(parent)?.get(name).copied();
-        found.ok_or_else(|| Refusal { status: Status::NotFound, detail: format!("'{name}'") })
+        found.ok_or_else(|| name_refusal(Status::NotFound, name))
     }
 
     /// Puts a name into a directory, or takes it out, and keeps counts and times.
@@ -80,7 +80,7 @@ impl State {
                 if let Some(existing) = self.entries(*parent)?.get(name).copied() {
                     let is_file = self.inode(existing)?.kind() == FileKind::File && *kind == FileKind::File;
                     if *exclusive || !is_file {
-                        return refuse(Status::Exists, format!("'{name}'"));
+                        return refuse_name(Status::Exists, name);
                     }
                     let lease =
                         if *open { Some(self.open(client, existing, LeaseMode::Write)?) } else { None };
@@ -124,12 +124,12 @@ impl State {
                 let file = self.child(*parent, name)?;
                 let kind = self.inode(file)?.kind();
                 match (kind, directory) {
-                    (FileKind::Directory, false) => return refuse(Status::IsDirectory, format!("'{name}'")),
+                    (FileKind::Directory, false) => return refuse_name(Status::IsDirectory, name),
                     (FileKind::File | FileKind::Symlink, true) => {
-                        return refuse(Status::NotDirectory, format!("'{name}'"));
+                        return refuse_name(Status::NotDirectory, name);
                     }
                     (FileKind::Directory, true) if !self.entries(file)?.is_empty() => {
-                        return refuse(Status::NotEmptyDirectory, format!("'{name}'"));
+                        return refuse_name(Status::NotEmptyDirectory, name);
                     }
                     _ => {}
                 }
@@ -298,11 +298,11 @@ impl State {
             }
             let over_is_dir = self.inode(over)?.kind() == FileKind::Directory;
             match (is_dir, over_is_dir) {
-                _ if no_replace => return refuse(Status::Exists, format!("'{}'", to.1)),
-                (true, false) => return refuse(Status::NotDirectory, format!("'{}'", to.1)),
-                (false, true) => return refuse(Status::IsDirectory, format!("'{}'", to.1)),
+                _ if no_replace => return refuse_name(Status::Exists, to.1),
+                (true, false) => return refuse_name(Status::NotDirectory, to.1),
+                (false, true) => return refuse_name(Status::IsDirectory, to.1),
                 (true, true) if !self.entries(over)?.is_empty() => {
-                    return refuse(Status::NotEmptyDirectory, format!("'{}'", to.1));
+                    return refuse_name(Status::NotEmptyDirectory, to.1);
                 }
                 _ => {}
             }

@@ -23,7 +23,7 @@ mod tests;
 pub use answer::{ChunkView, Effect, Outcome, Refusal, Reply, SetOutcome, SetResult};
 pub use command::{COMMAND_VERSION, Command, Internal, Op, Placement, SetAction, SetChange};
 
-use answer::refuse;
+use answer::{refuse, refuse_name};
 use data::{Answer, Body, Data};
 use rkyv::{Archive, Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -235,7 +235,7 @@ impl State {
         }
         match self.entries(parent)?.get(name) {
             Some(file) => self.attr(*file),
-            None => refuse(Status::NotFound, format!("'{name}'")),
+            None => refuse_name(Status::NotFound, name),
         }
     }
 

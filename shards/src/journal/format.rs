@@ -21,10 +21,29 @@ pub enum JournalError {
     #[error("journal {path} of {bytes} bytes is too small; give it at least 1 MiB")]
     TooSmall { path: String, bytes: u64 },
     #[error(
-        "journal {path} is corrupt at offset {offset}: expected {expected}, found {found}. The data of this server \
-         can't be trusted; remove it and let the cluster copy its chunks again"
+        "journal {path} is missing, although this server has been in use. Nothing was changed. Check that the disk it \
+         lies on is mounted; if the journal is lost, replace this server by a new one"
+    )]
+    Missing { path: String },
+    #[error(
+        "journal {path} is corrupt at offset {offset}: expected {expected}, found {found}. Acknowledged data is \
+         damaged, so this server does not start; nothing was changed. Keep its directory, and replace it by a new \
+         server: the cluster fills that one from the others"
     )]
     Corrupt { path: String, offset: u64, expected: String, found: String },
+    #[error(
+        "journal {path} has format version {found}; this program understands {VERSION}. Nothing was changed: start \
+         the version of pstorage that wrote it"
+    )]
+    Format { path: String, found: u32 },
+}
+
+/// Why a block is no superblock.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum BadSuperblock {
+    /// Whole, and written by another version of the program.
+    Format(u32),
+    Damaged(String),
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -82,16 +101,17 @@ impl Superblock {
         b.freeze()
     }
 
-    pub fn decode(b: &[u8]) -> Result<Superblock, String> {
+    pub fn decode(b: &[u8]) -> Result<Superblock, BadSuperblock> {
+        let damaged = |what: String| Err(BadSuperblock::Damaged(what));
         if b[0..8] != SUPERBLOCK_MAGIC {
-            return Err(format!("magic {:02x?}", &b[0..8]));
+            return damaged(format!("magic {:02x?}", &b[0..8]));
         }
         let (found, computed) = (u32_at(b, 12), crc_without(b, 12));
         if found != computed {
-            return Err(format!("checksum {found:08x} over bytes that sum to {computed:08x}"));
+            return damaged(format!("checksum {found:08x} over bytes that sum to {computed:08x}"));
         }
         if u32_at(b, 8) != VERSION {
-            return Err(format!("version {}", u32_at(b, 8)));
+            return Err(BadSuperblock::Format(u32_at(b, 8)));
         }
         let block = Superblock {
             uuid: b[16..32].try_into().expect("16 bytes"),
@@ -103,7 +123,7 @@ impl Superblock {
             checkpoint: Checkpoint(std::array::from_fn(|i| u64_at(b, CHECKPOINT_AT + 8 * i))),
         };
         if block.ring_bytes == 0 || block.ring_bytes % BLOCK_BYTES as u64 != 0 {
-            return Err(format!("ring of {} bytes", block.ring_bytes));
+            return damaged(format!("ring of {} bytes", block.ring_bytes));
         }
         Ok(block)
     }

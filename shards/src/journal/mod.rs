@@ -483,8 +483,10 @@ impl Journal {
 }
 
 fn open_file(io: &mut dyn Io, path: &str, create: bool) -> Result<FileHandle, JournalError> {
-    io.open(path, OpenHow { create, direct: true, read_only: false })
-        .map_err(|source| JournalError::Io { path: path.into(), source })
+    io.open(path, OpenHow { create, direct: true, read_only: false }).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound if !create => JournalError::Missing { path: path.into() },
+        _ => JournalError::Io { path: path.into(), source },
+    })
 }
 
 /// Pads a payload to whole blocks. Chunk data comes in whole blocks and is not copied.

@@ -1,6 +1,6 @@
 //! Reading a journal back: from the superblock's start to the first batch that is not whole.
 
-use super::format::{BatchHeader, JournalError, RING_START, Superblock};
+use super::format::{BadSuperblock, BatchHeader, JournalError, RING_START, Superblock};
 use super::{Outcome, PayloadCheck, Position, Verify};
 use crate::buf::{BLOCK_BYTES, Buf};
 
@@ -98,14 +98,22 @@ impl Replay {
 
     fn superblocks(&mut self, data: &Buf) -> Result<Read, JournalError> {
         let copies = [Superblock::decode(&data[..BLOCK_BYTES]), Superblock::decode(&data[BLOCK_BYTES..])];
+        // One copy of another version is enough: that version may have written batches we can't read.
+        for copy in &copies {
+            if let Err(BadSuperblock::Format(found)) = copy {
+                return Err(JournalError::Format { path: self.path.clone(), found: *found });
+            }
+        }
         let newest = copies.iter().flatten().max_by_key(|s| s.generation);
         let Some(newest) = newest.cloned() else {
-            let [Err(first), Err(second)] = &copies else { unreachable!("no copy is good") };
-            return Err(self.corrupt(
-                0,
-                "a journal superblock in one of two places",
-                format!("{first}; {second}"),
-            ));
+            let found: Vec<&str> = copies
+                .iter()
+                .filter_map(|c| match c {
+                    Err(BadSuperblock::Damaged(what)) => Some(what.as_str()),
+                    _ => None,
+                })
+                .collect();
+            return Err(self.corrupt(0, "a journal superblock in one of two places", found.join("; ")));
         };
         self.position = newest.position;
         self.sequence = newest.sequence;

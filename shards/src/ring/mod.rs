@@ -53,8 +53,8 @@ impl RingConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     #[error(
-        "the kernel refuses io_uring ({source}); kernel {kernel}. pstorage needs Linux 5.19 or newer with \
-         kernel.io_uring_disabled=0 and no seccomp filter against it"
+        "the kernel refuses io_uring ({source}); kernel {kernel}. pstorage needs Linux 5.19 or newer, \
+         'sysctl kernel.io_uring_disabled=0', and in a container a seccomp profile that allows io_uring"
     )]
     Refused { kernel: String, source: io::Error },
     #[error("io_uring: {0}")]
@@ -111,15 +111,19 @@ fn run<N: Node>(config: RingConfig, node: N, shared: Arc<Shared<N::Message>>) ->
     if let Some(core) = config.core {
         pin(core);
     }
-    let ring = build_ring(config.entries).map_err(|source| match source.raw_os_error() {
+    let ring = build_ring(config.entries).map_err(explain_no_ring)?;
+    let waker = shared.clone();
+    let world = World::new(&config, Box::new(move |op, result| waker.post(Post::Blob { op, result })));
+    Loop { config, ring, node, world, shared, outcome: None }.run()
+}
+
+fn explain_no_ring(source: io::Error) -> RunError {
+    match source.raw_os_error() {
         Some(libc::ENOSYS | libc::EPERM | libc::EACCES | libc::EINVAL) => {
             RunError::Refused { kernel: crate::host::kernel_version(), source }
         }
         _ => RunError::Ring(source),
-    })?;
-    let waker = shared.clone();
-    let world = World::new(&config, Box::new(move |op, result| waker.post(Post::Blob { op, result })));
-    Loop { config, ring, node, world, shared, outcome: None }.run()
+    }
 }
 
 fn pin(core: usize) {

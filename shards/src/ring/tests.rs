@@ -242,3 +242,39 @@ fn stopping_sends_what_is_queued() {
     }
     shard.join().unwrap();
 }
+
+/// Makes io_uring_setup fail with EPERM in this thread and those it starts, as container runtimes do.
+fn forbid_io_uring() {
+    let filter = [
+        // Load the system call's number; skip one if it is not io_uring_setup; refuse; allow.
+        libc::sock_filter { code: 0x20, jt: 0, jf: 0, k: 0 },
+        libc::sock_filter { code: 0x15, jt: 0, jf: 1, k: libc::SYS_io_uring_setup as u32 },
+        libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: libc::SECCOMP_RET_ERRNO | libc::EPERM as u32 },
+        libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW },
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+    // SAFETY: plain system calls; the program and its filter live until they return.
+    let installed = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program) == 0
+    };
+    assert!(installed, "{}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn a_kernel_that_refuses_io_uring_is_explained() {
+    let error = std::thread::spawn(|| {
+        forbid_io_uring();
+        let config = RingConfig::new("refused", std::env::temp_dir(), framing);
+        spawn(config, || Scripted(Box::new(|_, _| {})))
+            .expect("a thread starts")
+            .join()
+            .expect_err("io_uring is forbidden")
+            .to_string()
+    })
+    .join()
+    .unwrap();
+    for part in ["refuses io_uring", "kernel.io_uring_disabled", "seccomp", &crate::host::kernel_version()] {
+        assert!(error.contains(part), "{error}");
+    }
+}

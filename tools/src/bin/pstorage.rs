@@ -2,7 +2,7 @@
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use pstorage_tools::commands::{attributes, auth, check, local, make, stat};
-use pstorage_tools::{Context, Outcome};
+use pstorage_tools::{Context, Outcome, parse_replicas, parse_size};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,21 +28,21 @@ struct Cli {
 struct LocalShape {
     /// Directory that holds everything.
     dir: PathBuf,
-    /// Metadata servers.
-    #[arg(long, default_value_t = 3)]
-    mds: u32,
-    /// Chunk servers.
-    #[arg(long, default_value_t = 3)]
-    cs: u32,
-    /// Shards of each chunk server.
-    #[arg(long, default_value_t = 2)]
-    shards: u16,
-    /// Replicas, normal:minimum.
-    #[arg(long, default_value = "3:2")]
-    replicas: String,
-    /// Space of each chunk server, GB.
-    #[arg(long, default_value_t = 10)]
-    capacity_gb: u64,
+    /// Metadata servers of a new cluster. [default: 3]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=15), allow_negative_numbers = true)]
+    mds: Option<u32>,
+    /// Chunk servers; more than there are adds some. [default: 3]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64), allow_negative_numbers = true)]
+    cs: Option<u32>,
+    /// Shards of each new chunk server. [default: 2]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64), allow_negative_numbers = true)]
+    shards: Option<u16>,
+    /// Replicas of a new cluster, normal:minimum. [default: 3:2, or as many as chunk servers]
+    #[arg(long, value_parser = parse_replicas, allow_hyphen_values = true)]
+    replicas: Option<(u8, u8)>,
+    /// Space of each new chunk server, such as 512M or 20G (bare numbers: GB). [default: 10G, or what there is]
+    #[arg(long, alias = "capacity-gb", value_parser = |s: &str| parse_size(s, 1 << 30), allow_hyphen_values = true)]
+    capacity: Option<u64>,
 }
 
 #[derive(Subcommand)]
@@ -109,23 +109,26 @@ enum Command {
         #[arg(short = 'r', long = "repository")]
         dir: PathBuf,
         /// Storage tier, 0 to 3.
-        #[arg(short = 't', long = "tier", default_value_t = 0)]
+        #[arg(short = 't', long = "tier", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=3),
+              allow_negative_numbers = true)]
         tier: u8,
         /// Directory on an SSD for the write journals.
         #[arg(short = 'j', long = "journal")]
         journal: Option<PathBuf>,
-        /// Size of the journals of all shards together, MB.
-        #[arg(short = 's', long = "journal-size")]
-        journal_mb: Option<u64>,
+        /// Size of the journals of all shards together, such as 512M or 2G (bare numbers: MB).
+        #[arg(short = 's', long = "journal-size", value_name = "SIZE", value_parser = |s: &str| parse_size(s, 1 << 20),
+              allow_hyphen_values = true)]
+        journal_bytes: Option<u64>,
         /// Address to listen on. [default: 127.0.0.1]
         #[arg(short = 'a', long = "address")]
         ip: Option<IpAddr>,
         /// Shards; fixed for the life of the server. [default: cores]
-        #[arg(long)]
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256), allow_negative_numbers = true)]
         shards: Option<u16>,
-        /// Space for chunks, MB. [default: 95 % of what is free]
-        #[arg(long)]
-        capacity_mb: Option<u64>,
+        /// Space for chunks, such as 500G (bare numbers: MB). [default: 95 % of what is free]
+        #[arg(long, alias = "capacity-mb", value_name = "SIZE", value_parser = |s: &str| parse_size(s, 1 << 20),
+              allow_hyphen_values = true)]
+        capacity: Option<u64>,
     },
     /// Authenticates this node by the cluster's password.
     AuthNode {
@@ -198,13 +201,7 @@ fn main() -> ExitCode {
 }
 
 fn shape_of(s: &LocalShape) -> local::Shape {
-    local::Shape {
-        mds: s.mds,
-        cs: s.cs,
-        shards: s.shards,
-        replicas: s.replicas.clone(),
-        capacity_bytes: s.capacity_gb << 30,
-    }
+    local::Shape { mds: s.mds, cs: s.cs, shards: s.shards, replicas: s.replicas, capacity_bytes: s.capacity }
 }
 
 fn run(context: &Context, command: Command) -> Outcome {
@@ -221,16 +218,16 @@ fn run(context: &Context, command: Command) -> Outcome {
             make::add_mds(context, make::parse_addr(&new.address)?, &new.dir, &new.bootstrap)
         }
         Command::RmMds { id } => make::rm_mds(context, id),
-        Command::MakeCs { dir, tier, journal, journal_mb, ip, shards, capacity_mb } => make::make_cs(
+        Command::MakeCs { dir, tier, journal, journal_bytes, ip, shards, capacity } => make::make_cs(
             context,
             &make::NewCs {
                 dir,
                 tier,
                 journal_dir: journal,
-                journal_bytes: journal_mb.map(|mb| mb << 20),
+                journal_bytes,
                 ip,
                 shards,
-                capacity_bytes: capacity_mb.map(|mb| mb << 20),
+                capacity_bytes: capacity,
             },
         ),
         Command::AuthNode { password_file, bootstrap } => {

@@ -10,7 +10,7 @@ pub fn set_attr(context: &Context, path: &str, assignments: &[String], recursive
     for assignment in assignments {
         let (name, value) = assignment.split_once('=').ok_or(format!("'{assignment}' is not NAME=VALUE"))?;
         let request = MdsRequest::SetPolicy { file, name: name.into(), value: value.into(), recursive };
-        link.ask(&request).map_err(|e| format!("{path}: {assignment}: {e}"))?;
+        link.ask(&request).map_err(|e| format!("{path}: {e}"))?;
     }
     Ok(())
 }
@@ -19,11 +19,10 @@ pub fn get_attr(context: &Context, path: &str) -> Outcome {
     let a = resolve(&mut context.link()?, path)?;
     let domain = format!("{:?}", a.replicas.domain).to_lowercase();
     if context.json {
-        println!(
-            "{}",
-            serde_json::json!({"path": path, "replicas": format!("{}:{}", a.replicas.normal, a.replicas.minimum),
-                "tier": a.replicas.tier, "failure-domain": domain, "chunk-size": a.chunk_bytes})
-        );
+        crate::print_json(&serde_json::json!({
+            "path": path, "replicas": format!("{}:{}", a.replicas.normal, a.replicas.minimum),
+            "tier": a.replicas.tier, "failure-domain": domain, "chunk-size": a.chunk_bytes,
+        }))?;
     } else {
         println!("replicas={}:{}", a.replicas.normal, a.replicas.minimum);
         println!("failure-domain={domain}");
@@ -37,6 +36,9 @@ pub fn get_config(context: &Context) -> Outcome {
     let MdsReply::Config { entries } = context.link()?.ask(&MdsRequest::GetConfig)? else {
         return Err("unexpected answer of the metadata server".into());
     };
+    if context.json {
+        return crate::print_json(&entries.into_iter().collect::<std::collections::BTreeMap<_, _>>());
+    }
     for (key, value) in entries {
         println!("{key}={value}");
     }

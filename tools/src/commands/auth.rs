@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 use wire::auth::{ClusterKey, PasswordSalt};
-use wire::hello;
+use wire::{Status, hello};
 
 /// From a file, the terminal, or the first line of standard input.
 pub fn ask_password(prompt: &str, file: Option<&Path>) -> Outcome<String> {
@@ -59,8 +59,12 @@ pub fn auth_node(context: &Context, password_file: Option<&Path>, bootstrap: &[S
     let (salt, from) = find_salt(cluster, &known)?;
     let password = ask_password("Please enter password for cluster: ", password_file)?;
     let key = ClusterKey::from_password(&password, salt)?;
-    crate::mds_link::connect(cluster, &key, from)
-        .map_err(|why| format!("cluster '{cluster}' did not accept the password ({why})"))?;
+    crate::mds_link::connect(cluster, &key, from).map_err(|e| match e.status {
+        Some(Status::WrongPassword) => {
+            format!("wrong password: {from} of cluster '{cluster}' does not accept it. Nothing was stored; try again")
+        }
+        _ => format!("{from}: {}. Nothing was stored", e.why),
+    })?;
     store_key(context, &key)?;
     context.add_to_bs_list(bootstrap)?;
     println!("This node is authenticated in cluster '{cluster}'.");
@@ -70,7 +74,7 @@ pub fn auth_node(context: &Context, password_file: Option<&Path>, bootstrap: &[S
 fn find_salt(cluster: &str, known: &[SocketAddr]) -> Outcome<(PasswordSalt, SocketAddr)> {
     if known.is_empty() {
         return Err(format!(
-            "don't know any metadata server of '{cluster}': name one with -b IP:PORT, or write bs.list"
+            "don't know any metadata server of cluster '{cluster}': name one with -b IP:PORT"
         ));
     }
     let mut tried = Vec::new();
@@ -79,7 +83,7 @@ fn find_salt(cluster: &str, known: &[SocketAddr]) -> Outcome<(PasswordSalt, Sock
             let timeout = Duration::from_secs(2);
             let mut conn = BlockingConn::connect(addr, wire::framing, timeout).map_err(|e| e.to_string())?;
             conn.send(&hello::ask_salt().encode()).map_err(|e| e.to_string())?;
-            hello::read_salt(&crate::mds_link::receive(&mut conn)?)
+            hello::read_salt(&crate::mds_link::receive(&mut conn, timeout)?)
         };
         match ask() {
             Ok(salt) => return Ok((salt, addr)),

@@ -11,6 +11,8 @@ use wire::{BlockCrc, CsId, DataMeta, Frame, Head, Kind, Replica, Role, Status, f
 
 /// Blocks asked for at once.
 const WINDOW: u32 = 4096;
+/// Blocks of the largest chunk: the map does not say how large a chunk is, and behind its end all is hole.
+const MOST_BLOCKS: u32 = (256 << 20) / wire::BLOCK_BYTES as u32;
 /// A chunk in use may differ for a moment: look again before complaining.
 const TRIES: u32 = 5;
 
@@ -27,46 +29,60 @@ pub fn check(context: &Context, repair: bool) -> Outcome {
     bar.set_style(
         ProgressStyle::with_template("{bar:40} {pos}/{len} chunks, {eta} left").expect("a valid template"),
     );
-    let mut wrong = 0;
-    let mut unreadable = 0;
+    let (mut wrong, mut unreadable) = (0, 0);
+    let mut findings = Vec::new();
     for map in &chunks {
         match check_chunk(&mut link, map) {
             Ok(None) => {}
             Ok(Some(finding)) => {
                 wrong += 1;
-                bar.println(format!("chunk {}: {}", map.chunk, finding.text));
+                tell(&bar, map, &finding.text);
+                findings
+                    .push(serde_json::json!({"chunk": map.chunk, "bad": finding.bad, "what": finding.text}));
                 for cs in finding.bad.iter().filter(|_| repair) {
                     let request =
                         MdsRequest::ReportBadReplica { chunk: map.chunk, epoch: map.epoch, cs: *cs };
                     match link.ask(&request) {
-                        Ok(_) => bar.println(format!("chunk {}: CS#{cs} will be filled again", map.chunk)),
-                        Err(e) => bar.println(format!("chunk {}: {e}", map.chunk)),
+                        Ok(_) => tell(&bar, map, &format!("CS#{cs} will be filled again")),
+                        Err(e) => tell(&bar, map, &e),
                     }
                 }
             }
             Err(why) => {
                 unreadable += 1;
-                bar.println(format!("chunk {}: could not be checked: {why}", map.chunk));
+                tell(&bar, map, &format!("could not be checked: {why}"));
+                findings.push(serde_json::json!({"chunk": map.chunk, "unchecked": why}));
             }
         }
         bar.inc(1);
     }
     bar.finish_and_clear();
     let behind = chunks.iter().filter(|m| m.grant.in_sync().count() < m.grant.replicas.len()).count();
-    println!(
-        "{} chunks checked: {wrong} with differing or damaged replicas, {unreadable} not checked, {behind} with \
-         replicas still being caught up",
-        chunks.len()
-    );
-    if wrong + unreadable > 0 {
-        return Err(if repair {
-            "damage was found; run check again later"
-        } else {
-            "damage was found; see check --repair"
-        }
-        .into());
+    if context.json {
+        crate::print_json(&serde_json::json!({
+            "chunks": chunks.len(), "damaged": wrong, "unchecked": unreadable, "behind": behind,
+            "findings": findings,
+        }))?;
+    } else {
+        println!(
+            "{} chunks checked: {wrong} with differing or damaged replicas, {unreadable} not checked, {behind} with \
+             replicas still being caught up",
+            chunks.len()
+        );
     }
-    Ok(())
+    match (wrong, unreadable) {
+        (0, 0) => Ok(()),
+        (0, _) => {
+            Err("some chunks could not be checked: see above; check again when all chunk servers run".into())
+        }
+        _ if repair => Err("damage was found; run check again when the replicas are filled".into()),
+        _ => Err("damage was found; 'check --repair' has the damaged replicas filled again".into()),
+    }
+}
+
+/// A line about a chunk, above the progress bar if there is one.
+fn tell(bar: &ProgressBar, map: &ChunkMap, what: &str) {
+    bar.suspend(|| eprintln!("chunk {}: {what}", map.chunk));
 }
 
 fn check_chunk(link: &mut MdsLink, map: &ChunkMap) -> Outcome<Option<Finding>> {
@@ -93,9 +109,9 @@ fn check_chunk(link: &mut MdsLink, map: &ChunkMap) -> Outcome<Option<Finding>> {
     last
 }
 
-fn compare(link: &MdsLink, map: &ChunkMap) -> Outcome<Option<Finding>> {
+fn compare(link: &mut MdsLink, map: &ChunkMap) -> Outcome<Option<Finding>> {
     let in_sync: Vec<&Replica> = map.grant.replicas.iter().filter(|r| r.role == Role::InSync).collect();
-    for first in (0..(64 << 20) / wire::BLOCK_BYTES as u32).step_by(WINDOW as usize) {
+    for first in (0..MOST_BLOCKS).step_by(WINDOW as usize) {
         let mut answers: BTreeMap<CsId, Option<Vec<BlockCrc>>> = BTreeMap::new();
         for replica in &in_sync {
             answers.insert(replica.cs, sums(link, map, replica, first)?);
@@ -121,7 +137,7 @@ fn compare(link: &MdsLink, map: &ChunkMap) -> Outcome<Option<Finding>> {
 }
 
 /// Block checksums of a replica, read from its disk; `None` when they don't match the data.
-fn sums(link: &MdsLink, map: &ChunkMap, replica: &Replica, first: u32) -> Outcome<Option<Vec<BlockCrc>>> {
+fn sums(link: &mut MdsLink, map: &ChunkMap, replica: &Replica, first: u32) -> Outcome<Option<Vec<BlockCrc>>> {
     let mut head = Head::new(Kind::Sums, 1);
     head.chunk = map.chunk;
     head.epoch = map.epoch;

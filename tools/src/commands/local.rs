@@ -24,17 +24,52 @@ use wire::{MdsId, ROOT};
 
 pub const CLUSTER: &str = "local";
 const READY_WITHIN: Duration = Duration::from_secs(60);
+/// What the journal of a metadata server takes.
+const MDS_BYTES: u64 = 64 << 20;
 const END_WITHIN: Duration = Duration::from_secs(15);
 
-#[derive(Clone, Debug)]
+/// What was asked for; a cluster that exists keeps what it has.
+#[derive(Clone, Debug, Default)]
 pub struct Shape {
-    pub mds: u32,
-    pub cs: u32,
-    pub shards: u16,
-    /// `N:M`.
-    pub replicas: String,
+    pub mds: Option<u32>,
+    pub cs: Option<u32>,
+    pub shards: Option<u16>,
+    /// Normal and minimum.
+    pub replicas: Option<(u8, u8)>,
     /// Of each chunk server.
-    pub capacity_bytes: u64,
+    pub capacity_bytes: Option<u64>,
+}
+
+const MDS: u32 = 3;
+const CS: u32 = 3;
+const SHARDS: u16 = 2;
+const REPLICAS: (u8, u8) = (3, 2);
+const CAPACITY_BYTES: u64 = 10 << 30;
+const SHARD_JOURNAL_BYTES: u64 = 32 << 20;
+/// What `up` makes in an empty directory, beside the directories of the servers.
+const PARTS: [&str; 4] = ["etc", "run", "logs", "mnt"];
+
+impl Shape {
+    fn shards(&self) -> u16 {
+        self.shards.unwrap_or(SHARDS)
+    }
+
+    /// Replicas of a new cluster with `cs` chunk servers; an error if they can't have places.
+    fn replicas_for(&self, cs: u32) -> Outcome<(u8, u8)> {
+        match self.replicas {
+            Some((normal, _)) if u32::from(normal) > cs => Err(format!(
+                "{normal} replicas need {normal} chunk servers, and there would be {cs}: raise --cs, or ask for fewer \
+                 with --replicas"
+            )),
+            Some(asked) => Ok(asked),
+            None if u32::from(REPLICAS.0) > cs => Ok((cs as u8, 1)),
+            None => Ok(REPLICAS),
+        }
+    }
+
+    fn journals_bytes(&self) -> u64 {
+        u64::from(self.shards()) * SHARD_JOURNAL_BYTES
+    }
 }
 
 /// One process of the cluster.
@@ -51,10 +86,27 @@ struct Cluster {
 
 impl Cluster {
     fn at(dir: &Path) -> Outcome<Cluster> {
-        fs::create_dir_all(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
         let dir = dir.canonicalize().map_err(|e| format!("{}: {e}", dir.display()))?;
         let context = Context { cluster: Some(CLUSTER.into()), etc: dir.join("etc"), json: false };
         Ok(Cluster { dir, context })
+    }
+
+    /// The cluster that was made in `dir`.
+    fn existing(dir: &Path) -> Outcome<Cluster> {
+        if let Ok(c) = Cluster::at(dir)
+            && c.is_made()
+        {
+            return Ok(c);
+        }
+        let dir = dir.display();
+        Err(format!(
+            "there is no local cluster in {dir}: 'pstorage local up {dir}' makes one in an empty directory"
+        ))
+    }
+
+    /// bs.list is the last thing that making a cluster writes.
+    fn is_made(&self) -> bool {
+        !self.numbers("mds").is_empty() && self.context.bs_list().is_ok_and(|known| !known.is_empty())
     }
 
     fn path(&self, name: &str) -> String {
@@ -115,12 +167,8 @@ impl Cluster {
                 program.display()
             ));
         }
-        let log = self.dir.join("logs").join(format!("{}.out", service.name));
-        let out = File::options()
-            .create(true)
-            .append(true)
-            .open(&log)
-            .map_err(|e| format!("{}: {e}", log.display()))?;
+        let log = self.out_file(&service.name);
+        let out = File::create(&log).map_err(|e| format!("{}: {e}", log.display()))?;
         let err = out.try_clone().map_err(|e| e.to_string())?;
         let child = Command::new(&program)
             .args(&service.args)
@@ -134,19 +182,30 @@ impl Cluster {
         fs::write(&pid_file, child.id().to_string()).map_err(|e| format!("{}: {e}", pid_file.display()))
     }
 
+    /// The state of the cluster now, without waiting for one that does not answer.
+    fn stat(&self) -> Outcome<wire::mds_api::ClusterStat> {
+        match self.context.link()?.hasty().ask(&MdsRequest::ClusterStat)? {
+            MdsReply::Stat(stat) => Ok(*stat),
+            _ => Err("unexpected answer of the metadata server".into()),
+        }
+    }
+
     /// Waits for `ready`, watching that the services live.
     fn wait(&self, what: &str, watched: &[Service], mut ready: impl FnMut() -> Outcome<bool>) -> Outcome {
         let deadline = Instant::now() + READY_WITHIN;
-        // A process that is just being started has no command line yet: look more than once.
-        let mut misses = 0;
+        // A process that is just being started has no command line yet: look again after a while.
+        let mut gone_since: Option<Instant> = None;
         loop {
             let last = ready();
             if let Ok(true) = last {
                 return Ok(());
             }
             let gone = watched.iter().find(|s| self.pid(&s.name).is_none());
-            misses = if gone.is_some() { misses + 1 } else { 0 };
-            if let Some(service) = gone.filter(|_| misses >= 5) {
+            let since = gone.map(|_| gone_since.unwrap_or_else(Instant::now));
+            gone_since = since;
+            if let (Some(service), Some(since)) = (gone, since)
+                && since.elapsed() > Duration::from_millis(200)
+            {
                 return Err(format!("{} ended. It said:\n{}", service.name, self.last_words(&service.name)));
             }
             if Instant::now() > deadline {
@@ -162,13 +221,21 @@ impl Cluster {
     }
 
     fn last_words(&self, name: &str) -> String {
-        let text = fs::read_to_string(self.dir.join("logs").join(format!("{name}.out"))).unwrap_or_default();
+        let text = fs::read_to_string(self.out_file(name)).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(8)..].join("\n")
     }
 
-    fn stop(&self, name: &str) -> Outcome {
-        let Some(pid) = self.pid(name) else { return Ok(()) };
+    /// What a service says outside its log, since its last start.
+    fn out_file(&self, name: &str) -> PathBuf {
+        self.dir.join("logs").join(format!("{name}.out"))
+    }
+
+    /// Whether it ran.
+    fn stop(&self, name: &str) -> bool {
+        let Some(pid) = self.pid(name) else { return false };
+        // One that was stopped (SIGSTOP) could not hear of it.
+        let _ = kill(pid, Signal::SIGCONT);
         let _ = kill(pid, Signal::SIGTERM);
         let deadline = Instant::now() + END_WITHIN;
         while self.pid(name).is_some() {
@@ -181,7 +248,7 @@ impl Cluster {
             std::thread::sleep(Duration::from_millis(10));
         }
         let _ = fs::remove_file(self.dir.join("run").join(format!("{name}.pid")));
-        Ok(())
+        true
     }
 
     fn is_mounted(&self) -> bool {
@@ -210,32 +277,51 @@ fn free_pair(taken: &mut Vec<u16>) -> Outcome<SocketAddr> {
     Err("no two free ports in a row on 127.0.0.1 between 10000 and 20000".into())
 }
 
-/// Makes what is not there yet: keys and the directories of the metadata servers.
-fn make_cluster(c: &Cluster, shape: &Shape) -> Outcome {
-    for sub in ["etc", "run", "logs", "mnt"] {
-        fs::create_dir_all(c.dir.join(sub)).map_err(|e| format!("{}: {e}", c.path(sub)))?;
-    }
+/// Refuses a directory that holds anything but a local cluster.
+fn check_empty(c: &Cluster) -> Outcome {
     if !c.numbers("mds").is_empty() {
-        return Ok(());
-    }
-    let foreign: Vec<String> = fs::read_dir(&c.dir)
-        .map_err(|e| e.to_string())?
-        .flatten()
-        .map(|e| e.file_name().to_string_lossy().into_owned())
-        .filter(|n| !["etc", "run", "logs", "mnt"].contains(&n.as_str()))
-        .collect();
-    if let Some(entry) = foreign.first() {
         return Err(format!(
-            "{} is not empty (it holds '{entry}'): choose an empty directory",
+            "{} holds a cluster that was only half made: remove it and start again",
             c.dir.display()
         ));
+    }
+    mds::control::check_free(&c.dir).map_err(|e| e.to_string())
+}
+
+/// Makes a cluster in an empty directory, or leaves it empty.
+fn make_cluster(c: &Cluster, shape: &Shape) -> Outcome {
+    check_empty(c)?;
+    let cs = shape.cs.unwrap_or(CS);
+    shape.replicas_for(cs)?;
+    check_shape_fits(c, shape, cs)?;
+    make_parts(c, shape.mds.unwrap_or(MDS)).inspect_err(|_| {
+        let servers = (1..=15).map(|n| format!("mds{n}"));
+        for part in PARTS.map(String::from).into_iter().chain(servers) {
+            let _ = fs::remove_dir_all(c.dir.join(part)); // The directory was empty before.
+        }
+    })
+}
+
+/// Before anything is made: a file system that can hold it.
+fn check_shape_fits(c: &Cluster, shape: &Shape, cs: u32) -> Outcome {
+    if !shards::host::supports_direct_io(&c.dir).map_err(|e| format!("{}: {e}", c.dir.display()))? {
+        return Err(mds::control::ControlError::NoDirectIo { dir: c.dir.clone() }.to_string());
+    }
+    let journals = u64::from(cs) * shape.journals_bytes() + u64::from(shape.mds.unwrap_or(MDS)) * MDS_BYTES;
+    make::check_room(&c.dir, journals, shape.capacity_bytes).map(|_| ())
+}
+
+/// Keys and the directories of the metadata servers.
+fn make_parts(c: &Cluster, mds: u32) -> Outcome {
+    for sub in PARTS {
+        fs::create_dir_all(c.dir.join(sub)).map_err(|e| format!("{}: {e}", c.path(sub)))?;
     }
     let password = crate::random_hex::<16>();
     let key = ClusterKey::from_password(&password, PasswordSalt::with_salt(shards::host::random_bytes()))?;
     super::auth::store_key(&c.context, &key)?;
     let mut taken = Vec::new();
     let mut peers = Vec::new();
-    for n in 1..=shape.mds {
+    for n in 1..=mds {
         peers.push(MdsPeer::at(MdsId(n.into()), free_pair(&mut taken)?).map_err(|e| e.to_string())?);
     }
     for peer in &peers {
@@ -246,40 +332,89 @@ fn make_cluster(c: &Cluster, shape: &Shape) -> Outcome {
     c.context.add_to_bs_list(&peers.iter().map(|p| p.addr).collect::<Vec<_>>())
 }
 
-pub fn up(dir: &Path, shape: &Shape) -> Outcome {
-    if !Path::new("/dev/fuse").exists() {
-        return Err(
-            "/dev/fuse is not there: load the fuse module (modprobe fuse), or start the container with it"
-                .into(),
-        );
+/// A cluster that exists is not changed by being started again.
+fn check_unchanged(c: &Cluster, shape: &Shape) -> Outcome {
+    let mds = c.numbers("mds").len() as u32;
+    match shape.mds {
+        Some(asked) if asked != mds => Err(format!(
+            "the cluster in {} has {mds} metadata servers; --mds is for a new one",
+            c.dir.display()
+        )),
+        _ => Ok(()),
     }
+}
+
+pub fn up(dir: &Path, shape: &Shape) -> Outcome {
+    fuse_is_there()?;
+    fs::create_dir_all(dir).map_err(|e| format!("making {}: {e}", dir.display()))?;
     let c = Cluster::at(dir)?;
+    if c.is_made() {
+        check_unchanged(&c, shape)?;
+    } else {
+        make_cluster(&c, shape)?;
+    }
+    start_all(&c, shape).map_err(|why| {
+        format!("{why}\nWhat runs goes on; stop it with: pstorage local down {}", c.dir.display())
+    })
+}
+
+fn fuse_is_there() -> Outcome {
+    use std::os::unix::fs::FileTypeExt;
+    match fs::metadata("/dev/fuse") {
+        Ok(found) if found.file_type().is_char_device() => Ok(()),
+        _ => Err("/dev/fuse is not there: load the module with 'modprobe fuse', and in a container pass the device \
+                  on (docker run --device /dev/fuse --cap-add SYS_ADMIN)"
+            .into()),
+    }
+}
+
+fn start_all(c: &Cluster, shape: &Shape) -> Outcome {
+    for sub in PARTS {
+        // A mount point whose process was killed can't even be looked at.
+        let _ = fs::create_dir(c.dir.join(sub));
+    }
     let began = Instant::now();
     // A mount whose process was killed answers nothing but errors.
     if c.is_mounted() && c.pid("mount").is_none() {
         let _ = nix::mount::umount2(&c.mount_point(), nix::mount::MntFlags::MNT_DETACH);
     }
-    make_cluster(&c, shape)?;
     let mds = c.mds();
     for service in &mds {
         c.start(service)?;
     }
-    c.wait("no master metadata server was elected", &mds, || cluster_stat(&c).map(|_| true))?;
+    c.wait("no master metadata server was elected", &mds, || c.stat().map(|_| true))?;
     println!("{:>6.2}s  {} metadata servers, a master elected", began.elapsed().as_secs_f64(), mds.len());
-    if c.numbers("cs").is_empty() {
-        let value = shape.replicas.clone();
+    let have = c.numbers("cs").len() as u32;
+    // Those of a new cluster; of an older one no more than were asked for.
+    let wanted = if have == 0 { shape.cs.unwrap_or(CS) } else { shape.cs.unwrap_or(have) };
+    if have == 0 {
+        let (normal, minimum) = shape.replicas_for(wanted)?;
+        let value = format!("{normal}:{minimum}");
         let request = MdsRequest::SetPolicy { file: ROOT, name: "replicas".into(), value, recursive: false };
         c.context.link()?.ask(&request)?;
+    } else if let Some((normal, minimum)) = shape.replicas {
+        let p = c.stat()?.default_policy;
+        if (p.normal, p.minimum) != (normal, minimum) {
+            return Err(format!(
+                "the cluster has replicas {}:{}; --replicas is for a new one. Change them with: pstorage -c {CLUSTER} \
+                 --etc {} set-attr / replicas={normal}:{minimum}",
+                p.normal,
+                p.minimum,
+                c.context.etc.display()
+            ));
+        }
     }
-    for n in c.numbers("cs").len() as u32 + 1..=shape.cs {
+    for n in have + 1..=wanted {
+        let left = u64::from(wanted - n) * shape.journals_bytes();
+        let room = make::check_room(&c.dir, left + shape.journals_bytes(), shape.capacity_bytes)?;
         let new = make::NewCs {
             dir: c.dir.join(format!("cs{n}")),
             tier: 0,
             journal_dir: None,
-            journal_bytes: Some(u64::from(shape.shards) * (32 << 20)),
+            journal_bytes: Some(shape.journals_bytes()),
             ip: Some([127, 0, 0, 1].into()),
-            shards: Some(shape.shards),
-            capacity_bytes: Some(shape.capacity_bytes),
+            shards: Some(shape.shards()),
+            capacity_bytes: Some(shape.capacity_bytes.unwrap_or(CAPACITY_BYTES.min(room))),
         };
         make::make_cs_quietly(&c.context, &new)?;
     }
@@ -288,14 +423,9 @@ pub fn up(dir: &Path, shape: &Shape) -> Outcome {
         c.start(service)?;
     }
     c.wait("not all chunk servers registered", &cs, || {
-        Ok(cluster_stat(&c)?.cs.iter().filter(|s| s.status == CsStatus::Active).count() >= cs.len())
+        Ok(c.stat()?.cs.iter().filter(|s| s.status == CsStatus::Active).count() >= cs.len())
     })?;
-    println!(
-        "{:>6.2}s  {} chunk servers of {} shards registered",
-        began.elapsed().as_secs_f64(),
-        cs.len(),
-        shape.shards
-    );
+    println!("{:>6.2}s  {} chunk servers registered", began.elapsed().as_secs_f64(), cs.len());
     let mount = [c.mount()];
     c.start(&mount[0])?;
     c.wait(
@@ -307,15 +437,9 @@ pub fn up(dir: &Path, shape: &Shape) -> Outcome {
     Ok(())
 }
 
-fn cluster_stat(c: &Cluster) -> Outcome<wire::mds_api::ClusterStat> {
-    match c.context.link()?.ask(&MdsRequest::ClusterStat)? {
-        MdsReply::Stat(stat) => Ok(*stat),
-        _ => Err("unexpected answer of the metadata server".into()),
-    }
-}
-
 pub fn down(dir: &Path) -> Outcome {
-    let c = Cluster::at(dir)?;
+    let c = Cluster::existing(dir)?;
+    let mut ran = c.is_mounted();
     // Clients first, so that everything is flushed; then chunk servers, then metadata servers.
     if c.is_mounted()
         && let Err(e) = nix::mount::umount2(&c.mount_point(), nix::mount::MntFlags::empty())
@@ -323,15 +447,16 @@ pub fn down(dir: &Path) -> Outcome {
         eprintln!("{}: {e}; detaching it", c.mount_point().display());
         let _ = nix::mount::umount2(&c.mount_point(), nix::mount::MntFlags::MNT_DETACH);
     }
-    c.stop("mount")?;
+    ran |= c.stop("mount");
     for service in c.cs().iter().chain(&c.mds()) {
-        c.stop(&service.name)?;
+        ran |= c.stop(&service.name);
     }
     if c.is_mounted() {
         let _ = nix::mount::umount2(&c.mount_point(), nix::mount::MntFlags::MNT_DETACH);
     }
     println!(
-        "Stopped. The data stays in {}; start again with: pstorage local up {}",
+        "{}. The data stays in {}; start again with: pstorage local up {}",
+        if ran { "Stopped" } else { "Nothing was running" },
         c.dir.display(),
         c.dir.display()
     );
@@ -339,25 +464,24 @@ pub fn down(dir: &Path) -> Outcome {
 }
 
 pub fn status(dir: &Path, json: bool) -> Outcome {
-    let c = Cluster::at(dir)?;
+    let c = Cluster::existing(dir)?;
     let rows: Vec<(String, Option<i32>)> =
         c.services().iter().map(|s| (s.name.clone(), c.pid(&s.name).map(Pid::as_raw))).collect();
     if json {
         let services: Vec<_> = rows.iter().map(|(n, p)| serde_json::json!({"name": n, "pid": p})).collect();
-        println!(
-            "{}",
-            serde_json::json!({"services": services, "mounted": c.is_mounted(), "mount": c.mount_point()})
-        );
-        return Ok(());
+        let all = rows.iter().all(|(_, pid)| pid.is_some()) && c.is_mounted();
+        return crate::print_json(&serde_json::json!({
+            "running": all, "services": services, "mounted": c.is_mounted(), "mount": c.mount_point(),
+        }));
     }
     for (name, pid) in &rows {
-        println!("{name:<8} {}", pid.map_or("down".into(), |p| format!("process {p}")));
+        let state = pid.map_or("down".into(), |p| format!("process {p}"));
+        let mounted = if c.is_mounted() { "mounted" } else { "not mounted" };
+        match name.as_str() {
+            "mount" => println!("{name:<8} {state}, {} {mounted}", c.mount_point().display()),
+            _ => println!("{name:<8} {state}"),
+        }
     }
-    println!(
-        "mount    {} {}",
-        c.mount_point().display(),
-        if c.is_mounted() { "mounted" } else { "not mounted" }
-    );
     if rows.iter().any(|(n, p)| n.starts_with("mds") && p.is_some()) {
         println!();
         stat::stat(&c.context)?;
@@ -377,7 +501,14 @@ pub fn demo(dir: &Path, shape: &Shape, image: Option<&Path>) -> Outcome {
     };
     let name = "demo.img";
     let target = c.mount_point().join(name);
-    println!("\nStoring {} as {} with replicas {}", source.display(), target.display(), shape.replicas);
+    let p = c.stat()?.default_policy;
+    println!(
+        "\nStoring {} as {} with replicas {}:{}",
+        source.display(),
+        target.display(),
+        p.normal,
+        p.minimum
+    );
     let (stored, write_rate) = store(&source, &target)?;
     println!("  stored and synced at {write_rate:.0} MB/s, SHA-256 {stored}");
     let (read, read_rate) = read_back(&target)?;

@@ -26,6 +26,8 @@ pub fn make_first_mds(
 ) -> Outcome {
     let cluster = context.cluster()?;
     let peer = MdsPeer::at(MdsId(1), addr).map_err(|e| e.to_string())?;
+    mds::control::check_free(dir).map_err(|e| e.to_string())?;
+    refuse_known_cluster(context)?;
     let control = MdsControl::first_quorum(cluster, new_uuid(), MdsId(1), &[peer]);
     mds::control::create(dir, &control).map_err(|e| e.to_string())?;
     if let Some(key) = key {
@@ -37,6 +39,22 @@ pub fn make_first_mds(
         dir.display(),
         dir.display()
     );
+    Ok(())
+}
+
+/// A second cluster of the same name would mix up its servers and overwrite the key of the first.
+fn refuse_known_cluster(context: &Context) -> Outcome {
+    let cluster = context.cluster()?;
+    for path in [context.bs_list_path()?, context.cluster_dir()?.join("auth_digest.key")] {
+        if path.exists() {
+            return Err(format!(
+                "this machine belongs to a cluster '{cluster}' already ({} is there). For one more metadata server of \
+                 it use add-mds; for a new cluster take another name, or remove {} if the old one is gone",
+                path.display(),
+                context.cluster_dir()?.display()
+            ));
+        }
+    }
     Ok(())
 }
 
@@ -73,6 +91,9 @@ pub fn rm_mds(context: &Context, id: u64) -> Outcome {
     Ok(())
 }
 
+const LEAST_JOURNAL_BYTES: u64 = shards::journal::SMALLEST_JOURNAL_BYTES * 4;
+const LEAST_CAPACITY_BYTES: u64 = 256 << 20;
+
 pub struct NewCs {
     pub dir: PathBuf,
     pub tier: u8,
@@ -94,32 +115,26 @@ pub fn make_cs(context: &Context, new: &NewCs) -> Outcome {
 
 pub fn make_cs_quietly(context: &Context, new: &NewCs) -> Outcome<wire::CsId> {
     let cluster = context.cluster()?;
-    if new.tier > 3 {
-        return Err(format!("tier {} does not exist; tiers are 0 to 3", new.tier));
+    if new.ip.is_some_and(|ip| ip.is_unspecified() || ip.is_multicast()) {
+        return Err("-a: name the address that clients and other servers use".into());
     }
     engine::control::check_new(&new.dir).map_err(|e| e.to_string())?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u16;
     let shards = new.shards.unwrap_or(cores).max(1);
     let journal_bytes = new.journal_bytes.unwrap_or(u64::from(shards) * (64 << 20)) / u64::from(shards);
-    if journal_bytes < shards::journal::SMALLEST_JOURNAL_BYTES * 4 {
+    if journal_bytes < LEAST_JOURNAL_BYTES {
         return Err(format!(
-            "a journal of {journal_bytes} bytes a shard is too small; give each shard at least 4 MiB"
+            "a journal of {} KiB for each of {shards} shards is too small: --journal-size must be at least {}M",
+            journal_bytes >> 10,
+            u64::from(shards) * LEAST_JOURNAL_BYTES >> 20
         ));
     }
-    let space = nix::sys::statvfs::statvfs(&new.dir).map_err(|e| format!("{}: {e}", new.dir.display()))?;
-    let free = space.blocks_available() as u64 * space.fragment_size() as u64;
-    let journals_here = if new.journal_dir.is_none() { journal_bytes * u64::from(shards) } else { 0 };
-    let room = free.saturating_sub(journals_here) / 100 * 95;
-    let capacity_bytes = new.capacity_bytes.unwrap_or(room);
-    if room < 256 << 20 || capacity_bytes > room {
-        return Err(format!(
-            "{}: {} MB are free, too few for journals of {} MB and {} MB of chunks (at least 256 MB)",
-            new.dir.display(),
-            free >> 20,
-            journals_here >> 20,
-            capacity_bytes >> 20
-        ));
+    let journals_bytes = journal_bytes * u64::from(shards);
+    if let Some(journal_dir) = &new.journal_dir {
+        check_journal_dir(journal_dir, journals_bytes)?;
     }
+    let journals_here = if new.journal_dir.is_none() { journals_bytes } else { 0 };
+    let capacity_bytes = check_room(&new.dir, journals_here, new.capacity_bytes)?;
     let host = shards::host::host_name();
     let host_id = host_id(context)?;
     let reply = context.link()?.ask(&MdsRequest::NewCs { host_id, host: host.clone() })?;
@@ -140,6 +155,55 @@ pub fn make_cs_quietly(context: &Context, new: &NewCs) -> Outcome<wire::CsId> {
     };
     engine::control::create(&new.dir, &control).map_err(|e| e.to_string())?;
     Ok(cs)
+}
+
+/// Whether the journals fit into `dir` and can be written as they must.
+fn check_journal_dir(dir: &Path, bytes: u64) -> Outcome {
+    let fail = |e: std::io::Error| format!("{}: {e}", dir.display());
+    std::fs::create_dir_all(dir).map_err(fail)?;
+    if !shards::host::supports_direct_io(dir).map_err(fail)? {
+        return Err(engine::control::ControlError::NoDirectIo { dir: dir.into() }.to_string());
+    }
+    let free = free_bytes(dir)?;
+    if bytes > free {
+        return Err(format!(
+            "{}: {} MB are free, too few for journals of {} MB: make room, or ask for less with --journal-size",
+            dir.display(),
+            free >> 20,
+            bytes >> 20
+        ));
+    }
+    Ok(())
+}
+
+fn free_bytes(dir: &Path) -> Outcome<u64> {
+    let space = nix::sys::statvfs::statvfs(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    Ok(space.blocks_available() as u64 * space.fragment_size() as u64)
+}
+
+/// The capacity of a new chunk server in `dir`: the one asked for, if it fits, else nearly all there is.
+pub fn check_room(dir: &Path, journals_bytes: u64, asked: Option<u64>) -> Outcome<u64> {
+    let free = free_bytes(dir)?;
+    let room = free.saturating_sub(journals_bytes) / 100 * 95;
+    let capacity = asked.unwrap_or(room);
+    if capacity < LEAST_CAPACITY_BYTES && asked.is_some() {
+        return Err(format!(
+            "a capacity of {} MB is too small: give at least {} MB",
+            capacity >> 20,
+            LEAST_CAPACITY_BYTES >> 20
+        ));
+    }
+    if capacity < LEAST_CAPACITY_BYTES || capacity > room {
+        return Err(format!(
+            "{}: {} MB are free, too few for journals of {} MB and {} MB of chunks: make room, take another file \
+             system, or ask for less with --capacity",
+            dir.display(),
+            free >> 20,
+            journals_bytes >> 20,
+            capacity.max(LEAST_CAPACITY_BYTES) >> 20
+        ));
+    }
+    Ok(capacity)
 }
 
 /// Identifies this host for failure domains; made once.

@@ -2,8 +2,8 @@
 
 use crate::{Context, Outcome};
 use comfy_table::{Table, presets};
-use wire::ChunkId;
-use wire::mds_api::{CsStatus, FileAttr, MdsReply, MdsRequest, Severity};
+use wire::mds_api::{ChunkMap, CsStatus, FileAttr, FileKind, MdsReply, MdsRequest, Severity};
+use wire::{ChunkId, Replica};
 
 fn table(heads: &[&str]) -> Table {
     let mut table = Table::new();
@@ -27,8 +27,7 @@ pub fn stat(context: &Context) -> Outcome {
         return Err("unexpected answer of the metadata server".into());
     };
     if context.json {
-        println!("{}", serde_json::to_string_pretty(&s).map_err(|e| e.to_string())?);
-        return Ok(());
+        return crate::print_json(&s);
     }
     let count = |status: CsStatus| s.cs.iter().filter(|c| c.status == status).count();
     println!("Cluster '{}': {}", s.cluster, s.status);
@@ -51,7 +50,7 @@ pub fn stat(context: &Context) -> Outcome {
     println!("License: {}", s.license);
     println!("Replication: {} norm, {} limit", s.default_policy.normal, s.default_policy.minimum);
     let c = &s.chunks;
-    let share = |n: u64| if c.total == 0 { 0.0 } else { 100.0 * n as f64 / c.total as f64 };
+    let share = |n: u64| if c.total == 0 { 100.0 } else { 100.0 * n as f64 / c.total as f64 };
     println!(
         "Chunks: {} total, {:.2}% healthy, {} standby, {} degraded, {} urgent, {} blocked, {} offline, {} replicating, {} deleting",
         c.total,
@@ -175,32 +174,39 @@ pub fn resolve(link: &mut crate::mds_link::MdsLink, path: &str) -> Outcome<FileA
 pub fn explain(context: &Context, path: &str) -> Outcome {
     let mut link = context.link()?;
     let attr = resolve(&mut link, path)?;
+    if attr.kind != FileKind::File {
+        return Err(format!("{path} is not a regular file: only those have chunks"));
+    }
     let count = attr.size_bytes.div_ceil(u64::from(attr.chunk_bytes)) as u32;
-    let mut t = table(&["INDEX", "CHUNK", "EPOCH", "PRIMARY", "REPLICAS"]);
-    let mut seen = 0;
+    let mut maps: Vec<ChunkMap> = Vec::new();
     for first in (0..count.max(1)).step_by(1000) {
         let MdsReply::Maps { chunks } = link.ask(&MdsRequest::Map { file: attr.file, first, count: 1000 })?
         else {
             return Err("unexpected answer of the metadata server".into());
         };
-        for m in chunks {
-            seen += 1;
-            let primary = m.grant.primary().map_or("none".into(), |p| format!("CS#{}", p.cs));
-            let replicas: Vec<String> = m
-                .grant
-                .replicas
-                .iter()
-                .map(|r| format!("CS#{} {} {}", r.cs, r.addr, format!("{:?}", r.role).to_lowercase()))
-                .collect();
-            t.add_row([
-                m.index.to_string(),
-                m.chunk.to_string(),
-                m.epoch.to_string(),
-                primary,
-                replicas.join(", "),
-            ]);
-        }
+        maps.extend(chunks);
     }
+    if context.json {
+        return crate::print_json(&serde_json::json!({
+            "path": path, "size": attr.size_bytes, "chunk-size": attr.chunk_bytes,
+            "replicas": format!("{}:{}", attr.replicas.normal, attr.replicas.minimum),
+            "chunks": maps.iter().map(chunk_json).collect::<Vec<_>>(),
+        }));
+    }
+    let mut t = table(&["INDEX", "CHUNK", "EPOCH", "PRIMARY", "REPLICAS"]);
+    for m in &maps {
+        let primary = m.grant.primary().map_or("none".into(), |p| format!("CS#{}", p.cs));
+        let replicas: Vec<String> =
+            m.grant.replicas.iter().map(|r| format!("CS#{} {} {}", r.cs, r.addr, role(r))).collect();
+        t.add_row([
+            m.index.to_string(),
+            m.chunk.to_string(),
+            m.epoch.to_string(),
+            primary,
+            replicas.join(", "),
+        ]);
+    }
+    let seen = maps.len();
     println!(
         "{path}: {} in {seen} chunks of {}, replicas {}:{}",
         human(attr.size_bytes),
@@ -210,6 +216,23 @@ pub fn explain(context: &Context, path: &str) -> Outcome {
     );
     println!("{t}");
     Ok(())
+}
+
+fn role(replica: &Replica) -> String {
+    format!("{:?}", replica.role).to_lowercase()
+}
+
+fn chunk_json(m: &ChunkMap) -> serde_json::Value {
+    let replicas: Vec<_> = m
+        .grant
+        .replicas
+        .iter()
+        .map(|r| serde_json::json!({"cs": r.cs, "addr": r.addr.to_string(), "role": role(r)}))
+        .collect();
+    serde_json::json!({
+        "index": m.index, "chunk": m.chunk, "epoch": m.epoch,
+        "primary": m.grant.primary().map(|p| p.cs), "replicas": replicas,
+    })
 }
 
 /// All chunks of the cluster, page by page.
