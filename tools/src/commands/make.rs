@@ -126,7 +126,7 @@ pub fn make_cs_quietly(context: &Context, new: &NewCs) -> Outcome<wire::CsId> {
         return Err(format!(
             "a journal of {} KiB for each of {shards} shards is too small: --journal-size must be at least {}M",
             journal_bytes >> 10,
-            u64::from(shards) * LEAST_JOURNAL_BYTES >> 20
+            (u64::from(shards) * LEAST_JOURNAL_BYTES) >> 20
         ));
     }
     let journals_bytes = journal_bytes * u64::from(shards);
