@@ -54,12 +54,23 @@ pub fn mount(
     Session::new(PstorageFs::new(cluster.mailbox(), options.overrides), dir, &config)
 }
 
+/// Whether the kernel's FUSE device can be reached, or what to do.
+pub fn device_is_there() -> Result<(), String> {
+    use std::os::unix::fs::MetadataExt;
+    // Its number, the same on every Linux: something else may stand in its place.
+    let fuse = libc::makedev(10, 229);
+    match std::fs::metadata("/dev/fuse") {
+        Ok(found) if found.rdev() == fuse => Ok(()),
+        _ => Err("/dev/fuse is missing: load the module with 'modprobe fuse', and in a container pass the device on \
+                  (docker run --device /dev/fuse --cap-add SYS_ADMIN)"
+            .into()),
+    }
+}
+
 /// Explains a failed mount to an administrator.
 pub fn explain_mount_error(error: &io::Error, dir: &Path) -> String {
-    use std::os::unix::fs::FileTypeExt;
-    if !std::fs::metadata("/dev/fuse").is_ok_and(|found| found.file_type().is_char_device()) {
-        return "/dev/fuse is missing: load the module with 'modprobe fuse', and in a container pass the device on"
-            .into();
+    if let Err(why) = device_is_there() {
+        return why;
     }
     let text = error.to_string();
     if error.kind() == io::ErrorKind::PermissionDenied

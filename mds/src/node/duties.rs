@@ -69,8 +69,9 @@ impl Server {
             .cs_list()
             .filter(|(cs, record)| !record.dropped && self.liveness(*cs, now) == Liveness::Active);
         let roomy = |v: &CsView| {
-            let least = (v.total_bytes / 100 * margin_percent).max(margin_bytes);
-            v.free_bytes > least
+            // The fixed margin is for large disks: it must not leave a small server without any use.
+            let fixed = margin_bytes.min(v.total_bytes / 4);
+            v.free_bytes > fixed.max(v.total_bytes / 100 * margin_percent)
         };
         active.map(|(cs, record)| master.registry.view(cs, record)).filter(roomy).collect()
     }

@@ -114,7 +114,7 @@ fn run<N: Node>(config: RingConfig, node: N, shared: Arc<Shared<N::Message>>) ->
     let ring = build_ring(config.entries).map_err(explain_no_ring)?;
     let waker = shared.clone();
     let world = World::new(&config, Box::new(move |op, result| waker.post(Post::Blob { op, result })));
-    Loop { config, ring, node, world, shared, outcome: None }.run()
+    Loop { config, ring, node, world, shared, outcome: None, ended_at: None }.run()
 }
 
 fn explain_no_ring(source: io::Error) -> RunError {
@@ -159,10 +159,13 @@ struct Loop<N: Node> {
     world: World,
     shared: Arc<Shared<N::Message>>,
     outcome: Option<Result<(), String>>,
+    ended_at: Option<Instant>,
 }
 
 /// Longest wait without a timer; bounds the cost of a lost wake-up to this, should there ever be one.
 const IDLE_WAIT: Duration = Duration::from_secs(1);
+/// How long a node that has ended waits for its frames to leave: a peer that does not read must not hold it up.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// A turn that takes longer than this starves everybody on the shard.
 const STALL: Duration = Duration::from_millis(100);
 
@@ -180,8 +183,11 @@ impl<N: Node> Loop<N> {
             if self.outcome.is_none() {
                 self.outcome = self.world.take_stop();
             }
-            if self.outcome.is_some() && self.world.drained() {
-                break;
+            if self.outcome.is_some() {
+                let since = *self.ended_at.get_or_insert_with(Instant::now);
+                if self.world.drained() || since.elapsed() > LAST_WORDS {
+                    break;
+                }
             }
             self.enter()?;
             self.reap();

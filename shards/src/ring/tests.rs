@@ -278,3 +278,20 @@ fn a_kernel_that_refuses_io_uring_is_explained() {
         assert!(error.contains(part), "{error}");
     }
 }
+
+#[test]
+fn a_peer_that_does_not_read_does_not_hold_up_the_end() {
+    let (shard, addr, _) = echo_server();
+    let mut conn = BlockingConn::connect(addr, framing, WAIT).unwrap();
+    // More than the sockets on both sides hold; the echoes have nowhere to go.
+    for tag in 0..64 {
+        if conn.send(&frame(tag, 0, 1 << 20)).is_err() {
+            break;
+        }
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    shard.shutdown();
+    let began = Instant::now();
+    shard.join().unwrap();
+    assert!(began.elapsed() < LAST_WORDS * 3, "{:?}", began.elapsed());
+}

@@ -322,7 +322,7 @@ pub fn read(path: &Path) -> Vec<u8> {
 
 /// A file that is written piece by piece, each piece synced, while something happens to the cluster.
 pub struct Load {
-    file: File,
+    file: Option<File>,
     /// The value each piece was last acknowledged with; 0: none.
     pieces: Vec<u64>,
     next: u64,
@@ -336,7 +336,7 @@ const PIECE_BLOCKS: usize = 4;
 impl Load {
     pub fn new(path: &Path) -> Load {
         let file = File::create(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        Load { file, pieces: vec![0; PIECES as usize], next: 1, longest: Duration::ZERO }
+        Load { file: Some(file), pieces: vec![0; PIECES as usize], next: 1, longest: Duration::ZERO }
     }
 
     /// Writes and syncs the next piece; it must succeed.
@@ -345,8 +345,9 @@ impl Load {
         let (value, at) = (self.next, self.next % PIECES);
         let began = Instant::now();
         let offset = at * (PIECE_BLOCKS * 4096) as u64;
-        self.file.write_all_at(&pattern(value, PIECE_BLOCKS), offset).expect("writes go on");
-        self.file.sync_data().expect("syncs go on");
+        let file = self.file.as_ref().expect("the load was not closed");
+        file.write_all_at(&pattern(value, PIECE_BLOCKS), offset).expect("writes go on");
+        file.sync_data().expect("syncs go on");
         self.longest = self.longest.max(began.elapsed());
         self.pieces[at as usize] = value;
         self.next += 1;
@@ -357,6 +358,11 @@ impl Load {
         while began.elapsed() < time {
             self.step();
         }
+    }
+
+    /// Gives the file's lease back: that of a client that is killed runs on for a while.
+    pub fn close(&mut self) {
+        self.file = None;
     }
 
     /// Reads everything back: what was acknowledged is there.

@@ -155,6 +155,14 @@ impl Cluster {
         (ours && !is_zombie(pid)).then_some(Pid::from_raw(pid))
     }
 
+    /// Whether a service that was started is no more. One that is just being started has no command line yet.
+    fn has_ended(&self, name: &str) -> bool {
+        let pid = fs::read_to_string(self.dir.join("run").join(format!("{name}.pid"))).unwrap_or_default();
+        let Ok(pid) = pid.trim().parse::<i32>() else { return true };
+        let Ok(command) = fs::read(format!("/proc/{pid}/cmdline")) else { return true };
+        is_zombie(pid) || (!command.is_empty() && self.pid(name).is_none())
+    }
+
     fn start(&self, service: &Service) -> Outcome {
         if self.pid(&service.name).is_some() {
             return Ok(());
@@ -193,19 +201,12 @@ impl Cluster {
     /// Waits for `ready`, watching that the services live.
     fn wait(&self, what: &str, watched: &[Service], mut ready: impl FnMut() -> Outcome<bool>) -> Outcome {
         let deadline = Instant::now() + READY_WITHIN;
-        // A process that is just being started has no command line yet: look again after a while.
-        let mut gone_since: Option<Instant> = None;
         loop {
             let last = ready();
             if let Ok(true) = last {
                 return Ok(());
             }
-            let gone = watched.iter().find(|s| self.pid(&s.name).is_none());
-            let since = gone.map(|_| gone_since.unwrap_or_else(Instant::now));
-            gone_since = since;
-            if let (Some(service), Some(since)) = (gone, since)
-                && since.elapsed() > Duration::from_millis(200)
-            {
+            if let Some(service) = watched.iter().find(|s| self.has_ended(&s.name)) {
                 return Err(format!("{} ended. It said:\n{}", service.name, self.last_words(&service.name)));
             }
             if Instant::now() > deadline {
@@ -345,7 +346,7 @@ fn check_unchanged(c: &Cluster, shape: &Shape) -> Outcome {
 }
 
 pub fn up(dir: &Path, shape: &Shape) -> Outcome {
-    fuse_is_there()?;
+    client::fuse::device_is_there()?;
     fs::create_dir_all(dir).map_err(|e| format!("making {}: {e}", dir.display()))?;
     let c = Cluster::at(dir)?;
     if c.is_made() {
@@ -356,16 +357,6 @@ pub fn up(dir: &Path, shape: &Shape) -> Outcome {
     start_all(&c, shape).map_err(|why| {
         format!("{why}\nWhat runs goes on; stop it with: pstorage local down {}", c.dir.display())
     })
-}
-
-fn fuse_is_there() -> Outcome {
-    use std::os::unix::fs::FileTypeExt;
-    match fs::metadata("/dev/fuse") {
-        Ok(found) if found.file_type().is_char_device() => Ok(()),
-        _ => Err("/dev/fuse is not there: load the module with 'modprobe fuse', and in a container pass the device \
-                  on (docker run --device /dev/fuse --cap-add SYS_ADMIN)"
-            .into()),
-    }
 }
 
 fn start_all(c: &Cluster, shape: &Shape) -> Outcome {
