@@ -3,6 +3,7 @@
 pub mod control;
 mod node;
 pub mod replication;
+pub mod scrub;
 pub mod store;
 
 pub use node::{CsShard, CsShardConfig};

@@ -8,6 +8,7 @@
 //!   master until it is answered.
 
 use crate::replication::{Action, Replication};
+use crate::scrub::Scrub;
 use crate::store::{Outcome, Store, StoreConfig};
 use shards::{ConnId, Event, Io, Node, OpId, TimerId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -21,6 +22,9 @@ use wire::{ChunkId, CsId, Frame, Head, Kind, ShardIndex, Status, decode, encode}
 const TICK: TimerId = TimerId(0x04 << 56);
 const TICK_EVERY: Duration = Duration::from_millis(20);
 const PORT_OP: OpId = OpId(0x04 << 56 | 1);
+const SCRUB_OP: OpId = OpId(0x04 << 56 | 2);
+/// How often the place of the scrub is written down.
+const SAVE_SCRUB_EVERY: Duration = Duration::from_secs(30);
 /// Where a shard's port is chosen from at its first start.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 const PORT_TRIES: u32 = 50;
@@ -103,6 +107,8 @@ pub struct CsShard {
     link_of: HashMap<ConnId, SocketAddr>,
     session: Session,
     addr: Option<SocketAddr>,
+    scrub: Scrub,
+    scrub_saved: (Timestamp, Vec<u8>),
     /// For connections we make: grows.
     generation: u64,
     stopping: bool,
@@ -122,6 +128,9 @@ impl CsShard {
             link_of: HashMap::new(),
             session: Session::default(),
             addr: None,
+            // Off until the metadata service says how often.
+            scrub: Scrub::new(Duration::ZERO, None),
+            scrub_saved: (Timestamp(0), Vec::new()),
             generation,
             stopping: false,
         }
@@ -150,8 +159,34 @@ impl CsShard {
         io.set_timer(io.now().after(TICK_EVERY), TICK);
     }
 
+    fn scrub_path(&self) -> String {
+        format!("{}/scrub", self.config.store.dir)
+    }
+
+    /// Verifies a little of what is stored, when it is time and nobody waits.
+    fn scrub_on(&mut self, io: &mut dyn Io) {
+        let Some(store) = self.store.as_mut() else { return };
+        for (piece, damaged) in self.replication.take_scrubbed() {
+            self.scrub.done(piece, damaged);
+        }
+        let busy = self.replication.queue_depth() > 0;
+        if let Some(piece) = self.scrub.next(io.now(), store, busy) {
+            self.replication.scrub(piece, store, io);
+        }
+        if io.now().since(self.scrub_saved.0) >= SAVE_SCRUB_EVERY {
+            let place = self.scrub.save();
+            self.scrub_saved.0 = io.now();
+            if place != self.scrub_saved.1 {
+                io.put_blob(&self.scrub_path(), place.clone(), SCRUB_OP);
+                self.scrub_saved.1 = place;
+            }
+        }
+    }
+
     /// The store is open: listen, then register.
     fn listen(&mut self, io: &mut dyn Io) {
+        let saved = io.get_blob(&self.scrub_path()).ok().flatten();
+        self.scrub = Scrub::new(Duration::ZERO, saved.as_deref());
         let kept = io.get_blob(&self.port_path()).ok().flatten();
         let kept = kept.and_then(|b| String::from_utf8(b).ok()).and_then(|t| t.trim().parse::<u16>().ok());
         let bound = match kept {
@@ -243,7 +278,7 @@ impl CsShard {
                 let stat = ShardStat {
                     cs: self.config.cs,
                     shard: self.config.shard,
-                    load: load(&self.replication, store),
+                    load: load(&self.replication, &self.scrub, store),
                     chunks: store.chunk_count() as u64,
                     active_primaries: self.replication.active_primaries() as u64,
                     reconciliations: stats.reconciliations,
@@ -404,7 +439,7 @@ impl CsShard {
         let Some(store) = self.store.as_mut() else { return };
         self.session.last_heartbeat = io.now();
         let space = space(store, io, self.config.shards);
-        let request = CsRequest::Heartbeat { space, load: load(&self.replication, store) };
+        let request = CsRequest::Heartbeat { space, load: load(&self.replication, &self.scrub, store) };
         self.send_mds(io, 0, &request);
     }
 
@@ -530,9 +565,14 @@ impl CsShard {
             CsReply::Done => {
                 self.session.pending.remove(&id);
             }
+            CsReply::Settings { scrub_period_s } => {
+                self.scrub.set_period(Duration::from_secs(scrub_period_s));
+            }
             CsReply::Sets { sets } => {
                 let asked: Vec<ChunkId> = match self.session.pending.remove(&id) {
-                    Some(CsRequest::Suspect { chunks, .. }) => chunks.iter().map(|c| c.chunk).collect(),
+                    Some(CsRequest::Suspect { chunks, .. } | CsRequest::Damaged { chunks, .. }) => {
+                        chunks.iter().map(|c| c.chunk).collect()
+                    }
                     Some(CsRequest::Joined { chunk, .. } | CsRequest::AskSet { chunk }) => vec![chunk],
                     _ => Vec::new(),
                 };
@@ -651,6 +691,7 @@ impl CsShard {
             self.act(io);
             self.watch_links(io);
             self.watch_session(io);
+            self.scrub_on(io);
             self.report_new(io);
         }
         if self.stopping && self.replication.queue_depth() == 0 {
@@ -703,6 +744,11 @@ impl Node for CsShard {
                     io.stop(Err(format!("{}: {error}", self.port_path())));
                 }
             }
+            Event::Disk { op, result } if op == SCRUB_OP => {
+                if let Err(error) = result {
+                    tracing::warn!(%error, "scrub_place_not_saved");
+                }
+            }
             Event::Disk { op, result } => {
                 if let Some(store) = self.store.as_mut() {
                     store.on_disk(io, op, result);
@@ -731,7 +777,8 @@ fn space(store: &mut Store, io: &mut dyn Io, sharers: u16) -> Space {
     Space { total_bytes, free_bytes, chunks: store.chunk_count() as u64 }
 }
 
-fn load(replication: &Replication, store: &Store) -> Load {
+fn load(replication: &Replication, scrub: &Scrub, store: &Store) -> Load {
+    let progress = scrub.progress();
     let stats = replication.stats;
     let (journal_used_bytes, journal_total_bytes) = store.journal_fill();
     Load {
@@ -744,5 +791,8 @@ fn load(replication: &Replication, store: &Store) -> Load {
         journal_used_bytes,
         journal_total_bytes,
         cpu_us: 0,
+        scrubbed_bytes: progress.done_bytes,
+        scrub_passes: progress.passes,
+        scrub_damaged: progress.damaged,
     }
 }

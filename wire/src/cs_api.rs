@@ -35,6 +35,9 @@ pub enum CsRequest {
     Heartbeat { space: Space, load: Load },
     /// As primary: these replicas can't be reached or failed; write on without them. Answered by Sets.
     Suspect { chunks: Vec<ChunkReport>, cs: Vec<CsId>, reason: String },
+    /// Our own copy of these chunks is damaged: others must lead, and it must be copied anew. Answered by Sets, unchanged
+    /// where no other replica could take over.
+    Damaged { chunks: Vec<ChunkReport>, reason: String },
     /// As primary: the learner has everything. Answered by Sets with it in sync.
     Joined { chunk: ChunkId, epoch: Epoch, cs: CsId },
     /// As primary of a chunk at this epoch: is this still the set? Answered by Sets.
@@ -77,6 +80,10 @@ pub struct Load {
     pub journal_used_bytes: u64,
     pub journal_total_bytes: u64,
     pub cpu_us: u64,
+    /// Scrub: bytes verified in this pass, passes ended, damaged places found since the start of the process.
+    pub scrubbed_bytes: u64,
+    pub scrub_passes: u64,
+    pub scrub_damaged: u64,
 }
 
 /// Answer to the ShardStat frame.
@@ -103,6 +110,11 @@ pub struct ChunkSet {
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub enum CsReply {
     Done,
+    /// To a heartbeat: settings of the cluster that concern chunk servers.
+    Settings {
+        /// Length of a scrub pass; 0 = off.
+        scrub_period_s: u64,
+    },
     Failed {
         status: Status,
         detail: String,

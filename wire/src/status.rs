@@ -37,6 +37,8 @@ statuses! {
     /// Forward with EXPECT_EMPTY met an existing chunk: the primary must reconcile.
     NotEmpty = 10, "the replica already holds the chunk";
     ShuttingDown = 11, "the server is shutting down";
+    /// And no other replica could take over.
+    Damaged = 12, "the data is damaged, and no other replica of it is left";
     // MDS.
     /// Not the master; metadata names the master if known.
     NotMaster = 32, "this metadata server is not the master";

@@ -12,6 +12,7 @@
 mod primary;
 mod secondary;
 
+use crate::scrub::Piece;
 use crate::store::{Done, Outcome, Store, StoreError, Ticket};
 use primary::Primary;
 use shards::{Buf, ConnId, Io, Timestamp};
@@ -73,6 +74,9 @@ enum Purpose {
     Delete {
         chunk: ChunkId,
     },
+    Scrub {
+        piece: Piece,
+    },
 }
 
 /// A chunk as this shard knows it, beyond what is stored.
@@ -95,6 +99,10 @@ pub struct Replication {
     uncommitted_notes: BTreeSet<ChunkId>,
     /// Chunks on their way to Active.
     preparing: BTreeSet<ChunkId>,
+    /// Chunks whose own copy is damaged, and whether the MDS has no other replica to lead instead.
+    damaged: BTreeMap<ChunkId, bool>,
+    /// Pieces verified: outcome for the scrub.
+    scrubbed: Vec<(Piece, bool)>,
     /// Peers that can't be reached now.
     down: BTreeSet<SocketAddr>,
     pub stats: Stats,
@@ -123,6 +131,8 @@ impl Replication {
             revoked: BTreeSet::new(),
             uncommitted_notes: BTreeSet::new(),
             preparing: BTreeSet::new(),
+            damaged: BTreeMap::new(),
+            scrubbed: Vec::new(),
             down: BTreeSet::new(),
             stats: Stats::default(),
             actions: Vec::new(),
@@ -233,6 +243,7 @@ impl Replication {
         if epoch < known {
             return;
         }
+        self.damaged.remove(&chunk);
         let leads = grant.primary().is_some_and(|p| p.cs == self.me);
         let old = self.chunks.remove(&chunk).and_then(|k| k.primary);
         let carried = old.map(Primary::unanswered).unwrap_or_default();
@@ -290,7 +301,16 @@ impl Replication {
     pub fn on_sets(&mut self, sets: Vec<ChunkSet>, asked: &[ChunkId], store: &mut Store, io: &mut dyn Io) {
         let told: BTreeSet<ChunkId> = sets.iter().map(|s| s.chunk).collect();
         for set in sets {
+            let before = self.epoch_of(set.chunk, store);
             self.on_set(&set, store, io);
+            // As it was: nobody else can lead.
+            if set.epoch == before && self.damaged.contains_key(&set.chunk) {
+                if set.grant.primary().is_some_and(|p| p.cs == self.me) {
+                    self.damaged.insert(set.chunk, true);
+                } else {
+                    self.damaged.remove(&set.chunk); // It is told again when it is met again.
+                }
+            }
             // Unchanged: the suspects are needed. Go on trying to reach them.
             if let Some(primary) = self.chunks.get_mut(&set.chunk).and_then(|k| k.primary.as_mut()) {
                 primary.suspected = false;
@@ -350,7 +370,7 @@ impl Replication {
                 self.copy_read(chunk, activation, sequence, result, store, io)
             }
             Purpose::Adopt { chunk, activation } => self.adopted(chunk, activation, result, store, io),
-            Purpose::Read { conn, head, chunk } => self.read_done(conn, head, chunk, result),
+            Purpose::Read { conn, head, chunk } => self.read_done(conn, head, chunk, result, store),
             Purpose::Forwarded { conn, head } => {
                 let status = result.map_or_else(|e| status_of(&e), |_| Status::Ok);
                 self.reply(conn, &head, Kind::Stored, status);
@@ -369,13 +389,21 @@ impl Replication {
                 Ok(_) => self.reply(conn, &head, Kind::SumsDone, Status::BadRequest),
                 Err(e) => self.reply(conn, &head, Kind::SumsDone, status_of(&e)),
             },
+            Purpose::Scrub { piece } => self.scrub_done(piece, result, store),
             Purpose::Delete { chunk } => {
                 self.actions.push(Action::ToMds(CsRequest::Deleted { chunks: vec![chunk] }));
             }
         }
     }
 
-    fn read_done(&mut self, conn: ConnId, head: Head, chunk: ChunkId, result: Result<Done, StoreError>) {
+    fn read_done(
+        &mut self,
+        conn: ConnId,
+        head: Head,
+        chunk: ChunkId,
+        result: Result<Done, StoreError>,
+        store: &Store,
+    ) {
         match result {
             Ok(Done::Read { data, crcs }) => {
                 self.stats.reads += 1;
@@ -386,25 +414,54 @@ impl Replication {
                 self.actions.push(Action::Reply(conn, Frame::new(reply, &meta.encode(), data)));
             }
             Ok(_) => self.reply(conn, &head, Kind::ReadDone, Status::BadRequest),
-            Err(error @ (StoreError::Checksum { .. } | StoreError::Io { .. })) => {
-                self.give_up_own_copy(chunk, &error);
-                self.reply(conn, &head, Kind::ReadDone, Status::Busy);
+            Err(
+                error @ (StoreError::Checksum { .. } | StoreError::Io { .. } | StoreError::Corrupt { .. }),
+            ) => {
+                let helpless = self.damaged.get(&chunk).copied().unwrap_or(false);
+                self.give_up_own_copy(chunk, &error, store);
+                let status = if helpless { Status::Damaged } else { Status::Busy };
+                self.reply(conn, &head, Kind::ReadDone, status);
             }
             Err(error) => self.reply(conn, &head, Kind::ReadDone, status_of(&error)),
         }
     }
 
     /// Our own copy is bad: another replica must lead, and this one be filled again.
-    fn give_up_own_copy(&mut self, chunk: ChunkId, error: &StoreError) {
-        let Some(known) = self.chunks.get(&chunk) else { return };
-        let message = format!("CS#{} has reported hard error on chunk {chunk}: {error}", self.me);
+    fn give_up_own_copy(&mut self, chunk: ChunkId, error: &StoreError, store: &Store) {
+        if self.damaged.contains_key(&chunk) {
+            return;
+        }
+        self.damaged.insert(chunk, false);
+        let message = format!("has reported hard error on chunk {chunk}: {error}");
         let severity = wire::mds_api::Severity::Warn;
         self.actions.push(Action::ToMds(CsRequest::Event { severity, message }));
-        self.actions.push(Action::ToMds(CsRequest::Suspect {
-            chunks: vec![ChunkReport { chunk, epoch: known.epoch }],
-            cs: vec![self.me],
-            reason: error.to_string(),
-        }));
+        let report = ChunkReport { chunk, epoch: self.epoch_of(chunk, store) };
+        let reason = error.to_string();
+        self.actions.push(Action::ToMds(CsRequest::Damaged { chunks: vec![report], reason }));
+    }
+
+    /// Verifies a piece in the background; [`Replication::take_scrubbed`] has the outcome.
+    pub fn scrub(&mut self, piece: Piece, store: &mut Store, io: &mut dyn Io) {
+        let ticket = self.ticket(Purpose::Scrub { piece });
+        store.sums(io, ticket, piece.chunk, piece.first_block, piece.blocks, true);
+    }
+
+    pub fn take_scrubbed(&mut self) -> Vec<(Piece, bool)> {
+        std::mem::take(&mut self.scrubbed)
+    }
+
+    fn scrub_done(&mut self, piece: Piece, result: Result<Done, StoreError>, store: &Store) {
+        let damaged = match result {
+            Err(
+                error @ (StoreError::Checksum { .. } | StoreError::Io { .. } | StoreError::Corrupt { .. }),
+            ) => {
+                self.give_up_own_copy(piece.chunk, &error, store);
+                true
+            }
+            // Verified, or deleted meanwhile.
+            _ => false,
+        };
+        self.scrubbed.push((piece, damaged));
     }
 
     /// A peer's connection is gone, or it was silent too long.

@@ -285,7 +285,7 @@ impl Replication {
         io: &mut dyn Io,
     ) {
         if let Err(error) = result {
-            return self.give_up_own_copy(chunk, &error);
+            return self.give_up_own_copy(chunk, &error, store);
         }
         if let Some(primary) = self.current(chunk, activation) {
             primary.own_epoch_durable = true;
@@ -510,7 +510,7 @@ impl Replication {
         let (data, crcs) = match result {
             Ok(Done::Read { data, crcs }) => (data, crcs),
             Ok(_) => return,
-            Err(error) => return self.give_up_own_copy(chunk, &error),
+            Err(error) => return self.give_up_own_copy(chunk, &error, store),
         };
         let epoch = self.chunks.get(&chunk).map_or(Epoch(0), |k| k.epoch);
         let Some(primary) = self.current(chunk, activation) else { return };
@@ -652,7 +652,7 @@ impl Replication {
         if let Err(error) = result {
             flight.failed = Some(status_of(&error));
             if !matches!(error, StoreError::NoSpace | StoreError::BadRequest(_)) {
-                return self.give_up_own_copy(chunk, &error);
+                return self.give_up_own_copy(chunk, &error, store);
             }
         }
         self.settle(chunk, sequence, store, io);

@@ -516,6 +516,32 @@ impl Store {
         ranges
     }
 
+    /// The first chunk with this id or a higher one.
+    pub fn chunk_from(&self, from: ChunkId) -> Option<ChunkId> {
+        self.chunks.range(from..).next().map(|(id, _)| *id)
+    }
+
+    /// The first range of blocks at or behind `from` that may hold data, within one map page.
+    pub fn allocated_from(&self, chunk: ChunkId, from: u32) -> Option<Range<u32>> {
+        let chunk = self.chunks.get(&chunk)?;
+        let ahead = chunk.exists & pages_of(&(from..MOST_PAGES * PAGE_BLOCKS));
+        for number in bits(ahead) {
+            let blocks = (number * PAGE_BLOCKS).max(from)..(number + 1) * PAGE_BLOCKS;
+            let Some(page) = chunk.pages.get(&number) else { return Some(blocks) };
+            let held = |b: &u32| page.unit(b / UNIT_BLOCKS % PAGE_UNITS).is_some();
+            if let Some(start) = blocks.clone().find(held) {
+                let end = (start..blocks.end).find(|b| !held(b)).unwrap_or(blocks.end);
+                return Some(start..end);
+            }
+        }
+        None
+    }
+
+    /// Bytes in use.
+    pub fn used_bytes(&self) -> u64 {
+        u64::from(self.units.total() - self.units.free()) * UNIT_BYTES
+    }
+
     /// Total and free bytes: of the capacity, and no more than this shard's part of the file system's room, which it
     /// shares with `sharers - 1` others.
     pub fn space(&mut self, io: &mut dyn Io, sharers: u16) -> (u64, u64) {

@@ -3,6 +3,7 @@
 use super::master::{Patience, Request, Waiter};
 use super::server::Server;
 use crate::cs_registry::{HEARTBEAT_MS, Registration};
+use crate::state::config;
 use crate::state::{Command, Internal, Liveness, SetAction, SetChange};
 use shards::{ConnId, Io};
 use wire::cs_api::{ChunkReport, CsCommand, CsReply, CsRequest};
@@ -48,12 +49,14 @@ impl Server {
                 if let Some(master) = &mut self.master {
                     master.registry.heartbeat(conn, space, load, io.now());
                 }
-                self.reply_cs(conn, head, &CsReply::Done, io);
+                let scrub_period_s = self.state.config_number(config::SCRUB_PERIOD_HOURS) * 3600;
+                self.reply_cs(conn, head, &CsReply::Settings { scrub_period_s }, io);
             }
             CsRequest::Report { chunks, .. } => self.report(conn, head, cs, &chunks, io),
             CsRequest::Suspect { chunks, cs: suspects, reason } => {
                 self.suspect(conn, head, cs, &chunks, &suspects, &reason, io);
             }
+            CsRequest::Damaged { chunks, reason } => self.damaged(conn, head, cs, &chunks, &reason, io),
             CsRequest::Joined { chunk, epoch, cs: learner } => {
                 self.joined(conn, head, cs, ChunkReport { chunk, epoch }, learner, io);
             }
@@ -197,6 +200,31 @@ impl Server {
         {
             suspects.iter().for_each(|cs| master.registry.suspect(*cs, io.now()));
         }
+        let asked = chunks.iter().map(|r| r.chunk).collect();
+        self.change_or_answer(conn, head, asked, changes, io);
+    }
+
+    /// A chunk server has found its own copy of these chunks damaged.
+    fn damaged(
+        &mut self,
+        conn: ConnId,
+        head: Head,
+        cs: CsId,
+        chunks: &[ChunkReport],
+        reason: &str,
+        io: &mut dyn Io,
+    ) {
+        tracing::warn!(name: "replicas_damaged", cs = cs.0, chunks = chunks.len(), reason);
+        let holds = |report: &&ChunkReport| {
+            let view = self.state.chunk(report.chunk).filter(|v| v.epoch == report.epoch);
+            view.is_some_and(|v| v.role_of(cs).is_some_and(|role| role != wire::Role::Stale))
+        };
+        let change = |report: &ChunkReport| SetChange {
+            chunk: report.chunk,
+            epoch: report.epoch,
+            action: SetAction::Drop { cs: vec![cs], force: false },
+        };
+        let changes: Vec<SetChange> = chunks.iter().filter(holds).map(change).collect();
         let asked = chunks.iter().map(|r| r.chunk).collect();
         self.change_or_answer(conn, head, asked, changes, io);
     }

@@ -1,11 +1,11 @@
 //! What the master does from time to time: sessions that fell silent, chunk servers that came or went, repair, the
 //! event log, deletions that were not confirmed.
 
-use super::config;
 use super::outcomes::CHUNKS_PER_COMMAND;
 use super::server::Server;
 use crate::placement::CsView;
 use crate::repair::{Action, World};
+use crate::state::config;
 use crate::state::{Internal, Liveness, SetChange};
 use shards::{ConnId, Io, Timestamp};
 use std::time::Duration;

@@ -10,7 +10,6 @@
 //! the state → reply. Of a read: frame → `reads` → the quorum confirms the master → reply from the state.
 
 mod boot;
-mod config;
 mod cs_requests;
 mod duties;
 mod master;

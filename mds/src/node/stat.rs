@@ -1,8 +1,8 @@
 //! What administrators see: space, services, chunks, the health of the cluster.
 
-use super::config;
 use super::server::Server;
 use crate::state::Liveness;
+use crate::state::config;
 use shards::{Io, Timestamp};
 use std::collections::BTreeSet;
 use wire::CsId;

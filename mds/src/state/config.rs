@@ -1,11 +1,19 @@
 //! Settings of the cluster: names as administrators know them, units, defaults, ranges.
 
+/// A client session ends after so many milliseconds of silence.
 pub const LEASE_TIMEOUT_MS: &str = "mds.lease.timeout";
+/// A CS that is away for so many milliseconds is offline, and its chunks are copied elsewhere.
 pub const OFFLINE_TIMEOUT_MS: &str = "mds.wd.offline_tout";
-pub const FILL_MARGIN_PERCENT: &str = "mds.alloc.fill_margin";
-pub const FREE_SPACE_MARGIN_MB: &str = "mds.alloc.free_space_margin";
-pub const FILLS_PER_SHARD: &str = "mds.repl.max_fills";
+/// More hosts offline than this: automatic replication stops. 0: never.
 pub const MAX_OFFLINE_CS_HOSTS: &str = "mds.wd.max_offline_cs_hosts";
+/// Least free percent of a CS for new chunks.
+pub const FILL_MARGIN_PERCENT: &str = "mds.alloc.fill_margin";
+/// Least free MB of a CS for new chunks.
+pub const FREE_SPACE_MARGIN_MB: &str = "mds.alloc.free_space_margin";
+/// Chunks a primary shard fills at a time.
+pub const FILLS_PER_SHARD: &str = "mds.repl.max_fills";
+/// Within so many hours a chunk server verifies everything it holds. 0: never.
+pub const SCRUB_PERIOD_HOURS: &str = "cs.scrub.period";
 
 pub(super) struct Key {
     pub name: &'static str,
@@ -16,6 +24,7 @@ pub(super) struct Key {
 }
 
 pub(super) const KEYS: &[Key] = &[
+    Key { name: SCRUB_PERIOD_HOURS, default: 168, least: 0, most: 8760, unit: "hours, 0 = off" },
     Key { name: FILL_MARGIN_PERCENT, default: 5, least: 0, most: 50, unit: "percent" },
     Key { name: FREE_SPACE_MARGIN_MB, default: 512, least: 0, most: 1 << 20, unit: "MB" },
     Key { name: LEASE_TIMEOUT_MS, default: 10_000, least: 1_000, most: 600_000, unit: "ms" },

@@ -1,0 +1,101 @@
+//! Bits that turn on disks: found when read and by the scrub, never returned, repaired from other replicas.
+
+mod common;
+use common::{Cluster, pattern, read, wait_until, write_synced};
+use std::fs;
+use std::time::Duration;
+
+const SHARDS: [&str; 2] = ["shard-000", "shard-001"];
+
+/// A stopped cluster whose servers have written back `image` of 16 MiB, in chunks on all shards.
+fn cluster_with(name: &str, image: &[u8]) -> Cluster {
+    let c = Cluster::new(name);
+    c.up();
+    c.admin(&["set-attr", "/", "chunk-size=1M"]);
+    c.admin(&["set-config", "cs.scrub.period=0"]);
+    write_synced(&c.mnt("image"), image);
+    c.check();
+    c.down();
+    c.up_with(&[]); // Starting applies all that stood in the journals.
+    c.wait_healthy();
+    c.down();
+    c
+}
+
+/// Turns one bit in each of up to `most` different blocks that hold something; returns how many.
+fn flip_bits(c: &Cluster, cs: &str, file: &str, most: usize) -> usize {
+    let mut flipped = 0;
+    for shard in SHARDS {
+        let path = c.dir.path(&format!("{cs}/{shard}/{file}"));
+        let mut data = fs::read(&path).unwrap();
+        for (at, block) in data.chunks_mut(4096).enumerate() {
+            if flipped < most && block.iter().any(|&b| b != 0) {
+                // Any place will do, but not always the same.
+                block[at * 1031 % 4096] ^= 1 << (at % 8);
+                flipped += 1;
+            }
+        }
+        fs::write(&path, data).unwrap();
+    }
+    flipped
+}
+
+fn events(c: &Cluster, text: &str) -> usize {
+    c.admin(&["get-event"]).lines().filter(|l| l.contains(text)).count()
+}
+
+#[test]
+fn a_thousand_flipped_bits_are_found_by_the_scrub_and_repaired() {
+    let image = pattern(5, 4096);
+    let c = cluster_with("scrub", &image);
+    assert_eq!(flip_bits(&c, "cs2", "data", 1000), 1000);
+    c.up_with(&[]);
+    c.wait_healthy();
+    assert_eq!(events(&c, "hard error"), 0, "nobody has looked yet");
+    c.admin(&["set-config", "cs.scrub.period=1"]);
+    wait_until("the damage to be found", Duration::from_secs(60), || {
+        events(&c, "CS#2 has reported hard error") > 3
+    });
+    c.admin(&["set-config", "cs.scrub.period=0"]);
+    // Whatever the scrub has not come to yet, the deep comparison finds.
+    let etc = c.dir.path("etc");
+    common::run("pstorage", &["-c", "local", "--etc", &etc, "check", "--repair"]);
+    c.wait_healthy();
+    c.check();
+    assert!(read(&c.mnt("image")) == image, "what was read is not what was written");
+    // What was repaired is whole on the disk too: read it from there, after a restart.
+    c.down();
+    c.up_with(&[]);
+    c.wait_healthy();
+    c.check();
+    assert!(read(&c.mnt("image")) == image);
+}
+
+#[test]
+fn damaged_blocks_and_map_pages_are_answered_from_other_replicas_and_repaired() {
+    let image = pattern(6, 4096);
+    let c = cluster_with("flips", &image);
+    flip_bits(&c, "cs1", "data", usize::MAX);
+    flip_bits(&c, "cs2", "maps", usize::MAX);
+    c.up_with(&[]);
+    assert!(read(&c.mnt("image")) == image, "damage was returned");
+    assert!(events(&c, "has reported hard error on chunk") > 0);
+    let etc = c.dir.path("etc");
+    wait_until("every replica to be whole", Duration::from_secs(60), || {
+        common::run("pstorage", &["-c", "local", "--etc", &etc, "check", "--repair"]).code == 0
+    });
+    c.wait_healthy();
+    assert!(read(&c.mnt("image")) == image);
+}
+
+#[test]
+fn what_no_replica_has_whole_is_an_error_and_not_other_bytes() {
+    let image = pattern(7, 256);
+    let c = cluster_with("lost", &image);
+    for cs in ["cs1", "cs2", "cs3"] {
+        flip_bits(&c, cs, "data", usize::MAX);
+    }
+    c.up_with(&[]);
+    let error = fs::read(c.mnt("image")).expect_err("all replicas are damaged");
+    assert_eq!(error.raw_os_error(), Some(5), "{error}");
+}
