@@ -8,7 +8,7 @@ use engine::store::StoreConfig;
 use engine::{CsShard, CsShardConfig};
 use mds::control::{MdsControl, MdsPeer};
 use mds::{MdsConfig, MdsNode};
-use shards::sim::{CrashKind, HostId, World};
+use shards::sim::{CrashKind, HostId, Rng, Speeds, World};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -56,9 +56,21 @@ fn ip(kind: u8, n: usize) -> IpAddr {
     IpAddr::from([10, 0, kind, n as u8 + 1])
 }
 
+/// What the cluster runs on: SSDs, hard disks, or SSDs behind a slow network. Each leaves other things under way at the
+/// same time.
+fn machines(rng: &mut Rng) -> Speeds {
+    let ms = Duration::from_millis;
+    match rng.below(3) {
+        0 => Speeds { disk_delay: (ms(1), ms(12)), ..Speeds::default() },
+        1 => Speeds { net_delay: (ms(1), ms(5)), ..Speeds::default() },
+        _ => Speeds::default(),
+    }
+}
+
 impl Cluster {
     pub fn new(seed: u64, options: &Options) -> Cluster {
         let mut world = World::new(seed);
+        world.speeds = machines(world.rng());
         if options.log {
             world.keep_log();
         }
