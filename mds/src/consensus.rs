@@ -62,8 +62,8 @@ pub struct Persist {
 struct Waiting {
     number: u64,
     record_durable: bool,
-    /// The snapshot to be stored with it is.
-    snapshot_durable: bool,
+    /// Index of the snapshot to be stored with it, and whether it is.
+    snapshot: Option<(u64, bool)>,
     messages: Vec<Message>,
 }
 
@@ -112,6 +112,10 @@ impl Consensus {
     }
 
     pub fn tick(&mut self) {
+        // A server whose snapshot is not stored yet has not applied it for raft and could not stand for election.
+        if self.waiting.iter().any(|w| w.snapshot.is_some()) {
+            return;
+        }
         let raft = &mut self.node.raft;
         let spread = (MAX_ELECTION_TICKS - ELECTION_TICKS) as u64;
         let drawn = mix(self.seed ^ mix(raft.term.wrapping_mul(4) + raft.state as u64)) % spread;
@@ -200,11 +204,11 @@ impl Consensus {
             let last_entry = ready.entries().last().map_or(0, |e| e.index);
             batch.persist = Some(Persist { number, record, last_entry });
         }
-        let snapshot_durable = batch.snapshot.is_none();
+        let snapshot = batch.snapshot.as_ref().map(|s| (s.get_metadata().index, false));
         self.node.advance_append_async(ready);
-        if must_write || !self.waiting.is_empty() {
+        if must_write || snapshot.is_some() || !self.waiting.is_empty() {
             let record_durable = !must_write;
-            self.waiting.push_back(Waiting { number, record_durable, snapshot_durable, messages });
+            self.waiting.push_back(Waiting { number, record_durable, snapshot, messages });
         } else {
             batch.messages.extend(messages);
             self.node.on_persist_ready(number);
@@ -222,22 +226,23 @@ impl Consensus {
 
     /// The snapshot file up to `index` is stored. Returns messages that may leave now.
     pub fn installed(&mut self) -> Vec<Message> {
-        if let Some(w) = self.waiting.iter_mut().find(|w| !w.snapshot_durable) {
-            w.snapshot_durable = true;
+        let mut snapshots = self.waiting.iter_mut().filter_map(|w| w.snapshot.as_mut());
+        if let Some((_, durable)) = snapshots.find(|(_, durable)| !*durable) {
+            *durable = true;
         }
         self.release()
     }
 
     fn release(&mut self) -> Vec<Message> {
         let mut messages = Vec::new();
-        let mut last = None;
-        while self.waiting.front().is_some_and(|w| w.record_durable && w.snapshot_durable) {
+        let stored = |w: &Waiting| w.record_durable && w.snapshot.is_none_or(|(_, durable)| durable);
+        while self.waiting.front().is_some_and(stored) {
             let done = self.waiting.pop_front().expect("the front was looked at");
             messages.extend(done.messages);
-            last = Some(done.number);
-        }
-        if let Some(number) = last {
-            self.node.on_persist_ready(number);
+            self.node.on_persist_ready(done.number);
+            if let Some((index, _)) = done.snapshot {
+                self.node.advance_apply_to(index);
+            }
         }
         messages
     }
