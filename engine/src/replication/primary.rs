@@ -555,13 +555,15 @@ impl Replication {
     }
 
     fn start_read(&mut self, chunk: ChunkId, request: ClientRequest, store: &mut Store, io: &mut dyn Io) {
-        let ClientRequest { conn, head, blocks, .. } = request;
         if store.chunk(chunk).is_none() {
-            // Placed and never written: zeros.
-            let data = shards::BufMut::zeroed((blocks.end - blocks.start) as usize * BLOCK_BYTES).freeze();
-            let crcs = vec![wire::BlockCrc::HOLE; (blocks.end - blocks.start) as usize];
-            return self.read_done(conn, head, chunk, Ok(Done::Read { data, crcs }));
+            // Placed and never written, or moved elsewhere and deleted here while the client kept its old map: the
+            // others know.
+            if let Some(primary) = self.chunks.get_mut(&chunk).and_then(|k| k.primary.as_mut()) {
+                primary.queue.push_front(request);
+            }
+            return self.reprepare(chunk, store, io);
         }
+        let ClientRequest { conn, head, blocks, .. } = request;
         let ticket = self.ticket(Purpose::Read { conn, head, chunk });
         // The store runs overlapping operations in the order of the calls: a later write waits for this read.
         store.read(io, ticket, chunk, blocks.start * BLOCK, (blocks.end - blocks.start) * BLOCK);
@@ -677,7 +679,7 @@ impl Replication {
         }
     }
 
-    /// A fresh chunk that is not fresh everywhere: make it exist here, then reconcile.
+    /// A chunk that is not here and may be elsewhere: make it exist here, then reconcile.
     fn reprepare(&mut self, chunk: ChunkId, store: &mut Store, io: &mut dyn Io) {
         let Some(known) = self.chunks.get(&chunk) else { return };
         let epoch = known.epoch;
