@@ -188,11 +188,12 @@ pub fn findings(all: &[Measurement], device: &Device) -> Vec<Finding> {
     let unflushed = find(all, |m| is_write(m, Pattern::Random, true, false), false);
     let flushed = find(all, |m| is_write(m, Pattern::Random, true, true), false);
     if let (Some(unflushed), Some(flushed)) = (unflushed, flushed) {
-        findings.extend(flush_findings(
-            unflushed.figures.latency_us.p50,
-            flushed.figures.latency_us.p50,
-            device,
-        ));
+        let p50 = |m: &Measurement| m.figures.latency_us.p50;
+        let mut about_flushes = flush_findings(p50(unflushed), p50(flushed), device);
+        if unflushed.is_disturbed() || flushed.is_disturbed() {
+            about_flushes[0].text += " (Disturbed by other programs: the comparison says little.)";
+        }
+        findings.extend(about_flushes);
     }
     if !device.in_memory {
         findings.extend(journal_finding(all, flushed));

@@ -59,6 +59,7 @@ impl Driver {
             next: 0,
             run: None,
             journal: None,
+            waits_for_journal: None,
             answers,
         };
         Ok(Driver { worker: Worker::start(no_framing, node)? })
@@ -98,6 +99,7 @@ struct Load {
     next: u64,
     run: Option<Run>,
     journal: Option<Journal>,
+    waits_for_journal: Option<(Case, Duration)>,
     answers: Sender<Answer>,
 }
 
@@ -151,19 +153,20 @@ impl Load {
             return Err(format!("a block of {} bytes does not fit", case.block_bytes));
         }
         self.next = 0;
-        self.run = Some(Run::new(case, io.now(), time));
         if case.operation == Operation::Journal && self.journal.is_none() {
             let (path, bytes) = self.target.journal.clone().ok_or("no place for a journal")?;
             let made = Journal::create(io, path_text(&path)?, bytes);
             self.journal = Some(made.map_err(|e| e.to_string())?);
-            return Ok(()); // Goes on when it is ready.
+            // Goes on when it is ready: making it must not count as time of the measurement.
+            self.waits_for_journal = Some((case, time));
+            return Ok(());
         }
-        self.begin(io)
+        self.begin(case, time, io)
     }
 
-    fn begin(&mut self, io: &mut dyn Io) -> Result<(), String> {
-        let depth = self.run.as_ref().map_or(0, |run| run.case.depth);
-        for slot in 0..depth {
+    fn begin(&mut self, case: Case, time: Duration, io: &mut dyn Io) -> Result<(), String> {
+        self.run = Some(Run::new(case, io.now(), time));
+        for slot in 0..case.depth {
             self.start(slot, io)?;
         }
         Ok(())
@@ -253,7 +256,11 @@ impl Load {
         }
         for outcome in outcomes {
             match outcome {
-                Outcome::Ready => self.begin(io)?,
+                Outcome::Ready => {
+                    if let Some((case, time)) = self.waits_for_journal.take() {
+                        self.begin(case, time, io)?;
+                    }
+                }
                 Outcome::Durable { token, .. } => self.complete(token as usize, io)?,
                 Outcome::Broken(why) => return Err(why.to_string()),
                 Outcome::Replayed { .. } | Outcome::Trimmed => {}
