@@ -30,7 +30,7 @@ finish() {
 trap finish EXIT
 trap 'exit 1' INT TERM
 
-# Longest gap between two completions, from fio's latency log: "ms, latency ns, …".
+# One line per direction; the longest latency is the longest stall.
 figures() { # JSON
     python3 - "$1" << 'PY' 2> /dev/null || grep -E '^ *(read|write):' "$1" || true
 import json, sys
@@ -90,6 +90,7 @@ for what in "rand4k randwrite 4k 16" "seq1m write 1M 4"; do
     killer=$!
     run_fio "$1-kill" "$2" "$3" "$4"
     wait "$killer"
+    admin get-event | grep -q "CS#2 .*inactive" || { say "nobody noticed that CS#2 was killed" >&2; exit 1; }
     began=$(date +%s)
     wait_healthy
     say "healthy $(($(date +%s) - began)) s after the run"

@@ -139,7 +139,8 @@ pub trait Io {
     fn wall_ms(&self) -> u64;
     fn random(&mut self) -> u64;
 
-    /// Listens; port 0 takes any. Returns the address bound.
+    /// Listens; port 0 takes any. Returns the address bound. Blocking, for a while if the port is in use: only while
+    /// starting.
     fn listen(&mut self, at: SocketAddr) -> io::Result<SocketAddr>;
     /// Starts connecting; `Connected` or `Closed` follows.
     fn connect(&mut self, to: SocketAddr) -> ConnId;

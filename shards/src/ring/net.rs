@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
 
 /// Small enough that a large payload is received mostly in place, large enough for a batch of small frames.
 const STAGING_BYTES: usize = 32 << 10;
@@ -19,6 +20,8 @@ const STAGING_BYTES: usize = 32 << 10;
 const SEND_BYTES: usize = 2 << 20;
 const SEND_PARTS: usize = 256;
 const CONNECT_TIMEOUT_S: u64 = 3;
+/// How long a starting server waits for a port in use.
+const PORT_PATIENCE: Duration = Duration::from_secs(3);
 
 pub(super) struct Listener {
     fd: RawFd,
@@ -219,11 +222,8 @@ fn frame_bytes(frame: &RawFrame) -> usize {
 
 impl World {
     pub fn start_listening(&mut self, at: SocketAddr) -> io::Result<SocketAddr> {
-        let fd = socket(at)?;
-        let bound = bind_and_listen(fd, at).map_err(|e| {
-            close(fd);
-            io::Error::new(e.kind(), format!("cannot listen on {at}: {e}"))
-        })?;
+        let (fd, bound) = listen_when_free(at)
+            .map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {at}: {e}")))?;
         self.listeners.push(Listener { fd });
         self.arm_accept(self.listeners.len() - 1);
         Ok(bound)
@@ -474,6 +474,25 @@ fn tune(fd: RawFd) {
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 2);
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 3);
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 10_000);
+}
+
+/// Listens. The kernel takes the rings of a killed process apart in the background, so that its ports come free a moment
+/// after its death: one that is in use is tried again for a while before it counts as somebody else's.
+fn listen_when_free(at: SocketAddr) -> io::Result<(RawFd, SocketAddr)> {
+    let began = Instant::now();
+    loop {
+        let fd = socket(at)?;
+        match bind_and_listen(fd, at) {
+            Ok(bound) => return Ok((fd, bound)),
+            Err(e) => {
+                close(fd);
+                if e.kind() != io::ErrorKind::AddrInUse || began.elapsed() > PORT_PATIENCE {
+                    return Err(e);
+                }
+            }
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn bind_and_listen(fd: RawFd, at: SocketAddr) -> io::Result<SocketAddr> {

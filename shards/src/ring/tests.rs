@@ -295,3 +295,26 @@ fn a_peer_that_does_not_read_does_not_hold_up_the_end() {
     shard.join().unwrap();
     assert!(began.elapsed() < LAST_WORDS * 3, "{:?}", began.elapsed());
 }
+
+#[test]
+fn a_port_that_comes_free_is_waited_for_and_a_taken_one_is_refused() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = taken.local_addr().unwrap();
+    let (sender, results) = mpsc::channel();
+    let listen = move |event, io: &mut dyn Io| {
+        if matches!(event, Event::Start) {
+            sender.send(io.listen(at).map_err(|e| e.to_string())).unwrap();
+            io.stop(Ok(()));
+        }
+    };
+    let shard = start("waits", listen.clone());
+    std::thread::sleep(Duration::from_millis(300));
+    drop(taken);
+    assert_eq!(results.recv().unwrap(), Ok(at));
+    shard.join().unwrap();
+    let taken = std::net::TcpListener::bind(at).unwrap();
+    let shard = start("refused", listen);
+    assert!(results.recv().unwrap().is_err_and(|e| e.contains("in use") && e.contains(&at.to_string())));
+    shard.join().unwrap();
+    drop(taken);
+}
