@@ -372,6 +372,11 @@ impl Replication {
             Purpose::Adopt { chunk, activation } => self.adopted(chunk, activation, result, store, io),
             Purpose::Read { conn, head, chunk } => self.read_done(conn, head, chunk, result, store),
             Purpose::Forwarded { conn, head } => {
+                if let Err(error) = &result
+                    && error.is_damage()
+                {
+                    self.give_up_own_copy(head.chunk, error, store);
+                }
                 let status = result.map_or_else(|e| status_of(&e), |_| Status::Ok);
                 self.reply(conn, &head, Kind::Stored, status);
             }
@@ -414,9 +419,7 @@ impl Replication {
                 self.actions.push(Action::Reply(conn, Frame::new(reply, &meta.encode(), data)));
             }
             Ok(_) => self.reply(conn, &head, Kind::ReadDone, Status::BadRequest),
-            Err(
-                error @ (StoreError::Checksum { .. } | StoreError::Io { .. } | StoreError::Corrupt { .. }),
-            ) => {
+            Err(error) if error.is_damage() => {
                 let helpless = self.damaged.get(&chunk).copied().unwrap_or(false);
                 self.give_up_own_copy(chunk, &error, store);
                 let status = if helpless { Status::Damaged } else { Status::Busy };
@@ -452,9 +455,7 @@ impl Replication {
 
     fn scrub_done(&mut self, piece: Piece, result: Result<Done, StoreError>, store: &Store) {
         let damaged = match result {
-            Err(
-                error @ (StoreError::Checksum { .. } | StoreError::Io { .. } | StoreError::Corrupt { .. }),
-            ) => {
+            Err(error) if error.is_damage() => {
                 self.give_up_own_copy(piece.chunk, &error, store);
                 true
             }

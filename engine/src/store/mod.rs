@@ -168,6 +168,13 @@ pub enum StoreError {
     BadRequest(String),
 }
 
+impl StoreError {
+    /// Whether the chunk's copy here is not what it should be, so that another replica has to help.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, StoreError::Checksum { .. } | StoreError::Io { .. } | StoreError::Corrupt { .. })
+    }
+}
+
 #[derive(Debug)]
 pub enum Outcome {
     /// The store is open.

@@ -222,7 +222,8 @@ impl Server {
         let change = |report: &ChunkReport| SetChange {
             chunk: report.chunk,
             epoch: report.epoch,
-            action: SetAction::Drop { cs: vec![cs], force: false },
+            // A damaged copy counts for nothing: below the minimum writes wait, and the others can fill it again.
+            action: SetAction::Drop { cs: vec![cs], force: true },
         };
         let changes: Vec<SetChange> = chunks.iter().filter(holds).map(change).collect();
         let asked = chunks.iter().map(|r| r.chunk).collect();
