@@ -3,7 +3,7 @@
 use pstorage_tests::simulator::{Options, all_cores, campaign, run};
 
 /// Seeds above 200 that found defects of the product; docs/simulator.md says which, and names those below.
-const FOUND_DEFECTS: [u64; 5] = [203, 244, 245, 253, 386];
+const FOUND_DEFECTS: [u64; 6] = [203, 244, 245, 253, 386, 824];
 
 #[test]
 fn two_hundred_seeds_hold() {
