@@ -556,10 +556,13 @@ impl CsShard {
                     io.close(conn);
                     return;
                 }
-                if let Some(request) = self.session.pending.remove(&id) {
-                    // Nothing changed: the sets stay as they are.
-                    self.told(io, Vec::new(), &[]);
-                    tracing::debug!(?request, "refused");
+                match self.session.pending.remove(&id) {
+                    // Nothing changed: the sets stay as they are, and what is still wrong is told again.
+                    Some(CsRequest::Suspect { chunks, .. } | CsRequest::Damaged { chunks, .. }) => {
+                        self.replication.complaint_refused(&chunks);
+                    }
+                    Some(request) => tracing::debug!(?request, "refused"),
+                    None => {}
                 }
             }
             CsReply::Done => {

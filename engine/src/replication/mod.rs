@@ -321,6 +321,16 @@ impl Replication {
         self.after(store, io);
     }
 
+    /// The MDS would not hear a complaint about these chunks.
+    pub fn complaint_refused(&mut self, chunks: &[ChunkReport]) {
+        for ChunkReport { chunk, .. } in chunks {
+            self.damaged.remove(chunk);
+            if let Some(primary) = self.chunks.get_mut(chunk).and_then(|k| k.primary.as_mut()) {
+                primary.suspected = false;
+            }
+        }
+    }
+
     pub fn on_command(&mut self, command: CsCommand, store: &mut Store, io: &mut dyn Io) {
         match command {
             CsCommand::Repair { set } => self.on_set(&set, store, io),

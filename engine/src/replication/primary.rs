@@ -3,7 +3,7 @@
 //! Activation (docs/architecture.md, "Becoming active"): Prepare to all others of the set, own epoch durable, then the
 //! union of all tails is sent again from our own bytes, then learners are emptied and filled; client requests wait.
 
-use super::{Action, Purpose, Queue, Replication, done_kind, secondaries, status_of};
+use super::{Action, Known, Purpose, Queue, Replication, done_kind, secondaries, status_of};
 use crate::store::{DiscardOp, Done, Stamp, Store, StoreError, WriteOp};
 use shards::sabotage::{Sabotage, on};
 use shards::{Buf, ConnId, Io, Timestamp};
@@ -96,6 +96,8 @@ pub(super) struct Primary {
     learners: BTreeSet<SocketAddr>,
     /// Secondaries that must be sent EXPECT_EMPTY with their first write.
     expect_empty: BTreeSet<SocketAddr>,
+    /// The chunk is taken for new, and no write has yet been stored by all: they may know better.
+    unproven: bool,
     pub suspected: bool,
     largest_lease: LeaseId,
 }
@@ -117,6 +119,7 @@ impl Primary {
             to_fill: Vec::new(),
             learners: BTreeSet::new(),
             expect_empty: BTreeSet::new(),
+            unproven: false,
             suspected: false,
             largest_lease: LeaseId(0),
         }
@@ -252,6 +255,7 @@ impl Replication {
             // Never written: nothing to reconcile, unless a secondary says otherwise.
             primary.phase = Phase::Active;
             primary.expect_empty = members.iter().copied().collect();
+            primary.unproven = !members.is_empty();
             known.primary = Some(primary);
             return self.pump(chunk, store, io);
         }
@@ -537,6 +541,8 @@ impl Replication {
         let in_sync = known.grant.in_sync().count();
         let enough = in_sync >= usize::from(known.grant.min_replicas);
         let primary = known.primary.as_mut().filter(|p| p.is_active())?;
+        // The others may refuse a first write because the chunk is not new: until then no zeros are read from it.
+        let may_read = !primary.unproven || primary.flights.is_empty();
         let at = (0..primary.queue.len()).find(|&at| {
             let request = &primary.queue[at];
             let held = primary.flights.values().any(|f| {
@@ -549,13 +555,14 @@ impl Replication {
                 .queue
                 .range(..at)
                 .any(|q| (q.writes() || request.writes()) && overlaps(&q.blocks, &request.blocks));
-            !held && !ahead && (enough || !request.writes())
+            !held && !ahead && if request.writes() { enough } else { may_read }
         })?;
         primary.queue.remove(at)
     }
 
     fn start_read(&mut self, chunk: ChunkId, request: ClientRequest, store: &mut Store, io: &mut dyn Io) {
-        if store.chunk(chunk).is_none() {
+        let unproven = |k: &Known| k.primary.as_ref().is_some_and(|p| p.unproven);
+        if store.chunk(chunk).is_none() || self.chunks.get(&chunk).is_some_and(unproven) {
             // Placed and never written, or moved elsewhere and deleted here while the client kept its old map: the
             // others know.
             if let Some(primary) = self.chunks.get_mut(&chunk).and_then(|k| k.primary.as_mut()) {
@@ -702,6 +709,7 @@ impl Replication {
         let oldest = primary.flights.keys().next().copied().unwrap_or(primary.next_sequence);
         // A failed write is somewhere and not everywhere: its tail must stay until it is levelled.
         if flight.failed.is_none() && primary.phase == Phase::Active {
+            primary.unproven = false;
             primary.committed = primary.committed.max(oldest - 1);
             let committed = Sequence(primary.committed);
             store.note_committed(chunk, committed);
