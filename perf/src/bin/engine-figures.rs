@@ -122,8 +122,7 @@ impl Bench {
         Driver::start(target)?.fill(|_| {})?;
         let mut files = Vec::new();
         for _ in 0..args.clients {
-            let file =
-                LibraryFile::create("local", &args.dir.join("etc"), args.size / args.clients as u64)?;
+            let file = LibraryFile::create("local", &args.dir.join("etc"), args.size / args.clients as u64)?;
             file.fill(|_| {})?;
             files.push(file);
         }
