@@ -199,7 +199,7 @@ fn check_head(head: &[u8; HEAD_BYTES]) -> Result<BodyLength, FrameError> {
 
 impl Frame {
     pub fn new(head: Head, meta: &[u8], payload: Buf) -> Frame {
-        Frame { head, meta: Buf::from_slice(meta), payload }
+        Frame { head, meta: Buf::metadata(meta), payload }
     }
 
     pub fn bare(head: Head) -> Frame {
