@@ -8,6 +8,7 @@
 //! - memory is zeroed when it is first allocated, never handed out uninitialised;
 //! - freed memory goes to a list of the freeing thread by size, so that a shard in steady state asks the
 //!   allocator for none.
+//!
 //! Short buffers for metadata are the exception: they are aligned to cache lines only.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};

@@ -76,6 +76,7 @@ pub(super) struct DiskOp {
 /// Ended operations, kept for their memory.
 #[derive(Default)]
 pub(super) struct Spares {
+    #[allow(clippy::vec_box)] // The boxes themselves are what is used again.
     ops: Vec<Box<DiskOp>>,
     parts: Vec<Vec<Buf>>,
 }

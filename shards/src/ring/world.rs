@@ -85,6 +85,7 @@ pub(super) struct World {
     pub wants_send: Vec<ConnId>,
     pub files: Files,
     pub spares: disk::Spares,
+    #[allow(clippy::vec_box)] // The boxes themselves are what is used again.
     pub spare_sends: Vec<Box<SendOp>>,
     timers: BinaryHeap<Reverse<(Timestamp, u64, TimerId)>>,
     next_timer: u64,
