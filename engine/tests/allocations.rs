@@ -86,7 +86,7 @@ impl Client {
         head.request = self.next_request;
         head.chunk = CHUNK;
         head.epoch = Epoch(1);
-        self.conn.send(&Frame::data(head, &meta, payload).encode()).unwrap();
+        self.conn.send(&Frame::data(head, meta, payload).encode()).unwrap();
         let answer = Frame::decode(self.conn.receive(PATIENCE).unwrap()).unwrap();
         assert_eq!((answer.head.status, answer.head.request), (Status::Ok, self.next_request));
         answer
