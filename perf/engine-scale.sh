@@ -21,5 +21,5 @@ for cluster in few many; do
     $bin/pstorage local up "$work/$cluster" --mds 1 --cs 1 --shards 1 --replicas 1 --capacity-gb 16 >&2
 done
 mkdir "$work/many/mnt/many"
-$bin/pstorage set-attr "$work/many/mnt/many" chunk-size=1M >&2
+$bin/pstorage -c local --etc "$work/many/etc" set-attr -p many chunk-size=1M >&2
 $bin/engine-scale "$work/few" "$work/many" "$@"

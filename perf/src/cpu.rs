@@ -1,6 +1,8 @@
 //! CPU time: of this machine, of processes; and how much of it strangers took while something was measured.
 
 use nix::sys::resource::{UsageWho, getrusage};
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -104,13 +106,10 @@ impl Watched {
         Ok(watched)
     }
 
-    /// CPU time of all its threads; `None` when it is gone.
+    /// CPU time of all its threads, those that have ended included (workers of the kernel come and go); `None` when it
+    /// is gone.
     pub fn cpu(&self) -> Option<Duration> {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid)).ok()?;
-        let of_task = |dir: &Path| -> Option<u64> {
-            std::fs::read_to_string(dir.join("schedstat")).ok()?.split(' ').next()?.parse().ok()
-        };
-        Some(Duration::from_nanos(tasks.flatten().filter_map(|task| of_task(&task.path())).sum()))
+        clock_getcpuclockid(Pid::from_raw(self.pid)).ok()?.now().ok().map(Duration::from)
     }
 
     /// The daemons of a cluster made by `pstorage local up DIR`.
