@@ -2,13 +2,15 @@
 //! cluster of one server, in turns, and the ratios that the engine has to reach. `perf/engine.sh` makes the cluster.
 
 use clap::Parser;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use perf::cpu::{self, Cpu};
 use perf::drive::{Driver, Target};
 use perf::engine::{Clients, Outcome, median, whole_run};
-use perf::fio;
 use perf::measure::{Case, Figures, Operation, Pattern};
 use perf::scratch::{self, ScratchFile};
 use perf::text::{number, parse_size};
+use perf::{fio, layers};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -35,6 +37,9 @@ struct Args {
     /// Wait at most this long before each measurement for other programs to be quiet.
     #[arg(long, default_value_t = 10.0)]
     wait_s: f64,
+    /// Also show where the server's CPU time goes, by samples of perf.
+    #[arg(long)]
+    layers: bool,
     /// Measure only cases whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
@@ -98,6 +103,9 @@ fn main() -> Result<(), String> {
     }
     let bench = Bench::prepare(args)?;
     let missed = bench.table();
+    if bench.args.layers {
+        bench.layers()?;
+    }
     bench.clients.remove()?;
     match missed? {
         0 => Ok(()),
@@ -128,6 +136,34 @@ impl Bench {
             missed += row(&goal, &median(pairs?, |pair| pair.ratio(goal.case)));
         }
         Ok(missed)
+    }
+
+    /// CPU time of the server per operation, by layer.
+    fn layers(&self) -> Result<(), String> {
+        println!("\n| CPU us of the server for | total | by layer |\n|---|---|---|");
+        let time = Duration::from_secs_f64(self.args.seconds);
+        for goal in goals().iter().filter(|g| g.case.depth > 1) {
+            let file = self.raw.path().with_extension("perf");
+            let pid = self.clients.server_pids().next().ok_or("no server runs")?;
+            let sampler = layers::record(pid, &file)?;
+            let outcome = self.clients.run(goal.case, time);
+            // SIGINT makes perf write its file.
+            let _ = kill(Pid::from_raw(sampler.id() as i32), Signal::SIGINT);
+            let _ = sampler.wait_with_output();
+            let (outcome, shares) = (outcome?, layers::shares(&file)?);
+            let _ = std::fs::remove_file(&file);
+            let each = shares
+                .iter()
+                .map(|(name, share)| format!("{name} {}", number(share * outcome.server_cpu_us)));
+            println!(
+                "| {}, depth {} | {} | {} |",
+                goal.case.group(),
+                goal.case.depth,
+                number(outcome.server_cpu_us),
+                each.collect::<Vec<_>>().join(", ")
+            );
+        }
+        Ok(())
     }
 
     fn pair(&self, case: Case) -> Result<Pair, String> {
