@@ -1,5 +1,6 @@
 //! The chunk server: chunk store on a journal, and the replication protocol.
 
+pub mod cache;
 pub mod control;
 mod node;
 pub mod replication;

@@ -196,6 +196,7 @@ impl Cluster {
                 journal_bytes: 4 << 20,
                 capacity_bytes: 1 << 30,
                 map_cache_bytes: 20 << 10,
+                cache: None,
             },
             detect: Duration::from_millis(1000),
         }
