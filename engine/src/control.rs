@@ -77,6 +77,11 @@ impl CsControl {
         on_ssd.join(name).to_string_lossy().into_owned()
     }
 
+    /// For the CS table of stat: J, a journal on a device of its own, or D, direct to the disk; C, checksums.
+    pub fn flags(&self) -> String {
+        if self.journal_dir.is_some() { "JC" } else { "CD" }.into()
+    }
+
     pub fn cache_path(&self, cache: &CacheControl, shard: u16) -> String {
         let tag: String = cache.id[..4].iter().map(|b| format!("{b:02x}")).collect();
         let name = format!("{}-cs{}-{}-{tag}.cache", self.cluster, self.id, CsControl::shard_dir(shard));
@@ -126,7 +131,9 @@ pub enum ControlError {
         "{dir} belongs to {service} {id} of cluster '{cluster}', not to a chunk server: start pstorage-{service}d"
     )]
     OtherService { dir: PathBuf, service: String, id: String, cluster: String },
-    #[error("a pstorage-csd or configure-cs runs in {dir} (it holds {dir}/lock): stop it first, then repeat this")]
+    #[error(
+        "a pstorage-csd or configure-cs runs in {dir} (it holds {dir}/lock): stop it first, then repeat this"
+    )]
     Locked { dir: PathBuf },
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
@@ -183,8 +190,7 @@ pub fn lock(dir: &Path) -> Result<Flock<File>, ControlError> {
     let path = dir.join("lock");
     let open = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let file = open.map_err(io_error(&path))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|_| ControlError::Locked { dir: dir.into() })
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| ControlError::Locked { dir: dir.into() })
 }
 
 pub fn read(dir: &Path) -> Result<CsControl, ControlError> {

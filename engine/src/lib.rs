@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod control;
+pub mod journal_move;
 mod node;
 pub mod replication;
 pub mod scrub;

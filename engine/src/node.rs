@@ -16,8 +16,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use wire::auth::ClusterKey;
 use wire::cs_api::{ChunkReport, CsCommand, CsReply, CsRequest, Load, ShardStat, Space};
-use wire::mds_api::Severity;
 use wire::hello::{Acceptor, Initiator, Peer, Step};
+use wire::mds_api::Severity;
 use wire::{ChunkId, CsId, Frame, Head, Kind, ShardIndex, Status, decode, encode};
 
 const TICK: TimerId = TimerId(0x04 << 56);
@@ -57,6 +57,8 @@ pub struct CsShardConfig {
     pub host_id: [u8; 16],
     pub host: String,
     pub tier: u8,
+    /// Shown in stat.
+    pub flags: String,
     pub store: StoreConfig,
     /// A peer with outstanding work that is silent for longer has failed.
     pub detect: Duration,
@@ -531,7 +533,7 @@ impl CsShard {
             host: c.host.clone(),
             tier: c.tier,
             space: space(store, io, c.shards),
-            flags: "JCD".into(),
+            flags: c.flags.clone(),
         };
         self.send_mds(io, 0, &request);
     }

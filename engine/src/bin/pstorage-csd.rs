@@ -110,6 +110,7 @@ fn shard_config(
         host_id: control.host_id,
         host: control.host.clone(),
         tier: control.tier,
+        flags: control.flags(),
         store: control.store_config(shard),
         detect: Duration::from_millis(args.detect_ms),
     }

@@ -59,8 +59,7 @@ impl Admission {
         let stream = &mut self.streams[hash(chunk.0) & (STREAMS - 1)];
         let goes_on = stream.chunk == chunk && stream.end == blocks.start;
         let before = if goes_on { stream.blocks } else { 0 };
-        *stream =
-            Stream { chunk, end: blocks.end, blocks: before.saturating_add(blocks.end - blocks.start) };
+        *stream = Stream { chunk, end: blocks.end, blocks: before.saturating_add(blocks.end - blocks.start) };
         stream.blocks >= STREAM_BLOCKS
     }
 }
@@ -82,7 +81,8 @@ mod tests {
     #[test]
     fn long_runs_are_streams_and_jumps_are_not() {
         let mut a = Admission::new(64);
-        let read = |a: &mut Admission, chunk, start: u32, len| a.is_stream(ChunkId(chunk), &(start..start + len));
+        let read =
+            |a: &mut Admission, chunk, start: u32, len| a.is_stream(ChunkId(chunk), &(start..start + len));
         for n in 0..3 {
             assert!(!read(&mut a, 5, n * 64, 64));
         }

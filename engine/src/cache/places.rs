@@ -4,8 +4,8 @@
 //! may still name its old unit: it becomes empty with the next write of its page). Slots that are being read or written
 //! are never given to another unit.
 
-use super::table::{Entry, PAGE_SLOTS};
 use super::Version;
+use super::table::{Entry, PAGE_SLOTS};
 use std::collections::{BTreeSet, HashMap};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

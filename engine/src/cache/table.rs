@@ -105,7 +105,9 @@ mod tests {
         let golden = [5, 0, 0, 0, 1, 0x80, 0, 0, 0x22, 0x11, 0, 0, 0, 0, 0, 0, 77, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(page[64..88], golden);
         let others = [(&[8; 16], 3, 1000), (&id, 4, 1000), (&id, 3, 999)];
-        assert!(others.iter().all(|(id, page_number, slots)| decode(&page, id, *page_number, *slots).is_none()));
+        assert!(
+            others.iter().all(|(id, page_number, slots)| decode(&page, id, *page_number, *slots).is_none())
+        );
         for at in [0, 9, 13, 20, 50, 70, 4095] {
             let mut bad = page.to_vec();
             bad[at] ^= 4;

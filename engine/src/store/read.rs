@@ -111,7 +111,13 @@ impl Store {
     }
 
     /// What the cache returned is used if it is right, and read from `data` otherwise.
-    pub(super) fn cache_run_done(&mut self, io: &mut dyn Io, id: u64, run: CacheRun, result: io::Result<Buf>) {
+    pub(super) fn cache_run_done(
+        &mut self,
+        io: &mut dyn Io,
+        id: u64,
+        run: CacheRun,
+        result: io::Result<Buf>,
+    ) {
         let CacheRun { hit, run } = run;
         let right = result.as_ref().is_ok_and(|data| self.first_bad(id, run.0, data).is_none());
         if let Some(cache) = &mut self.cache {
@@ -129,7 +135,10 @@ impl Store {
     fn first_bad(&self, id: u64, at_block: u32, data: &Buf) -> Option<u32> {
         let chunk = &self.chunks[&self.reads.get(&id)?.chunk];
         let on_disk = |block: u32| chunk.pages[&(block / PAGE_BLOCKS)].crc(block % PAGE_BLOCKS);
-        (at_block..).zip(data.chunks_exact(BLOCK_BYTES)).find(|(b, bytes)| !on_disk(*b).matches(bytes)).map(|f| f.0)
+        (at_block..)
+            .zip(data.chunks_exact(BLOCK_BYTES))
+            .find(|(b, bytes)| !on_disk(*b).matches(bytes))
+            .map(|f| f.0)
     }
 
     pub(super) fn read_run_done(

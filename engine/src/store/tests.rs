@@ -362,7 +362,14 @@ fn random_run(seed: u64, b: Bench) -> CacheStat {
                     model.0.retain(|(c, _), _| *c != chunk);
                 }
                 6 if b.store.cache.is_some() => {
-                    read_often(&mut b, random(5), random(3) as u32 * (PAGE_BLOCKS - 30), &mut under_way, &mut model, seed);
+                    read_often(
+                        &mut b,
+                        random(5),
+                        random(3) as u32 * (PAGE_BLOCKS - 30),
+                        &mut under_way,
+                        &mut model,
+                        seed,
+                    );
                 }
                 5 => {
                     for timer in b.io.advance(Duration::from_millis(700)) {
@@ -667,4 +674,55 @@ fn a_journal_whose_device_fails_ends_the_store_and_acknowledges_nothing() {
         assert!(b.finished.is_empty(), "what is not durable was acknowledged");
         assert!(b.broken.expect("the store says so").contains("shard-000/journal"));
     }
+}
+
+/// Runs a move of the journal to its end, or to the operation `cut`; says whether it ended.
+fn move_journal(io: &mut TestIo, cut: usize) -> bool {
+    let mut node = crate::journal_move::JournalMove::new(config(), NEW_JOURNAL.into(), 1 << 20);
+    shards::Node::handle(&mut node, shards::Event::Start, io);
+    for _ in 0..cut {
+        let Some((op, result)) = io.complete_any() else { break };
+        shards::Node::handle(&mut node, shards::Event::Disk { op, result }, io);
+    }
+    assert!(!matches!(io.stopped, Some(Err(_))), "{:?}", io.stopped);
+    io.stopped.is_some()
+}
+
+const NEW_JOURNAL: &str = "ssd/journal-2";
+
+#[test]
+fn a_journal_is_moved_without_loss_wherever_the_move_is_cut() {
+    let mut b = Bench::new();
+    b.write(1, 0, &[1; 100], 1);
+    b.apply();
+    b.write(1, 5, &[2; 30], 2);
+    b.write(2, 0, &[3; 3], 1);
+    b.settle();
+    let disk = b.io.crash(CrashKind::Process, 1);
+    let whole = |b: &mut Bench, cut: usize| {
+        assert_eq!(b.broken, None, "cut at {cut}");
+        assert_eq!(b.read(1, 0, 40).unwrap(), [&[1; 5][..], &[2; 30], &[1; 5]].concat(), "cut at {cut}");
+        assert_eq!(b.read(2, 0, 4).unwrap(), [3, 3, 3, 0], "cut at {cut}");
+    };
+    let moved = StoreConfig { journal_path: NEW_JOURNAL.into(), journal_bytes: 1 << 20, ..config() };
+    let mut ends = 0;
+    for cut in 0..200 {
+        let mut io = TestIo::with_disk(disk.clone(), cut as u64);
+        let ended = move_journal(&mut io, cut);
+        let disk = io.crash(CrashKind::Power, cut as u64);
+        // Until the card names the new one the old one counts.
+        whole(&mut Bench::open(TestIo::with_disk(disk.clone(), 1), &config()), cut);
+        if !ended {
+            continue;
+        }
+        ends += 1;
+        let mut b = Bench::open(TestIo::with_disk(disk, 1), &moved);
+        whole(&mut b, cut);
+        assert_eq!(b.store.journal_fill().1 + 8192, 1 << 20);
+        b.write(2, 3, &[4], 2);
+        b.settle();
+        let mut b = b.crash(9);
+        assert_eq!(b.read(2, 0, 4).unwrap(), [3, 3, 3, 4]);
+    }
+    assert!(ends > 20, "the move ended {ends} times");
 }

@@ -190,6 +190,7 @@ impl Cluster {
             host_id: [n as u8 + 1; 16],
             host: format!("host{}", n + 1),
             tier: 0,
+            flags: "CD".into(),
             store: StoreConfig {
                 dir: format!("shard{shard}"),
                 journal_path: format!("shard{shard}/journal"),

@@ -3,6 +3,7 @@
 pub mod attributes;
 pub mod auth;
 pub mod check;
+pub mod configure;
 pub mod local;
 pub mod make;
 pub mod stat;
