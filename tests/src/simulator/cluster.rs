@@ -4,6 +4,7 @@ use super::prober::{Probe, Prober};
 use super::workload::{Answers, CHUNK_BYTES, FILE_BYTES, Workload};
 use super::{HEAL_WITHIN, Options};
 use client::{Call, ClientConfig, ClientCore, Done};
+use engine::cache::CacheConfig;
 use engine::store::StoreConfig;
 use engine::{CsShard, CsShardConfig};
 use mds::control::{MdsControl, MdsPeer};
@@ -166,6 +167,8 @@ impl Cluster {
             Place::Cs(n) => {
                 self.cs[n].incarnation += 1;
                 for shard in 0..self.options.shards {
+                    let host = self.cs[n].hosts[usize::from(shard)];
+                    self.world.disk(host).touch(&format!("ssd/{shard}.cache"));
                     let node = CsShard::new(self.cs_config(n, shard));
                     self.world.start(self.cs[n].hosts[usize::from(shard)], node);
                 }
@@ -197,7 +200,12 @@ impl Cluster {
                 journal_bytes: 4 << 20,
                 capacity_bytes: 1 << 30,
                 map_cache_bytes: 20 << 10,
-                cache: None,
+                // On half of the servers, so that both ways are gone.
+                cache: (n % 2 == 0).then(|| CacheConfig {
+                    path: format!("ssd/{shard}.cache"),
+                    bytes: 4 << 20,
+                    id: [shard as u8; 16],
+                }),
             },
             detect: Duration::from_millis(1000),
         }

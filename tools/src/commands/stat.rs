@@ -117,7 +117,7 @@ fn caches(all: &[CsInfo]) -> Option<Table> {
     let mut t = table(&["CSID", "CACHE", "CACHED", "HITS", "MISSES", "HIT RATE"]);
     for cs in all.iter().filter(|cs| cs.cache_total_bytes > 0) {
         let reads = cs.cache_hits + cs.cache_misses;
-        let rate = if reads == 0 { "-".into() } else { format!("{}%", cs.cache_hits * 100 / reads) };
+        let rate = (cs.cache_hits * 100).checked_div(reads).map_or("-".into(), |rate| format!("{rate}%"));
         t.add_row([
             cs.cs.to_string(),
             human(cs.cache_total_bytes),
