@@ -4,7 +4,7 @@ use super::prober::{Probe, Prober};
 use super::workload::{Answers, CHUNK_BYTES, FILE_BYTES, Workload};
 use super::{HEAL_WITHIN, Options};
 use client::{Call, ClientConfig, ClientCore, Done};
-use engine::cache::CacheConfig;
+use engine::cache::{CacheConfig, CacheStat};
 use engine::store::StoreConfig;
 use engine::{CsShard, CsShardConfig};
 use mds::control::{MdsControl, MdsPeer};
@@ -443,6 +443,7 @@ impl Cluster {
         }
         self.replicas_are_equal()?;
         self.no_orphans()?;
+        self.caches_met_nothing_stale()?;
         self.same_state_everywhere()?;
         self.no_server_stopped()
     }
@@ -562,6 +563,26 @@ impl Cluster {
                 return Err(format!("chunks are kept where they do not belong: {orphans:?}"));
             }
             self.run_for(Duration::from_secs(1))?;
+        }
+    }
+
+    fn cache_stats(&self) -> impl Iterator<Item = CacheStat> + '_ {
+        let hosts = self.cs.iter().flat_map(|cs| &cs.hosts);
+        let nodes = hosts.filter_map(|&host| self.world.node::<CsShard>(host));
+        nodes.filter_map(|node| Some(node.store()?.cache_stat()))
+    }
+
+    /// Reads that the chunk servers' caches answered since these servers started last.
+    pub fn cache_hits(&self) -> u64 {
+        self.cache_stats().map(|s| s.hits).sum()
+    }
+
+    /// Nothing damages disks here: a block of a cache that is not what its checksum says is a stale one, which its version
+    /// should have told.
+    fn caches_met_nothing_stale(&self) -> Result<(), String> {
+        match self.cache_stats().map(|s| s.damaged).sum() {
+            0 => Ok(()),
+            n => Err(format!("{n} stale blocks were met in read caches")),
         }
     }
 
