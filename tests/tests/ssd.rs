@@ -79,8 +79,11 @@ fn a_journal_moves_to_an_ssd_grows_and_comes_back_with_all_that_was_acknowledged
     fs::rename(&ssd, c.dir.path("away")).unwrap();
     fs::create_dir(&ssd).unwrap();
     run("pstorage-csd", &["-r", &cs, "--etc", &etc]).refused(&["journal", "is missing", "mounted"]);
-    run("pstorage", &["-c", "local", "--etc", &etc, "configure-cs", "-r", &cs, "--no-journal"])
-        .refused(&["journal", "is missing", "The server is as it was"]);
+    run("pstorage", &["-c", "local", "--etc", &etc, "configure-cs", "-r", &cs, "--no-journal"]).refused(&[
+        "journal",
+        "is missing",
+        "The server is as it was",
+    ]);
     fs::remove_dir(&ssd).unwrap();
     fs::rename(c.dir.path("away"), &ssd).unwrap();
     start(&c);
@@ -107,7 +110,8 @@ fn configure_cs_killed_at_any_moment_loses_nothing_and_leaves_nothing() {
         let whole = run("pstorage", &args(&place(round)).each_ref().map(String::as_str));
         whole.ok();
         for n in 0..8u64 {
-            let mut running = Running::start("pstorage", &args(&place(round + n + 1)).each_ref().map(String::as_str));
+            let mut running =
+                Running::start("pstorage", &args(&place(round + n + 1)).each_ref().map(String::as_str));
             std::thread::sleep(whole.took * ((n * 37 + round * 11) % 100) as u32 / 100);
             running.signal("-9");
             let status = running.0.wait().expect("it ends");
@@ -225,16 +229,19 @@ fn has_table(path: &Path) -> bool {
     File::open(path).and_then(|mut f| f.read_exact(&mut magic)).is_ok() && magic == *b"PSRCACHE"
 }
 
-/// A file system of its own on a loop device, that a test can break. `None` where this is not allowed.
+/// A file system of its own on a loop device, that a test can break.
 struct Breakable {
     dir: String,
 }
 
 impl Breakable {
+    /// `None` where this is not allowed.
     fn new(image: &str, dir: &str) -> Option<Breakable> {
         fs::create_dir_all(dir).unwrap();
         File::create(image).unwrap().set_len(96 << 20).unwrap();
-        let done = |program: &str, args: &[&str]| Command::new(program).args(args).status().is_ok_and(|s| s.success());
+        let done = |program: &str, args: &[&str]| {
+            Command::new(program).args(args).status().is_ok_and(|s| s.success())
+        };
         let mounted = done("mkfs.ext4", &["-q", "-F", image]) && done("mount", &["-o", "loop", image, dir]);
         mounted.then(|| Breakable { dir: dir.into() })
     }
@@ -284,4 +291,62 @@ fn a_server_whose_journal_device_fails_stops_and_the_others_go_on() {
     run("pstorage-csd", &["-r", &c.dir.path("cs1"), "--etc", &etc]).refused(&["journal"]);
     load.close();
     c.down();
+}
+
+#[test]
+fn servers_share_an_ssd_and_what_can_not_be_is_refused() {
+    let c = Cluster::new("shared-ssd");
+    c.up_with(&["--capacity", "512M"]);
+    c.down();
+    let (ssd, etc) = (c.dir.path("ssd"), c.dir.path("etc"));
+    let configure = |n: u32, options: &[&str]| {
+        let dir = c.dir.path(&format!("cs{n}"));
+        run("pstorage", &[&["-c", "local", "--etc", &etc, "configure-cs", "-r", &dir], options].concat())
+    };
+    configure(1, &["--cache", &ssd]).refused(&["--cache-size"]);
+    configure(1, &["--cache-size", "1G"]).refused(&["--cache DIR"]);
+    configure(1, &["--cache", &ssd, "--cache-size", "1M"]).refused(&["too small", "at least 8M"]);
+    configure(1, &["-s", "1M"]).refused(&["too small", "at least 8M"]);
+    configure(1, &["-j", &ssd, "-s", "900T"]).refused(&["are free, too few", "--journal-size"]);
+    configure(1, &["--cache", &ssd, "--cache-size", "900T"]).refused(&["are free, too few", "--cache-size"]);
+    configure(1, &["-j", "/proc/here"]).refused(&["/proc/here"]);
+    configure(1, &["-a", "0.0.0.0"]).refused(&["-a: name the address"]);
+    configure(7, &[]).refused(&["no control.json"]);
+    assert!(configure(1, &[]).ok().contains("read cache: none"), "nothing was changed");
+
+    for n in 1..=3 {
+        configure(n, &["-j", &ssd, "-s", "16M", "--cache", &ssd, "--cache-size", "16M"]).ok();
+    }
+    assert_eq!((names(&ssd, ".journal").len(), names(&ssd, ".cache").len()), (6, 6));
+    c.up_with(&[]);
+    c.wait_healthy();
+    let mut load = Load::new(&c.mnt("f"));
+    load.run_for(Duration::from_millis(300));
+    load.close();
+    ["cs1", "cs2", "cs3"].iter().for_each(|cs| c.kill(cs));
+    c.down();
+    configure(2, &["--no-journal", "--no-cache"]).ok();
+    assert_eq!((names(&ssd, ".journal").len(), names(&ssd, ".cache").len()), (4, 4));
+    c.up_with(&[]);
+    c.wait_healthy();
+    load.verify(&c.mnt("f"));
+    c.check();
+}
+
+#[test]
+fn make_cs_takes_a_journal_and_a_cache() {
+    let c = Cluster::new("make-with-ssd");
+    c.up_with(&["--capacity", "512M"]);
+    let (dir, ssd, etc) = (c.dir.path("extra"), c.dir.path("ssd"), c.dir.path("etc"));
+    let sizes = ["--journal-size", "16M", "--cache-size", "16M", "--shards", "2", "--capacity", "256M"];
+    c.admin(&[&["make-cs", "-r", &dir, "--journal", &ssd, "--cache", &ssd], &sizes[..]].concat());
+    let _running = Running::start("pstorage-csd", &["-r", &dir, "--etc", &etc]);
+    wait_until("the new server with its flags", Duration::from_secs(20), || {
+        let stat = c.json(&["stat"]);
+        let cs = stat["cs"].as_array().unwrap().iter().find(|cs| cs["cs"] == 4).cloned();
+        cs.is_some_and(|cs| cs["flags"] == "JCcR" && cs["cache_total_bytes"].as_u64() > Some(12 << 20))
+    });
+    assert_eq!((names(&ssd, "local-cs4-").len(), names(&dir, "journal").len()), (4, 0));
+    let advice = c.admin(&["advise-configuration", "--ssd", &ssd, "--cs", &dir]);
+    assert!(advice.contains("nothing to win"), "{advice}");
 }

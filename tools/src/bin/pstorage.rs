@@ -1,7 +1,7 @@
 //! `pstorage`: the one command of administrators.
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use pstorage_tools::commands::{attributes, auth, check, configure, local, make, stat};
+use pstorage_tools::commands::{advise, attributes, auth, check, configure, local, make, stat};
 use pstorage_tools::{Context, Outcome, parse_replicas, parse_size};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -173,6 +173,17 @@ enum Command {
         #[arg(short = 'a', long = "address")]
         ip: Option<IpAddr>,
     },
+    /// Proposes journals and read caches on an SSD for chunk servers, made or to be made, on other disks.
+    ///
+    /// Example: pstorage advise-configuration --ssd /ssd --cs /pstorage/cs1 --cs /pstorage/cs2
+    AdviseConfiguration {
+        /// Directory on the SSD.
+        #[arg(long, value_name = "DIR")]
+        ssd: PathBuf,
+        /// Directory of a chunk server, or on the disk that is to hold one.
+        #[arg(long = "cs", value_name = "DIR", required = true, num_args = 1..)]
+        servers: Vec<PathBuf>,
+    },
     /// Authenticates this node by the cluster's password.
     AuthNode {
         #[arg(long)]
@@ -301,6 +312,7 @@ fn run(context: &Context, command: Command) -> Outcome {
                 ip,
             },
         ),
+        Command::AdviseConfiguration { ssd, servers } => advise::advise(context, &ssd, &servers),
         Command::AuthNode { password_file, bootstrap } => {
             auth::auth_node(context, password_file.as_deref(), &bootstrap)
         }

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub mod advise;
 pub mod attributes;
 pub mod auth;
 pub mod check;

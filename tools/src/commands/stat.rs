@@ -5,7 +5,7 @@ use comfy_table::{Table, presets};
 use wire::mds_api::{ChunkMap, CsInfo, CsStatus, FileAttr, FileKind, MdsReply, MdsRequest, Severity};
 use wire::{ChunkId, Replica};
 
-fn table(heads: &[&str]) -> Table {
+pub fn table(heads: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(heads);
     table
