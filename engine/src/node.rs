@@ -117,6 +117,9 @@ pub struct CsShard {
     /// For connections we make: grows.
     generation: u64,
     stopping_since: Option<Timestamp>,
+    /// Empty; kept for their memory.
+    spare_actions: Vec<Action>,
+    spare_outcomes: Vec<Outcome>,
 }
 
 impl CsShard {
@@ -138,6 +141,8 @@ impl CsShard {
             scrub_saved: (Timestamp(0), Vec::new()),
             generation,
             stopping_since: None,
+            spare_actions: Vec::new(),
+            spare_outcomes: Vec::new(),
         }
     }
 
@@ -640,11 +645,13 @@ impl CsShard {
     /// Carries out what replication wants, until it wants nothing more.
     fn act(&mut self, io: &mut dyn Io) {
         loop {
-            let actions = self.replication.take_actions();
+            let empty = std::mem::take(&mut self.spare_actions);
+            let mut actions = self.replication.take_actions(empty);
             if actions.is_empty() {
+                self.spare_actions = actions;
                 return;
             }
-            for action in actions {
+            for action in actions.drain(..) {
                 match action {
                     Action::Reply(conn, frame) => io.send(conn, frame.encode()),
                     Action::ToPeer(addr, frame) => self.send_peer(io, addr, frame),
@@ -658,13 +665,16 @@ impl CsShard {
                     }
                 }
             }
+            self.spare_actions = actions;
         }
     }
 
     fn take_outcomes(&mut self, io: &mut dyn Io) {
         let Some(store) = self.store.as_mut() else { return };
-        let outcomes: Vec<Outcome> = store.outcomes().collect();
+        let mut outcomes = std::mem::take(&mut self.spare_outcomes);
+        outcomes.extend(store.outcomes());
         if outcomes.is_empty() {
+            self.spare_outcomes = outcomes;
             return;
         }
         let (mut ready, mut lost_cache) = (false, None);
@@ -693,7 +703,8 @@ impl CsShard {
             return self.listen(io);
         }
         let Some(store) = self.store.as_mut() else { return };
-        self.replication.on_store(outcomes, store, io);
+        self.replication.on_store(&mut outcomes, store, io);
+        self.spare_outcomes = outcomes;
         self.act(io);
         // Starting new operations may have ended some at once.
         self.take_outcomes(io);

@@ -3,9 +3,10 @@
 use super::{Chunk, Done, PAGE_BLOCKS, Store, StoreError, Ticket, UNIT_BLOCKS, UNIT_BYTES, Waiting};
 use crate::cache::{Hit, Piece, Version};
 use shards::{Buf, BufMut, Io};
+use smallvec::SmallVec;
 use std::io;
 use std::ops::Range;
-use wire::{BLOCK_BYTES, BlockCrc, ChunkId};
+use wire::{BLOCK_BYTES, BlockCrc, BlockCrcs, ChunkId};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Want {
@@ -22,18 +23,20 @@ pub(super) struct Reading {
     cacheable: bool,
     runs_left: u32,
     /// Data blocks read: first block and bytes.
-    parts: Vec<(u32, Buf)>,
+    parts: SmallVec<[(u32, Buf); 1]>,
     failed: Option<StoreError>,
 }
 
 /// Blocks in a row on disk: first block, number, offset in `data`.
 type Run = (u32, u32, u64);
+type Runs = SmallVec<[Run; 1]>;
 
 /// Blocks that are read from the cache, and where they are if that fails.
 pub(super) struct CacheRun {
     hit: Hit,
     run: Run,
 }
+type CacheRuns = SmallVec<[CacheRun; 1]>;
 
 impl Store {
     pub(super) fn start_read(
@@ -53,7 +56,7 @@ impl Store {
             want,
             cacheable,
             runs_left: (runs.len() + cached.len()) as u32,
-            parts: Vec::with_capacity(runs.len() + cached.len()),
+            parts: SmallVec::new(),
             failed: None,
         };
         if reading.runs_left == 0 {
@@ -79,13 +82,13 @@ impl Store {
 
     /// What is read from `data` and from the cache, and whether the former may go to the latter. Who verifies the disk
     /// (`Want::Sums`) reads the disk, and a long stream is better off there.
-    fn plan_read(&mut self, id: ChunkId, blocks: &Range<u32>, want: Want) -> (Vec<Run>, Vec<CacheRun>, bool) {
+    fn plan_read(&mut self, id: ChunkId, blocks: &Range<u32>, want: Want) -> (Runs, CacheRuns, bool) {
         let runs = self.disk_runs(id, blocks);
+        let (mut missed, mut cached) = (Runs::new(), CacheRuns::new());
         let Some(cache) = self.cache.as_mut().filter(|_| want == Want::Data) else {
-            return (runs, Vec::new(), false);
+            return (runs, cached, false);
         };
         let chunk = &self.chunks[&id];
-        let (mut missed, mut cached) = (Vec::with_capacity(runs.len()), Vec::new());
         for (piece, run) in runs.into_iter().flat_map(pieces_of) {
             match cache.find(&piece, chunk.version(id, run.0)) {
                 Some(hit) => cached.push(CacheRun { hit, run }),
@@ -96,9 +99,9 @@ impl Store {
     }
 
     /// What must be read from `data`; neighbours on disk joined.
-    fn disk_runs(&self, id: ChunkId, blocks: &Range<u32>) -> Vec<Run> {
+    fn disk_runs(&self, id: ChunkId, blocks: &Range<u32>) -> Runs {
         let chunk = &self.chunks[&id];
-        let mut runs: Vec<Run> = Vec::new();
+        let mut runs = Runs::new();
         for block in blocks.clone() {
             if chunk.overlay.contains_key(&block) || chunk.crc(block) == BlockCrc::HOLE {
                 continue;
@@ -205,7 +208,7 @@ impl Store {
         }
         let chunk = &self.chunks[&reading.chunk];
         let blocks = reading.blocks.clone();
-        let crcs: Vec<BlockCrc> = blocks.clone().map(|b| chunk.crc(b)).collect();
+        let crcs: BlockCrcs = blocks.clone().map(|b| chunk.crc(b)).collect();
         if reading.want == Want::Sums {
             return Ok(Done::Sums { crcs });
         }
@@ -238,7 +241,7 @@ impl Chunk {
 }
 
 /// Adds a run, to the last one if it goes on there.
-fn join(runs: &mut Vec<Run>, run: Run) {
+fn join(runs: &mut Runs, run: Run) {
     match runs.last_mut() {
         Some((first, count, at))
             if *first + *count == run.0 && *at + u64::from(*count) * BLOCK_BYTES as u64 == run.2 =>
