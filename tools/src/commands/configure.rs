@@ -119,36 +119,38 @@ fn change_cache(wanted: &mut CsControl, changes: &Changes) -> Outcome {
     Ok(())
 }
 
-/// Journals and cache files that a card names.
-fn files_of(dir: &Path, control: &CsControl) -> BTreeSet<PathBuf> {
+/// Journals and cache files as a card names them: below the server's directory, or with full paths. Never joined here: one
+/// directory may have several names, and a file must not be taken for another because of that.
+fn files_of(control: &CsControl) -> BTreeSet<String> {
     let shards = 0..control.shards;
     let caches = control.cache.iter().flat_map(|c| shards.clone().map(move |s| control.cache_path(c, s)));
-    shards.clone().map(|s| control.journal_path(s)).chain(caches).map(|file| dir.join(file)).collect()
+    shards.clone().map(|s| control.journal_path(s)).chain(caches).collect()
 }
 
 fn note_leftovers(dir: &Path, now: &CsControl, wanted: &CsControl) -> Outcome {
-    let (old, new) = (files_of(dir, now), files_of(dir, wanted));
-    let paths: Vec<&PathBuf> = old.symmetric_difference(&new).collect();
-    if paths.is_empty() {
+    let (old, new) = (files_of(now), files_of(wanted));
+    let files: Vec<&String> = old.symmetric_difference(&new).collect();
+    if files.is_empty() {
         return Ok(());
     }
-    let text = serde_json::to_vec(&paths).map_err(|e| e.to_string())?;
-    let file = dir.join(LEFTOVERS);
-    ring::replace_file(&file, &text).map_err(|e| format!("{}: {e}", file.display()))
+    let text = serde_json::to_vec(&files).map_err(|e| e.to_string())?;
+    let list = dir.join(LEFTOVERS);
+    ring::replace_file(&list, &text).map_err(|e| format!("{}: {e}", list.display()))
 }
 
 /// Removes what this or an earlier configure-cs has left, except what the card names.
 fn remove_leftovers(dir: &Path, control: &CsControl) -> Outcome {
     let list = dir.join(LEFTOVERS);
+    let fail = |e: std::io::Error| format!("{}: {e}", list.display());
     let text = match fs::read(&list) {
         Ok(text) => text,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(format!("{}: {e}", list.display())),
+        Err(e) => return Err(fail(e)),
     };
-    let paths: BTreeSet<PathBuf> =
-        serde_json::from_slice(&text).map_err(|e| format!("{}: {e}", list.display()))?;
-    for path in paths.difference(&files_of(dir, control)) {
-        match fs::remove_file(path) {
+    let files: BTreeSet<String> = serde_json::from_slice(&text).map_err(|e| fail(e.into()))?;
+    for file in files.difference(&files_of(control)) {
+        let path = dir.join(file);
+        match fs::remove_file(&path) {
             Err(e) if e.kind() != ErrorKind::NotFound => {
                 // A lost SSD must not keep the server from being changed.
                 eprintln!("pstorage: {} is no longer used and can't be removed: {e}", path.display());
@@ -156,7 +158,7 @@ fn remove_leftovers(dir: &Path, control: &CsControl) -> Outcome {
             _ => {}
         }
     }
-    fs::remove_file(&list).map_err(|e| format!("{}: {e}", list.display()))
+    fs::remove_file(&list).map_err(fail)
 }
 
 /// Makes the new journals: each goes on where the old one, applied to the files, ends.
@@ -205,4 +207,48 @@ fn show(context: &Context, dir: &Path, control: &CsControl) -> Outcome {
         None => println!("read cache: none"),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use engine::control::CacheControl;
+
+    fn card(journal_tag: Option<&str>) -> CsControl {
+        CsControl {
+            format: control::FORMAT,
+            service: "cs".into(),
+            cluster: "c".into(),
+            id: wire::CsId(3),
+            host_id: [0; 16],
+            host: "h".into(),
+            tier: 0,
+            shards: 1,
+            ip: [127, 0, 0, 1].into(),
+            capacity_bytes: 1 << 30,
+            journal_dir: None,
+            journal_bytes: 4 << 20,
+            journal_tag: journal_tag.map(String::from),
+            cache: Some(CacheControl { dir: "/nowhere".into(), bytes: 4 << 20, id: [7; 16] }),
+        }
+    }
+
+    #[test]
+    fn what_the_card_names_is_never_left_over() {
+        // The same directory under another name, as through a link.
+        let root = std::env::temp_dir().join(format!("leftovers-{}", crate::random_hex::<4>()));
+        fs::create_dir_all(root.join("cs/shard-000")).unwrap();
+        std::os::unix::fs::symlink(root.join("cs"), root.join("link")).unwrap();
+        let (old, new) = (card(None), card(Some("ab")));
+        for name in ["journal", "journal-ab"] {
+            fs::write(root.join("cs/shard-000").join(name), "x").unwrap();
+        }
+        note_leftovers(&root.join("cs"), &old, &new).unwrap();
+        remove_leftovers(&root.join("link"), &new).unwrap();
+        let left: Vec<_> =
+            fs::read_dir(root.join("cs/shard-000")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["journal-ab"]);
+        assert!(!root.join("cs").join(LEFTOVERS).exists());
+        fs::remove_dir_all(&root).unwrap();
+    }
 }
