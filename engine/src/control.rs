@@ -1,13 +1,24 @@
-//! The identity card of a chunk server: `DIR/control.json`, written once by `make-cs`.
+//! The identity card of a chunk server: `DIR/control.json`, written by `make-cs` and replaced by `configure-cs`; and
+//! where, according to it, the server's files lie.
 
+use crate::cache::CacheConfig;
+use crate::store::StoreConfig;
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use wire::CsId;
 
 pub const FILE: &str = "control.json";
-pub const FORMAT: u32 = 1;
+/// 2: journals may have a tag, and there may be a cache. Cards of format 1 are read as they are.
+pub const FORMAT: u32 = 2;
+const OLDEST_FORMAT: u32 = 1;
+
+/// Memory for map pages of all shards together. With the blocks that wait for write-back and what is in flight, a chunk
+/// server stays below 1 GB whatever its disk.
+const MAP_CACHE_BYTES: u64 = 256 << 20;
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct CsControl {
@@ -29,6 +40,69 @@ pub struct CsControl {
     pub journal_dir: Option<PathBuf>,
     /// Of each shard.
     pub journal_bytes: u64,
+    /// Part of the names of the journal files: each place they are moved to has another, so that no step of a move ever
+    /// writes over the journal that counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal_tag: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheControl>,
+}
+
+/// The read cache on SSD.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CacheControl {
+    pub dir: PathBuf,
+    /// Of each shard.
+    pub bytes: u64,
+    /// Chosen when the cache is set up: what a file of another cache holds is never taken for this one's.
+    pub id: [u8; 16],
+}
+
+impl CsControl {
+    /// Directory of a shard, in the server's.
+    pub fn shard_dir(shard: u16) -> String {
+        format!("shard-{shard:03}")
+    }
+
+    /// Journal of a shard: in its directory, or an absolute path on an SSD that other servers may share.
+    pub fn journal_path(&self, shard: u16) -> String {
+        let dir = CsControl::shard_dir(shard);
+        let name = match (&self.journal_dir, &self.journal_tag) {
+            (None, None) => return format!("{dir}/journal"),
+            (None, Some(tag)) => return format!("{dir}/journal-{tag}"),
+            (Some(_), None) => format!("cs{}-{dir}.journal", self.id),
+            (Some(_), Some(tag)) => format!("{}-cs{}-{dir}-{tag}.journal", self.cluster, self.id),
+        };
+        let on_ssd = self.journal_dir.as_ref().expect("seen above");
+        on_ssd.join(name).to_string_lossy().into_owned()
+    }
+
+    /// For the CS table of stat: J, a journal on a device of its own, or D, direct to the disk; C, checksums.
+    pub fn flags(&self) -> String {
+        if self.journal_dir.is_some() { "JC" } else { "CD" }.into()
+    }
+
+    pub fn cache_path(&self, cache: &CacheControl, shard: u16) -> String {
+        let tag: String = cache.id[..4].iter().map(|b| format!("{b:02x}")).collect();
+        let name = format!("{}-cs{}-{}-{tag}.cache", self.cluster, self.id, CsControl::shard_dir(shard));
+        cache.dir.join(name).to_string_lossy().into_owned()
+    }
+
+    pub fn store_config(&self, shard: u16) -> StoreConfig {
+        let cache = self.cache.as_ref().map(|cache| CacheConfig {
+            path: self.cache_path(cache, shard),
+            bytes: cache.bytes,
+            id: cache.id,
+        });
+        StoreConfig {
+            dir: CsControl::shard_dir(shard),
+            journal_path: self.journal_path(shard),
+            journal_bytes: self.journal_bytes,
+            capacity_bytes: self.capacity_bytes / u64::from(self.shards),
+            map_cache_bytes: MAP_CACHE_BYTES / u64::from(self.shards),
+            cache,
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +123,7 @@ pub enum ControlError {
     #[error("{path}: {why}")]
     Malformed { path: PathBuf, why: String },
     #[error(
-        "{path} has format {found}; this program understands {FORMAT}: start the version of pstorage-csd that made it, \
+        "{path} has format {found}; this program understands {OLDEST_FORMAT} to {FORMAT}: start the version of pstorage-csd that made it, \
          or a newer one"
     )]
     Format { path: PathBuf, found: u64 },
@@ -57,6 +131,10 @@ pub enum ControlError {
         "{dir} belongs to {service} {id} of cluster '{cluster}', not to a chunk server: start pstorage-{service}d"
     )]
     OtherService { dir: PathBuf, service: String, id: String, cluster: String },
+    #[error(
+        "a pstorage-csd or configure-cs runs in {dir} (it holds {dir}/lock): stop it first, then repeat this"
+    )]
+    Locked { dir: PathBuf },
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
 }
@@ -97,9 +175,22 @@ fn owner(card: &serde_json::Value) -> (String, String, String) {
 /// Makes the directory of a new chunk server.
 pub fn create(dir: &Path, control: &CsControl) -> Result<(), ControlError> {
     check_new(dir)?;
+    replace(dir, control)
+}
+
+/// Puts another card in place of the one there, in one step. Only the holder of the [`lock`] may.
+pub fn replace(dir: &Path, control: &CsControl) -> Result<(), ControlError> {
     let text = serde_json::to_string_pretty(control).expect("a card always serialises");
     let path = dir.join(FILE);
     shards::ring::replace_file(&path, text.as_bytes()).map_err(io_error(&path))
+}
+
+/// One process per directory: the server, or what changes it. The lock ends with the process, however it ends.
+pub fn lock(dir: &Path) -> Result<Flock<File>, ControlError> {
+    let path = dir.join("lock");
+    let open = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = open.map_err(io_error(&path))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| ControlError::Locked { dir: dir.into() })
 }
 
 pub fn read(dir: &Path) -> Result<CsControl, ControlError> {
@@ -118,7 +209,7 @@ pub fn read(dir: &Path) -> Result<CsControl, ControlError> {
         return Err(ControlError::OtherService { dir: dir.into(), service, id, cluster });
     }
     match value["format"].as_u64() {
-        Some(found) if found == u64::from(FORMAT) => {}
+        Some(found) if (u64::from(OLDEST_FORMAT)..=u64::from(FORMAT)).contains(&found) => {}
         Some(found) => return Err(ControlError::Format { path, found }),
         None => return Err(malformed("no format number".into())),
     }

@@ -1,6 +1,8 @@
 //! The chunk server: chunk store on a journal, and the replication protocol.
 
+pub mod cache;
 pub mod control;
+pub mod journal_move;
 mod node;
 pub mod replication;
 pub mod scrub;

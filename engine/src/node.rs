@@ -17,6 +17,7 @@ use std::time::Duration;
 use wire::auth::ClusterKey;
 use wire::cs_api::{ChunkReport, CsCommand, CsReply, CsRequest, Load, ShardStat, Space};
 use wire::hello::{Acceptor, Initiator, Peer, Step};
+use wire::mds_api::Severity;
 use wire::{ChunkId, CsId, Frame, Head, Kind, ShardIndex, Status, decode, encode};
 
 const TICK: TimerId = TimerId(0x04 << 56);
@@ -33,6 +34,8 @@ const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
 const RETRY_EVERY: Duration = Duration::from_millis(200);
 /// An attempt to register that takes longer is given up for the next server.
 const REGISTER_PATIENCE: Duration = Duration::from_secs(3);
+/// An end waits so long for the read cache to write down what it holds.
+const SAVE_CACHE_WITHIN: Duration = Duration::from_secs(3);
 const REPORT_PAGE: usize = 10_000;
 /// How often chunks that have appeared are reported. A message of a primary that was long on its way may bring back a
 /// chunk that this shard was told to delete.
@@ -54,6 +57,8 @@ pub struct CsShardConfig {
     pub host_id: [u8; 16],
     pub host: String,
     pub tier: u8,
+    /// Shown in stat.
+    pub flags: String,
     pub store: StoreConfig,
     /// A peer with outstanding work that is silent for longer has failed.
     pub detect: Duration,
@@ -111,7 +116,7 @@ pub struct CsShard {
     scrub_saved: (Timestamp, Vec<u8>),
     /// For connections we make: grows.
     generation: u64,
-    stopping: bool,
+    stopping_since: Option<Timestamp>,
     /// Empty; kept for their memory.
     spare_actions: Vec<Action>,
     spare_outcomes: Vec<Outcome>,
@@ -135,7 +140,7 @@ impl CsShard {
             scrub: Scrub::new(Duration::ZERO, None),
             scrub_saved: (Timestamp(0), Vec::new()),
             generation,
-            stopping: false,
+            stopping_since: None,
             spare_actions: Vec::new(),
             spare_outcomes: Vec::new(),
         }
@@ -425,7 +430,7 @@ impl CsShard {
             } else if self.session.registered && now.since(self.session.last_heartbeat) >= HEARTBEAT_EVERY {
                 self.heartbeat(io);
             }
-        } else if now >= self.session.retry_at && self.addr.is_some() && !self.stopping {
+        } else if now >= self.session.retry_at && self.addr.is_some() && self.stopping_since.is_none() {
             let known = &self.config.mds;
             if known.is_empty() {
                 return;
@@ -533,7 +538,7 @@ impl CsShard {
             host: c.host.clone(),
             tier: c.tier,
             space: space(store, io, c.shards),
-            flags: "JCD".into(),
+            flags: c.flags.clone(),
         };
         self.send_mds(io, 0, &request);
     }
@@ -672,16 +677,32 @@ impl CsShard {
             self.spare_outcomes = outcomes;
             return;
         }
+        let (mut ready, mut lost_cache) = (false, None);
         for outcome in &outcomes {
             match outcome {
                 Outcome::Broken(error) => {
                     tracing::error!(%error, "chunk store broken");
+                    // The master hears why, if it can: what is queued leaves before the node ends.
+                    let message = format!("has failed and stops: {error}");
+                    self.ask_mds(io, CsRequest::Event { severity: Severity::Err, message });
                     return io.stop(Err(error.to_string()));
                 }
-                Outcome::Ready => return self.listen(io),
+                Outcome::Ready => ready = true,
+                Outcome::CacheLost(why) => {
+                    tracing::warn!(name: "cache_lost", why);
+                    let message = format!("shard {}: {why}", self.config.shard);
+                    lost_cache = Some(CsRequest::Event { severity: Severity::Warn, message });
+                }
                 Outcome::Finished { .. } => {}
             }
         }
+        if let Some(event) = lost_cache {
+            self.ask_mds(io, event);
+        }
+        if ready {
+            return self.listen(io);
+        }
+        let Some(store) = self.store.as_mut() else { return };
         self.replication.on_store(&mut outcomes, store, io);
         self.spare_outcomes = outcomes;
         self.act(io);
@@ -708,8 +729,13 @@ impl CsShard {
             self.scrub_on(io);
             self.report_new(io);
         }
-        if self.stopping && self.replication.queue_depth() == 0 {
-            io.stop(Ok(()));
+        if let Some(since) = self.stopping_since
+            && self.replication.queue_depth() == 0
+        {
+            let saved = self.store.as_mut().is_none_or(|s| s.save_cache(io));
+            if saved || io.now().since(since) > SAVE_CACHE_WITHIN {
+                io.stop(Ok(()));
+            }
         }
     }
 }
@@ -774,7 +800,7 @@ impl Node for CsShard {
                     store.on_timer(io, id);
                 }
             }
-            Event::Shutdown => self.stopping = true,
+            Event::Shutdown => self.stopping_since = Some(io.now()),
         }
         self.take_outcomes(io);
     }
@@ -795,6 +821,7 @@ fn load(replication: &Replication, scrub: &Scrub, store: &Store) -> Load {
     let progress = scrub.progress();
     let stats = replication.stats;
     let (journal_used_bytes, journal_total_bytes) = store.journal_fill();
+    let cache = store.cache_stat();
     Load {
         reads: stats.reads,
         writes: stats.writes,
@@ -808,5 +835,9 @@ fn load(replication: &Replication, scrub: &Scrub, store: &Store) -> Load {
         scrubbed_bytes: progress.done_bytes,
         scrub_passes: progress.passes,
         scrub_damaged: progress.damaged,
+        cache_hits: cache.hits,
+        cache_misses: cache.misses,
+        cached_bytes: cache.cached_bytes,
+        cache_total_bytes: cache.total_bytes,
     }
 }

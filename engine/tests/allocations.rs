@@ -38,12 +38,14 @@ fn config() -> CsShardConfig {
         host_id: [0; 16],
         host: "here".into(),
         tier: 0,
+        flags: String::new(),
         store: StoreConfig {
             dir: "shard-000".into(),
             journal_path: "shard-000/journal".into(),
             journal_bytes: 64 << 20,
             capacity_bytes: 1 << 30,
             map_cache_bytes: 64 << 20,
+            cache: None,
         },
         detect: Duration::from_secs(2),
     }

@@ -62,6 +62,20 @@ struct Server {
     given: u32,
 }
 
+impl Server {
+    /// What the server said of itself, and what its shards do: c, the write journal is clean; R, there is a read cache.
+    fn flags_now(&self) -> String {
+        let mut flags = self.flags.clone();
+        if flags.contains('J') && self.shards.values().all(|s| s.load.journal_used_bytes == 0) {
+            flags.push('c');
+        }
+        if self.shards.values().any(|s| s.load.cache_total_bytes > 0) {
+            flags.push('R');
+        }
+        flags
+    }
+}
+
 /// A registration as it came.
 pub struct Registration {
     pub cs: CsId,
@@ -329,7 +343,11 @@ impl CsRegistry {
             shard_addrs: addrs,
             io_latency_us: latency.unwrap_or(0),
             queue_depth: sum(&|s| u64::from(s.load.queue_depth)) as u32,
-            flags: server.map_or_else(String::new, |s| s.flags.clone()),
+            flags: server.map_or_else(String::new, Server::flags_now),
+            cache_hits: sum(&|s| s.load.cache_hits),
+            cache_misses: sum(&|s| s.load.cache_misses),
+            cached_bytes: sum(&|s| s.load.cached_bytes),
+            cache_total_bytes: sum(&|s| s.load.cache_total_bytes),
             read_bytes_per_s: sum(&|s| s.rates.read_bytes),
             write_bytes_per_s: sum(&|s| s.rates.write_bytes),
             read_ops_per_s: sum(&|s| s.rates.reads),

@@ -445,8 +445,8 @@ fn a_corrupt_journal_record_stops_the_server_and_a_torn_tail_does_not() {
     assert!(!other.text.contains("is corrupt"), "{}", other.text);
     fs::write(&journal, &whole).unwrap();
     let card = fs::read_to_string(c.dir.path("cs1/control.json")).unwrap();
-    fs::write(c.dir.path("cs1/control.json"), card.replace("\"format\": 1", "\"format\": 2")).unwrap();
-    csd().refused(&["control.json has format 2", "understands 1"]);
+    fs::write(c.dir.path("cs1/control.json"), card.replace("\"format\": 2", "\"format\": 3")).unwrap();
+    csd().refused(&["control.json has format 3", "understands 1 to 2"]);
     fs::write(c.dir.path("cs1/control.json"), card).unwrap();
     // Files that have gone are not made anew: the server would answer with zeros.
     for gone in ["shard-000", "shard-000/data", "shard-000/journal", "shard-000/index"] {

@@ -84,6 +84,11 @@ pub struct Load {
     pub scrubbed_bytes: u64,
     pub scrub_passes: u64,
     pub scrub_damaged: u64,
+    /// Read cache: reads of a unit of 64 KiB (or part of one) it answered and did not, what it holds, its size.
+    pub cache_hits: u64,
+    pub cache_misses: u64,
+    pub cached_bytes: u64,
+    pub cache_total_bytes: u64,
 }
 
 /// Answer to the ShardStat frame.

@@ -405,6 +405,12 @@ pub struct CsInfo {
     pub io_latency_us: u32,
     pub queue_depth: u32,
     pub flags: String,
+    /// Read cache, all shards together: reads of a unit of 64 KiB (or part of one) it answered and did not since the
+    /// start, what it holds, its size.
+    pub cache_hits: u64,
+    pub cache_misses: u64,
+    pub cached_bytes: u64,
+    pub cache_total_bytes: u64,
     pub read_bytes_per_s: u64,
     pub write_bytes_per_s: u64,
     pub read_ops_per_s: u64,

@@ -2,11 +2,9 @@
 
 use clap::Parser;
 use engine::control::{self, CsControl};
-use engine::store::StoreConfig;
 use engine::{CsShard, CsShardConfig};
-use nix::fcntl::{Flock, FlockArg};
 use shards::ring::{self, RingConfig, RunningShard};
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,10 +12,6 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 use wire::ShardIndex;
 use wire::auth::ClusterKey;
-
-/// Memory for map pages of all shards together. With the blocks that wait for write-back and what is in flight, a chunk
-/// server stays below 1 GB whatever its disk.
-const MAP_CACHE_BYTES: u64 = 256 << 20;
 
 /// Chunk server of a pstorage cluster. Ends cleanly on SIGTERM.
 #[derive(Parser)]
@@ -52,8 +46,10 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), String> {
+    control::read(&args.dir).map_err(|e| e.to_string())?;
+    let _lock = control::lock(&args.dir).map_err(|e| e.to_string())?;
+    // Again: configure-cs may have replaced it before we held the lock.
     let control = control::read(&args.dir).map_err(|e| e.to_string())?;
-    let _lock = lock(&args.dir)?;
     start_log(args)?;
     let cluster_dir = args.etc.join("clusters").join(&control.cluster);
     let mds = read_bs_list(&cluster_dir.join("bs.list"))?;
@@ -102,11 +98,6 @@ fn shard_config(
     incarnation: u64,
     shard: u16,
 ) -> CsShardConfig {
-    let dir = format!("shard-{shard:03}");
-    let journal_path = match &control.journal_dir {
-        Some(on_ssd) => on_ssd.join(format!("cs{}-{dir}.journal", control.id)).to_string_lossy().into_owned(),
-        None => format!("{dir}/journal"),
-    };
     CsShardConfig {
         cluster: control.cluster.clone(),
         key: key.clone(),
@@ -119,13 +110,8 @@ fn shard_config(
         host_id: control.host_id,
         host: control.host.clone(),
         tier: control.tier,
-        store: StoreConfig {
-            dir,
-            journal_path,
-            journal_bytes: control.journal_bytes,
-            capacity_bytes: control.capacity_bytes / u64::from(control.shards),
-            map_cache_bytes: MAP_CACHE_BYTES / u64::from(control.shards),
-        },
+        flags: control.flags(),
+        store: control.store_config(shard),
         detect: Duration::from_millis(args.detect_ms),
     }
 }
@@ -135,7 +121,7 @@ const MADE: &str = "shards-made";
 
 /// The file of each shard that says it was made.
 fn shard_marks(dir: &Path, control: &CsControl) -> impl Iterator<Item = PathBuf> {
-    (0..control.shards).map(move |shard| dir.join(format!("shard-{shard:03}")).join("store"))
+    (0..control.shards).map(move |shard| dir.join(CsControl::shard_dir(shard)).join("store"))
 }
 
 /// Whether the shards were made; an error if one of them has gone. A server that forgot its chunks must not start: the
@@ -183,23 +169,6 @@ fn next_incarnation(dir: &Path) -> Result<u64, String> {
     let next = last + 1;
     ring::replace_file(&path, next.to_string().as_bytes()).map_err(|e| format!("{}: {e}", path.display()))?;
     Ok(next)
-}
-
-/// One server per directory. The lock ends with the process, however it ends.
-fn lock(dir: &Path) -> Result<Flock<File>, String> {
-    let path = dir.join("lock");
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(|e| format!("opening {}: {e}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
-        format!(
-            "another pstorage-csd runs in this directory (it holds {}): stop that one first",
-            path.display()
-        )
-    })
 }
 
 fn start_log(args: &Args) -> Result<(), String> {

@@ -10,6 +10,7 @@ use super::page::{self, INDEX_ENTRIES, IndexEntry, Round};
 use super::{
     OVERLAY_BYTES, PAGE_BLOCKS, PAGE_UNITS, Store, StoreError, UNIT_BLOCKS, UNIT_BYTES, Waiting, bits,
 };
+use crate::cache::Version;
 use crate::store::load::Waiter;
 use shards::journal::Position;
 use shards::{Buf, Durability, FileHandle, Io};
@@ -274,6 +275,9 @@ impl Store {
                 chunk.overlay.remove(&block);
                 self.overlay_blocks -= 1;
                 chunk.page(block / UNIT_BLOCKS).set_crc(block % PAGE_BLOCKS, crc);
+                if let (Some(cache), Some(unit)) = (&mut self.cache, chunk.unit(block / UNIT_BLOCKS)) {
+                    cache.forget_block(unit, block % UNIT_BLOCKS);
+                }
             }
         }
     }
@@ -290,6 +294,10 @@ impl Store {
                     chunk.pages.remove(&number);
                     chunk.exists &= !(1 << number);
                     continue;
+                }
+                if let Some(cache) = &mut self.cache {
+                    let before = Version { chunk: id, round: page.round.0 };
+                    page.units().for_each(|unit| cache.page_written(unit, before, round.0));
                 }
                 (page.place, page.round) = (1 - page.place, round);
                 let in_file = page::map_number(chunk.slot, number);

@@ -4,6 +4,8 @@
 //! pages of two places each: `index` (which chunks), `maps` (where their units lie, checksums), `units` (which are used).
 //! The index and the unit bitmap are in memory; map pages come and go within a budget.
 //!
+//! Blocks of `data` that are read again and again may also lie in a cache on SSD (`crate::cache`).
+//!
 //! Invariants:
 //! - an operation is reported done only when it is durable: its journal records, and for large writes also the units
 //!   they describe;
@@ -28,6 +30,7 @@ mod write;
 #[cfg(test)]
 mod tests;
 
+use crate::cache::{Cache, CacheConfig, CacheStat};
 use alloc::Units;
 use apply::Apply;
 use load::Load;
@@ -55,6 +58,9 @@ const NAMESPACE: u64 = 0x02 << 56;
 const APPLY_TIMER: TimerId = TimerId(NAMESPACE | 1);
 /// When writes that found the file system full are tried again.
 const ROOM_TIMER: TimerId = TimerId(NAMESPACE | 2);
+const CACHE_TIMER: TimerId = TimerId(NAMESPACE | 3);
+/// How often the table of the read cache is written.
+const SAVE_CACHE_EVERY: Duration = Duration::from_secs(10);
 /// Dirty state is written back at the latest this long after it came about.
 const APPLY_AFTER: Duration = Duration::from_secs(2);
 /// Bytes of small writes kept in memory before they are applied.
@@ -82,6 +88,8 @@ pub struct StoreConfig {
     pub capacity_bytes: u64,
     /// Memory for map pages that are not being changed, bytes. Each describes 2 MiB of a chunk.
     pub map_cache_bytes: u64,
+    /// Read cache on an SSD.
+    pub cache: Option<CacheConfig>,
 }
 
 /// Memory of a map page, with what finds it.
@@ -181,6 +189,8 @@ pub enum Outcome {
     Ready,
     /// The store can't go on.
     Broken(StoreError),
+    /// The read cache is off, for this reason; everything else goes on.
+    CacheLost(String),
     Finished {
         ticket: Ticket,
         result: Result<Done, StoreError>,
@@ -263,6 +273,10 @@ enum Waiting {
         at_block: u32,
         blocks: u32,
     },
+    CacheRun {
+        id: u64,
+        run: read::CacheRun,
+    },
     LargeData {
         id: u64,
         durability: Durability,
@@ -284,6 +298,7 @@ pub struct Store {
     maps: FileHandle,
     units_file: FileHandle,
     journal: Journal,
+    cache: Option<Cache>,
     opening: Option<Opening>,
     /// Replay is done; its result is being written.
     finishing_open: bool,
@@ -356,6 +371,17 @@ impl Store {
             }
             Journal::create(io, &config.journal_path, config.journal_bytes)?
         };
+        let mut outcomes = Vec::new();
+        let cache = config.cache.as_ref().and_then(|cache| match Cache::open(io, cache) {
+            Ok(cache) => Some(cache),
+            Err(why) => {
+                outcomes.push(Outcome::CacheLost(why));
+                None
+            }
+        });
+        if cache.is_some() {
+            io.set_timer(io.now().after(SAVE_CACHE_EVERY), CACHE_TIMER);
+        }
         let total_units = (config.capacity_bytes / UNIT_BYTES).clamp(1, u64::from(u32::MAX) - 1) as u32;
         Ok(Store {
             config: config.clone(),
@@ -364,6 +390,7 @@ impl Store {
             maps,
             units_file,
             journal,
+            cache,
             opening: Some(Opening::new()),
             finishing_open: false,
             broken: false,
@@ -396,7 +423,7 @@ impl Store {
             dirty: false,
             timer_set: false,
             free_later: Vec::new(),
-            outcomes: Vec::new(),
+            outcomes,
             journal_outcomes: Vec::new(),
         })
     }
@@ -590,6 +617,33 @@ impl Store {
         (self.journal.used_bytes(), self.journal.total_bytes())
     }
 
+    /// What the read cache has done; all zeros without one.
+    pub fn cache_stat(&self) -> CacheStat {
+        self.cache.as_ref().map_or_else(CacheStat::default, Cache::stat)
+    }
+
+    /// The checkpoint that the journal has on stable storage: a journal that takes its place must begin with it.
+    pub fn durable_checkpoint(&self) -> Checkpoint {
+        self.journal.durable_checkpoint()
+    }
+
+    /// Writes down what the read cache holds, before an end. True when there is nothing left to write.
+    pub fn save_cache(&mut self, io: &mut dyn Io) -> bool {
+        self.cache.as_mut().is_none_or(|cache| cache.save(io))
+    }
+
+    fn cache_done(&mut self, io: &mut dyn Io, op: OpId, result: io::Result<Buf>) {
+        if let Some(cache) = &mut self.cache {
+            cache.on_disk(io, op, result);
+        }
+        self.tell_lost_cache();
+    }
+
+    fn tell_lost_cache(&mut self) {
+        let lost = self.cache.as_mut().and_then(Cache::take_lost);
+        self.outcomes.extend(lost.map(Outcome::CacheLost));
+    }
+
     /// Takes a completion; false when it is not the store's.
     pub fn on_disk(&mut self, io: &mut dyn Io, op: OpId, result: io::Result<Buf>) -> bool {
         if op.0 >> 56 == NAMESPACE >> 56 {
@@ -598,6 +652,9 @@ impl Store {
             {
                 self.completed(io, waiting, result);
             }
+        } else if Cache::owns(op) {
+            self.cache_done(io, op, result);
+            return true;
         } else if !self.journal.on_disk(io, op, result) {
             return false;
         }
@@ -608,6 +665,11 @@ impl Store {
     pub fn on_timer(&mut self, io: &mut dyn Io, timer: TimerId) -> bool {
         if timer == ROOM_TIMER {
             self.retry_for_room(io);
+            return true;
+        }
+        if timer == CACHE_TIMER {
+            self.save_cache(io);
+            io.set_timer(io.now().after(SAVE_CACHE_EVERY), CACHE_TIMER);
             return true;
         }
         if timer != APPLY_TIMER {
@@ -655,6 +717,7 @@ impl Store {
     fn completed(&mut self, io: &mut dyn Io, waiting: Waiting, result: io::Result<Buf>) {
         match waiting {
             Waiting::ReadRun { id, at_block, blocks } => self.read_run_done(io, id, at_block, blocks, result),
+            Waiting::CacheRun { id, run } => self.cache_run_done(io, id, run, result),
             Waiting::LargeData { id, durability } => self.large_data_done(io, id, durability, result),
             Waiting::LargeSync => self.large_sync_done(io, result),
             Waiting::MapPage { chunk, page } => self.page_read(io, chunk, page, result),

@@ -128,7 +128,7 @@ pub(super) struct MapPage {
     crcs: Box<[BlockCrc; PAGE_BLOCKS as usize]>,
     /// Which place holds the version written last.
     pub place: u8,
-    /// The round that wrote it last in this life.
+    /// The round that wrote it last.
     pub round: Round,
     /// Looked at since the last sweep of the page cache; listed in it.
     pub used: bool,
@@ -187,7 +187,8 @@ impl MapPage {
 
     /// Decodes a page that [`find`] found.
     pub fn decode(b: &[u8], place: u8) -> MapPage {
-        let mut page = MapPage { place, listed: true, ..MapPage::default() };
+        let round = Round(u64_at(b, 16));
+        let mut page = MapPage { place, round, listed: true, ..MapPage::default() };
         for (i, unit) in page.units.iter_mut().enumerate() {
             *unit = u32_at(b, BODY_AT + 4 * i);
         }

@@ -1,6 +1,7 @@
-//! Reads: overlay first, then the data file, holes as zeros; every block verified before it leaves.
+//! Reads: overlay first, then the read cache, then the data file, holes as zeros; every block verified before it leaves.
 
-use super::{Done, Store, StoreError, Ticket, UNIT_BLOCKS, UNIT_BYTES, Waiting};
+use super::{Chunk, Done, PAGE_BLOCKS, Store, StoreError, Ticket, UNIT_BLOCKS, UNIT_BYTES, Waiting};
+use crate::cache::{Hit, Piece, Version};
 use shards::{Buf, BufMut, Io};
 use smallvec::SmallVec;
 use std::io;
@@ -18,14 +19,24 @@ pub(super) struct Reading {
     chunk: ChunkId,
     blocks: Range<u32>,
     want: Want,
+    /// What is read from `data` may go to the cache.
+    cacheable: bool,
     runs_left: u32,
     /// Data blocks read: first block and bytes.
     parts: SmallVec<[(u32, Buf); 1]>,
     failed: Option<StoreError>,
 }
 
-/// First block, number of blocks, offset in `data`.
-type Runs = SmallVec<[(u32, u32, u64); 1]>;
+/// Blocks in a row on disk: first block, number, offset in `data`.
+type Run = (u32, u32, u64);
+type Runs = SmallVec<[Run; 1]>;
+
+/// Blocks that are read from the cache, and where they are if that fails.
+pub(super) struct CacheRun {
+    hit: Hit,
+    run: Run,
+}
+type CacheRuns = SmallVec<[CacheRun; 1]>;
 
 impl Store {
     pub(super) fn start_read(
@@ -36,30 +47,58 @@ impl Store {
         blocks: Range<u32>,
         want: Want,
     ) {
-        let runs = self.disk_runs(id, &blocks);
+        let (runs, cached, cacheable) = self.plan_read(id, &blocks, want);
         let read = self.fresh_id();
         let reading = Reading {
             ticket,
             chunk: id,
             blocks: blocks.clone(),
             want,
-            runs_left: runs.len() as u32,
+            cacheable,
+            runs_left: (runs.len() + cached.len()) as u32,
             parts: SmallVec::new(),
             failed: None,
         };
-        if runs.is_empty() {
+        if reading.runs_left == 0 {
             let result = self.assemble(reading);
             return self.finish(ticket, result);
         }
         self.chunks.get_mut(&id).expect("submit saw it").active.push((read, blocks, false));
         self.reads.insert(read, reading);
-        for (at_block, count, offset) in runs {
-            let wait = self.expect(Waiting::ReadRun { id: read, at_block, blocks: count });
-            io.read(self.data, offset, count as usize * BLOCK_BYTES, wait);
+        for run in cached {
+            let (file, offset, len) = (run.hit.file, run.hit.offset_bytes, run.run.1 as usize * BLOCK_BYTES);
+            let wait = self.expect(Waiting::CacheRun { id: read, run });
+            io.read(file, offset, len, wait);
+        }
+        for run in runs {
+            self.read_run(io, read, run);
         }
     }
 
-    /// What must be read from `data`: first block, number of blocks, offset; neighbours on disk joined.
+    fn read_run(&mut self, io: &mut dyn Io, id: u64, (at_block, blocks, offset): Run) {
+        let wait = self.expect(Waiting::ReadRun { id, at_block, blocks });
+        io.read(self.data, offset, blocks as usize * BLOCK_BYTES, wait);
+    }
+
+    /// What is read from `data` and from the cache, and whether the former may go to the latter. Who verifies the disk
+    /// (`Want::Sums`) reads the disk, and a long stream is better off there.
+    fn plan_read(&mut self, id: ChunkId, blocks: &Range<u32>, want: Want) -> (Runs, CacheRuns, bool) {
+        let runs = self.disk_runs(id, blocks);
+        let (mut missed, mut cached) = (Runs::new(), CacheRuns::new());
+        let Some(cache) = self.cache.as_mut().filter(|_| want == Want::Data) else {
+            return (runs, cached, false);
+        };
+        let chunk = &self.chunks[&id];
+        for (piece, run) in runs.into_iter().flat_map(pieces_of) {
+            match cache.find(&piece, chunk.version(id, run.0)) {
+                Some(hit) => cached.push(CacheRun { hit, run }),
+                None => join(&mut missed, run),
+            }
+        }
+        (missed, cached, !cache.is_stream(id, blocks))
+    }
+
+    /// What must be read from `data`; neighbours on disk joined.
     fn disk_runs(&self, id: ChunkId, blocks: &Range<u32>) -> Runs {
         let chunk = &self.chunks[&id];
         let mut runs = Runs::new();
@@ -69,16 +108,40 @@ impl Store {
             }
             let Some(unit) = chunk.unit(block / UNIT_BLOCKS) else { continue };
             let offset = u64::from(unit) * UNIT_BYTES + u64::from(block % UNIT_BLOCKS) * BLOCK_BYTES as u64;
-            match runs.last_mut() {
-                Some((first, count, at))
-                    if *first + *count == block && *at + u64::from(*count) * BLOCK_BYTES as u64 == offset =>
-                {
-                    *count += 1;
-                }
-                _ => runs.push((block, 1, offset)),
-            }
+            join(&mut runs, (block, 1, offset));
         }
         runs
+    }
+
+    /// What the cache returned is used if it is right, and read from `data` otherwise.
+    pub(super) fn cache_run_done(
+        &mut self,
+        io: &mut dyn Io,
+        id: u64,
+        run: CacheRun,
+        result: io::Result<Buf>,
+    ) {
+        let CacheRun { hit, run } = run;
+        let right = result.as_ref().is_ok_and(|data| self.first_bad(id, run.0, data).is_none());
+        if let Some(cache) = &mut self.cache {
+            let outcome = result.as_ref().map(|_| right).map_err(|e| io::Error::new(e.kind(), e.to_string()));
+            cache.read_done(hit, outcome);
+        }
+        self.tell_lost_cache();
+        match result {
+            Ok(data) if right => self.part_read(io, id, run.0, data),
+            _ => self.read_run(io, id, run),
+        }
+    }
+
+    /// The first block of a read part that is not what its checksum says.
+    fn first_bad(&self, id: u64, at_block: u32, data: &Buf) -> Option<u32> {
+        let chunk = &self.chunks[&self.reads.get(&id)?.chunk];
+        let on_disk = |block: u32| chunk.pages[&(block / PAGE_BLOCKS)].crc(block % PAGE_BLOCKS);
+        (at_block..)
+            .zip(data.chunks_exact(BLOCK_BYTES))
+            .find(|(b, bytes)| !on_disk(*b).matches(bytes))
+            .map(|f| f.0)
     }
 
     pub(super) fn read_run_done(
@@ -89,26 +152,47 @@ impl Store {
         blocks: u32,
         result: io::Result<Buf>,
     ) {
-        let Some(reading) = self.reads.get_mut(&id) else { return };
-        reading.runs_left -= 1;
         match result {
             Ok(data) => {
-                let chunk = &self.chunks[&reading.chunk];
-                let bad = (0..blocks).find(|&i| {
-                    let block = &data[i as usize * BLOCK_BYTES..(i as usize + 1) * BLOCK_BYTES];
-                    let on_disk = chunk.pages[&((at_block + i) / super::PAGE_BLOCKS)]
-                        .crc((at_block + i) % super::PAGE_BLOCKS);
-                    !on_disk.matches(block)
-                });
-                if let Some(i) = bad {
-                    reading.failed = Some(StoreError::Checksum { chunk: reading.chunk, block: at_block + i });
+                debug_assert_eq!(data.len(), blocks as usize * BLOCK_BYTES);
+                let bad = self.first_bad(id, at_block, &data);
+                let Some(reading) = self.reads.get_mut(&id) else { return };
+                match bad {
+                    Some(block) => {
+                        reading.failed = Some(StoreError::Checksum { chunk: reading.chunk, block });
+                    }
+                    None if reading.cacheable => self.offer_to_cache(io, id, at_block, &data),
+                    None => {}
                 }
-                reading.parts.push((at_block, data));
+                self.part_read(io, id, at_block, data);
             }
             Err(source) => {
-                reading.failed = Some(StoreError::Io { file: format!("{}/data", self.config.dir), source })
+                let file = format!("{}/data", self.config.dir);
+                let Some(reading) = self.reads.get_mut(&id) else { return };
+                reading.failed = Some(StoreError::Io { file, source });
+                self.part_read(io, id, at_block, Buf::empty());
             }
         }
+    }
+
+    fn offer_to_cache(&mut self, io: &mut dyn Io, id: u64, at_block: u32, data: &Buf) {
+        let chunk_id = self.reads[&id].chunk;
+        let chunk = &self.chunks[&chunk_id];
+        let Some(cache) = &mut self.cache else { return };
+        let Some(unit) = chunk.unit(at_block / UNIT_BLOCKS) else { return };
+        let offset = u64::from(unit) * UNIT_BYTES + u64::from(at_block % UNIT_BLOCKS) * BLOCK_BYTES as u64;
+        let run = (at_block, (data.len() / BLOCK_BYTES) as u32, offset);
+        for (piece, (first, count, _)) in pieces_of(run) {
+            let Some(version) = chunk.version(chunk_id, first) else { continue };
+            let from = (first - at_block) as usize * BLOCK_BYTES;
+            cache.offer(io, &piece, version, data.slice(from..from + count as usize * BLOCK_BYTES));
+        }
+    }
+
+    fn part_read(&mut self, io: &mut dyn Io, id: u64, at_block: u32, data: Buf) {
+        let Some(reading) = self.reads.get_mut(&id) else { return };
+        reading.runs_left -= 1;
+        reading.parts.push((at_block, data));
         if reading.runs_left == 0 {
             let reading = self.reads.remove(&id).expect("just seen");
             let (ticket, chunk) = (reading.ticket, reading.chunk);
@@ -145,4 +229,37 @@ impl Store {
         }
         Ok(Done::Read { data: data.freeze(), crcs })
     }
+}
+
+impl Chunk {
+    /// What the map page of a block says now; `None` if no round has written it so.
+    fn version(&self, id: ChunkId, block: u32) -> Option<Version> {
+        let number = block / PAGE_BLOCKS;
+        let page = self.pages.get(&number).filter(|_| self.dirty >> number & 1 == 0)?;
+        Some(Version { chunk: id, round: page.round.0 })
+    }
+}
+
+/// Adds a run, to the last one if it goes on there.
+fn join(runs: &mut Runs, run: Run) {
+    match runs.last_mut() {
+        Some((first, count, at))
+            if *first + *count == run.0 && *at + u64::from(*count) * BLOCK_BYTES as u64 == run.2 =>
+        {
+            *count += run.1;
+        }
+        _ => runs.push(run),
+    }
+}
+
+/// The parts of a run by unit of `data`.
+fn pieces_of((mut block, mut left, mut offset): Run) -> impl Iterator<Item = (Piece, Run)> {
+    std::iter::from_fn(move || {
+        let first = (offset % UNIT_BYTES / BLOCK_BYTES as u64) as u32;
+        let count = left.min(UNIT_BLOCKS - first);
+        let piece = Piece { unit: (offset / UNIT_BYTES) as u32, blocks: first..first + count };
+        let run = (block, count, offset);
+        (block, left, offset) = (block + count, left - count, offset + u64::from(count) * BLOCK_BYTES as u64);
+        (count > 0).then_some((piece, run))
+    })
 }

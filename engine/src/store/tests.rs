@@ -12,11 +12,22 @@ fn config() -> StoreConfig {
         journal_bytes: 4 << 20,
         capacity_bytes: 64 << 20,
         map_cache_bytes: 4 * MAP_PAGE_MEMORY,
+        cache: None,
     }
+}
+
+const CACHE: &str = "ssd/shard-000.cache";
+
+/// Little room, so that units soon go from one chunk to another.
+fn config_with_cache() -> StoreConfig {
+    let cache = CacheConfig { path: CACHE.into(), bytes: 4 << 20, id: [1; 16] };
+    StoreConfig { cache: Some(cache), capacity_bytes: 16 << 20, ..config() }
 }
 
 struct Bench {
     io: TestIo,
+    config: StoreConfig,
+    cache_lost: Vec<String>,
     store: Store,
     finished: Vec<(u64, Result<Done, StoreError>)>,
     broken: Option<String>,
@@ -28,9 +39,16 @@ impl Bench {
         Bench::open(TestIo::new(1), &config())
     }
 
+    fn with_cache() -> Bench {
+        let mut io = TestIo::new(1);
+        io.disk().touch(CACHE);
+        Bench::open(io, &config_with_cache())
+    }
+
     fn open(mut io: TestIo, config: &StoreConfig) -> Bench {
         let store = Store::open(&mut io, config).unwrap();
-        let mut bench = Bench { io, store, finished: Vec::new(), broken: None, next: 1 };
+        let (config, cache_lost) = (config.clone(), Vec::new());
+        let mut bench = Bench { io, config, cache_lost, store, finished: Vec::new(), broken: None, next: 1 };
         while !bench.store.is_ready() && bench.broken.is_none() && bench.step(false) {}
         bench
     }
@@ -39,6 +57,7 @@ impl Bench {
         for outcome in self.store.outcomes() {
             match outcome {
                 Outcome::Ready => {}
+                Outcome::CacheLost(why) => self.cache_lost.push(why),
                 Outcome::Broken(error) => self.broken = Some(error.to_string()),
                 Outcome::Finished { ticket, result } => self.finished.push((ticket.0, result)),
             }
@@ -74,7 +93,7 @@ impl Bench {
 
     fn crash(self, seed: u64) -> Bench {
         let disk = self.io.crash(CrashKind::Power, seed);
-        Bench::open(TestIo::with_disk(disk, seed), &config())
+        Bench::open(TestIo::with_disk(disk, seed), &self.config)
     }
 
     fn write(&mut self, chunk: u64, first: u32, values: &[u8], sequence: u64) -> u64 {
@@ -286,11 +305,22 @@ fn random_work_with_crashes_keeps_every_acknowledged_block() {
     // More by hand: STORE_SEEDS=5000 cargo test -p engine --lib random_work
     let seeds = std::env::var("STORE_SEEDS").map_or(150, |n| n.parse().expect("STORE_SEEDS is a number"));
     for seed in 0..seeds {
-        random_run(seed);
+        random_run(seed, Bench::new());
     }
 }
 
-fn random_run(seed: u64) {
+#[test]
+fn random_work_with_crashes_and_a_cache_returns_nothing_stale() {
+    let seeds = std::env::var("STORE_SEEDS").map_or(150, |n| n.parse().expect("STORE_SEEDS is a number"));
+    // Nothing damages the cache here: its versions alone must tell old from new, the checksums never have to.
+    let stats: Vec<CacheStat> = (0..seeds).map(|seed| random_run(seed, Bench::with_cache())).collect();
+    assert!(stats.iter().all(|s| s.damaged == 0), "stale blocks were met");
+    let hits = |s: &CacheStat| s.hits > 0;
+    assert!(stats.iter().filter(|s| hits(s)).count() > stats.len() / 4, "the cache was hardly used");
+}
+
+fn random_run(seed: u64, b: Bench) -> CacheStat {
+    let mut totals = CacheStat::default();
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut random = move |below: u64| {
         state ^= state << 13;
@@ -298,7 +328,7 @@ fn random_run(seed: u64) {
         state ^= state << 17;
         (state >> 11) % below
     };
-    let mut b = Bench::new();
+    let mut b = b;
     let mut model = Model::default();
     let mut sequence = 0;
     for life in 0..4 {
@@ -331,6 +361,16 @@ fn random_run(seed: u64) {
                     b.finished.remove(at).1.unwrap();
                     model.0.retain(|(c, _), _| *c != chunk);
                 }
+                6 if b.store.cache.is_some() => {
+                    read_often(
+                        &mut b,
+                        random(5),
+                        random(3) as u32 * (PAGE_BLOCKS - 30),
+                        &mut under_way,
+                        &mut model,
+                        seed,
+                    );
+                }
                 5 => {
                     for timer in b.io.advance(Duration::from_millis(700)) {
                         b.store.on_timer(&mut b.io, timer);
@@ -349,10 +389,41 @@ fn random_run(seed: u64) {
             acknowledge(&mut b, &mut under_way, &mut model, seed);
             assert!(under_way.is_empty(), "seed {seed}: {} operations never ended", under_way.len());
         }
+        let stat = b.store.cache_stat();
+        totals.hits += stat.hits;
+        totals.damaged += stat.damaged;
         b = b.crash(seed * 7 + life);
         assert_eq!(b.broken, None, "seed {seed}");
         b.check_units(seed);
         check(&mut b, &mut model, seed);
+    }
+    totals
+}
+
+/// Reads the blocks that writes go to, until they are in the cache and come from there.
+fn read_often(
+    b: &mut Bench,
+    chunk: u64,
+    first: u32,
+    under_way: &mut BTreeMap<u64, (u64, u32, Vec<u8>)>,
+    model: &mut Model,
+    seed: u64,
+) {
+    b.settle();
+    acknowledge(b, under_way, model, seed);
+    for part in [0..16, 0..48, 4..5, 0..64] {
+        let got = match b.read(chunk, first + part.start, part.end - part.start) {
+            Ok(got) => got,
+            Err(StoreError::UnknownChunk(_)) => return,
+            Err(other) => panic!("seed {seed} chunk {chunk}: {other}"),
+        };
+        for (block, value) in (first + part.start..).zip(got) {
+            let possible = model.0.get(&(chunk, block));
+            assert!(
+                possible.map_or(value == 0, |p| p.contains(&value)),
+                "seed {seed} chunk {chunk} block {block}: {value} is none of {possible:?}"
+            );
+        }
     }
 }
 
@@ -365,7 +436,11 @@ fn acknowledge(
     assert_eq!(b.broken, None, "seed {seed}");
     for (ticket, result) in b.finished.drain(..) {
         let (chunk, first, values) = under_way.remove(&ticket).expect("asked for");
-        result.unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        match result {
+            // Refused: the blocks are what they were, which is among the possible values.
+            Err(StoreError::NoSpace) if b.config.cache.is_some() => continue,
+            result => result.unwrap_or_else(|e| panic!("seed {seed}: {e}")),
+        };
         for (i, &v) in values.iter().enumerate() {
             let block = first + i as u32;
             // Overlapping later operations are still possible values; earlier ones are not.
@@ -473,4 +548,181 @@ fn another_format_is_not_called_corrupt() {
     io.complete_next();
     let error = Store::open(&mut io, &config()).err().expect("refused").to_string();
     assert!(error.contains("says 'pstorage chunk store 1'") && !error.contains("corrupt"), "{error}");
+}
+
+/// A store with a cache, and 32 units of it in there.
+fn with_cached_data() -> Bench {
+    let mut b = Bench::with_cache();
+    b.write(1, 0, &[5; 512], 1);
+    b.apply();
+    for _ in 0..3 {
+        for unit in (0..32).rev() {
+            assert_eq!(b.read(1, unit * UNIT_BLOCKS, UNIT_BLOCKS).unwrap(), [5; 16]);
+        }
+    }
+    assert_eq!(b.store.cache_stat().cached_bytes, 2 << 20);
+    b
+}
+
+#[test]
+fn what_is_read_again_comes_from_the_cache_also_after_a_restart() {
+    let mut b = with_cached_data();
+    assert_eq!((b.store.cache_stat().hits, b.store.cache_stat().misses), (32, 64));
+    // Nothing but the cache can answer.
+    b.io.fault(FaultRule::next(FaultOn::Read, "shard-000/data", FaultEffect::Eio).times(u32::MAX));
+    assert_eq!(b.read(1, 100, 20).unwrap(), [5; 20]);
+    while !b.store.save_cache(&mut b.io) {
+        b.settle();
+    }
+    let mut b = b.crash(4);
+    assert_eq!(b.read(1, 40, 3).unwrap(), [5; 3]);
+    assert_eq!(b.store.cache_stat().hits, 1);
+}
+
+#[test]
+fn a_unit_that_gets_another_place_takes_nothing_along() {
+    let mut io = TestIo::new(1);
+    io.disk().touch(CACHE);
+    let mut b = Bench::open(io, &StoreConfig { capacity_bytes: 4 * UNIT_BYTES, ..config_with_cache() });
+    for unit in 0..4u8 {
+        b.write(1, u32::from(unit) * UNIT_BLOCKS, &[unit + 1; 16], u64::from(unit) + 1);
+        b.settle();
+    }
+    b.apply();
+    (0..3).for_each(|_| assert_eq!(b.read(1, 0, 16).unwrap(), [1; 16]));
+    assert_eq!(b.store.cache_stat().hits, 1);
+    // The only unit to be free is the one that is cached; the same map page names it again, for other blocks.
+    b.discard(1, 0, 16, 5);
+    b.settle();
+    b.write(1, 7 * UNIT_BLOCKS, &[9; 16], 6);
+    b.apply();
+    (0..3).for_each(|_| assert_eq!(b.read(1, 7 * UNIT_BLOCKS, 16).unwrap(), [9; 16]));
+    assert_eq!((b.store.cache_stat().hits, b.store.cache_stat().damaged), (3, 0));
+}
+
+#[test]
+fn streams_and_who_verifies_the_disk_do_not_use_it() {
+    let mut b = Bench::with_cache();
+    b.write(1, 0, &[5; 1024], 1);
+    b.apply();
+    for _ in 0..3 {
+        for at in (0..1024).step_by(256) {
+            b.read(1, at, 256).unwrap();
+        }
+    }
+    assert_eq!(b.store.cache_stat().cached_bytes, 0);
+    let mut b = with_cached_data();
+    b.io.disk().flip_bit("shard-000/data", 5 * 4096, 1);
+    assert_eq!(b.read(1, 5, 1).unwrap(), [5], "the cache has it whole");
+    b.store.sums(&mut b.io, Ticket(900), ChunkId(1), 0, 16, true);
+    b.settle();
+    let sums = b.finished.iter().find(|f| f.0 == 900).expect("it ended");
+    assert!(matches!(sums.1, Err(StoreError::Checksum { block: 5, .. })), "the scrub looks at the disk");
+}
+
+#[test]
+fn a_damaged_or_lost_cache_costs_nothing_but_its_hits() {
+    // Each cached byte damaged.
+    let mut b = with_cached_data();
+    for block in 0..1024 {
+        b.io.disk().flip_bit(CACHE, block * 4096 + 77, 3);
+    }
+    for unit in 0..32 {
+        assert_eq!(b.read(1, unit * UNIT_BLOCKS, UNIT_BLOCKS).unwrap(), [5; 16]);
+    }
+    assert_eq!((b.store.cache_stat().damaged, b.cache_lost.len()), (32, 0));
+    // Damaged over a restart, table and all.
+    let mut disk = with_cached_data().io.crash(CrashKind::Power, 1);
+    disk.poke(CACHE, 0, &[0x5a; 1 << 20]);
+    let mut b = Bench::open(TestIo::with_disk(disk, 2), &config_with_cache());
+    assert_eq!(b.read(1, 0, 512).unwrap(), [5; 512]);
+    // Its device fails while it is read, written or synced.
+    for on in [FaultOn::Read, FaultOn::Write, FaultOn::Sync] {
+        let mut b = with_cached_data();
+        b.io.fault(FaultRule::next(on, CACHE, FaultEffect::Eio).times(u32::MAX));
+        for _ in 0..2 {
+            for unit in (0..32).rev() {
+                b.write(1, unit * UNIT_BLOCKS + 1, &[7], 2);
+                assert_eq!(b.read(1, unit * UNIT_BLOCKS, 3).unwrap(), [5, 7, 5]);
+            }
+            b.apply();
+            for timer in b.io.advance(SAVE_CACHE_EVERY) {
+                b.store.on_timer(&mut b.io, timer);
+            }
+            b.settle();
+        }
+        assert_eq!((b.cache_lost.len(), b.broken), (1, None), "{on:?}");
+    }
+    // The file has gone.
+    let mut io = TestIo::with_disk(with_cached_data().io.crash(CrashKind::Power, 1), 2);
+    io.remove(CACHE).unwrap();
+    let mut b = Bench::open(io, &config_with_cache());
+    assert_eq!(b.read(1, 0, 512).unwrap(), [5; 512]);
+    assert!(b.cache_lost[0].contains(CACHE));
+}
+
+#[test]
+fn a_journal_whose_device_fails_ends_the_store_and_acknowledges_nothing() {
+    for effect in [FaultEffect::Eio, FaultEffect::NoSpace] {
+        let mut b = Bench::new();
+        b.write(1, 0, &[1; 3], 1);
+        b.settle();
+        b.finished.clear();
+        b.io.fault(FaultRule::next(FaultOn::Write, "shard-000/journal", effect));
+        b.write(1, 0, &[2; 3], 2);
+        b.settle();
+        assert!(b.finished.is_empty(), "what is not durable was acknowledged");
+        assert!(b.broken.expect("the store says so").contains("shard-000/journal"));
+    }
+}
+
+/// Runs a move of the journal to its end, or to the operation `cut`; says whether it ended.
+fn move_journal(io: &mut TestIo, cut: usize) -> bool {
+    let mut node = crate::journal_move::JournalMove::new(config(), NEW_JOURNAL.into(), 1 << 20);
+    shards::Node::handle(&mut node, shards::Event::Start, io);
+    for _ in 0..cut {
+        let Some((op, result)) = io.complete_any() else { break };
+        shards::Node::handle(&mut node, shards::Event::Disk { op, result }, io);
+    }
+    assert!(!matches!(io.stopped, Some(Err(_))), "{:?}", io.stopped);
+    io.stopped.is_some()
+}
+
+const NEW_JOURNAL: &str = "ssd/journal-2";
+
+#[test]
+fn a_journal_is_moved_without_loss_wherever_the_move_is_cut() {
+    let mut b = Bench::new();
+    b.write(1, 0, &[1; 100], 1);
+    b.apply();
+    b.write(1, 5, &[2; 30], 2);
+    b.write(2, 0, &[3; 3], 1);
+    b.settle();
+    let disk = b.io.crash(CrashKind::Process, 1);
+    let whole = |b: &mut Bench, cut: usize| {
+        assert_eq!(b.broken, None, "cut at {cut}");
+        assert_eq!(b.read(1, 0, 40).unwrap(), [&[1; 5][..], &[2; 30], &[1; 5]].concat(), "cut at {cut}");
+        assert_eq!(b.read(2, 0, 4).unwrap(), [3, 3, 3, 0], "cut at {cut}");
+    };
+    let moved = StoreConfig { journal_path: NEW_JOURNAL.into(), journal_bytes: 1 << 20, ..config() };
+    let mut ends = 0;
+    for cut in 0..200 {
+        let mut io = TestIo::with_disk(disk.clone(), cut as u64);
+        let ended = move_journal(&mut io, cut);
+        let disk = io.crash(CrashKind::Power, cut as u64);
+        // Until the card names the new one the old one counts.
+        whole(&mut Bench::open(TestIo::with_disk(disk.clone(), 1), &config()), cut);
+        if !ended {
+            continue;
+        }
+        ends += 1;
+        let mut b = Bench::open(TestIo::with_disk(disk, 1), &moved);
+        whole(&mut b, cut);
+        assert_eq!(b.store.journal_fill().1 + 8192, 1 << 20);
+        b.write(2, 3, &[4], 2);
+        b.settle();
+        let mut b = b.crash(9);
+        assert_eq!(b.read(2, 0, 4).unwrap(), [3, 3, 3, 4]);
+    }
+    assert!(ends > 20, "the move ended {ends} times");
 }

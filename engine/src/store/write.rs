@@ -349,6 +349,9 @@ impl Store {
             }
         }
         for unit in freed {
+            if let Some(cache) = &mut self.cache {
+                cache.forget_unit(unit);
+            }
             self.units.unrefer(unit);
             self.free_unit(unit);
         }

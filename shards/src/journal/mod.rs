@@ -142,6 +142,16 @@ pub struct Journal {
 impl Journal {
     /// Makes a journal file of `bytes` (rounded down to blocks) and fills it; `Ready` follows.
     pub fn create(io: &mut dyn Io, path: &str, bytes: u64) -> Result<Journal, JournalError> {
+        Journal::create_with(io, path, bytes, Checkpoint::default())
+    }
+
+    /// As [`Journal::create`], with what the owner kept in a journal that this one takes over from.
+    pub fn create_with(
+        io: &mut dyn Io,
+        path: &str,
+        bytes: u64,
+        checkpoint: Checkpoint,
+    ) -> Result<Journal, JournalError> {
         if bytes < SMALLEST_JOURNAL_BYTES {
             return Err(JournalError::TooSmall { path: path.into(), bytes });
         }
@@ -151,6 +161,7 @@ impl Journal {
         uuid[8..].copy_from_slice(&io.random().to_le_bytes());
         let ring_bytes = bytes / BLOCK_BYTES as u64 * BLOCK_BYTES as u64 - RING_START;
         let mut journal = Journal::new(io, path, file, uuid, ring_bytes, Phase::Filling { next: 0 });
+        journal.checkpoint = checkpoint;
         journal.fill(io);
         Ok(journal)
     }

@@ -30,7 +30,12 @@ impl Files {
         let mut options = OpenOptions::new();
         options.read(true).write(!how.read_only).create(how.create && !how.read_only).truncate(false);
         options.custom_flags(if how.direct { libc::O_DIRECT } else { 0 });
+        let is_new = how.create && !full.exists();
         let file = options.open(&full).map_err(|e| explain_open(e, &full, how.direct))?;
+        if let Some(parent) = full.parent().filter(|_| is_new) {
+            // What is written durably to a file is lost with its name.
+            File::open(parent)?.sync_all()?;
+        }
         self.open.push(file);
         Ok(FileHandle(self.open.len() as u32 - 1))
     }

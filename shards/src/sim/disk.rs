@@ -143,6 +143,12 @@ impl VirtualDisk {
         Some(bytes)
     }
 
+    /// Makes an empty file, past the node, if it is not there.
+    pub fn touch(&mut self, path: &str) {
+        let how = OpenHow { create: true, ..OpenHow::default() };
+        self.open(path, how).expect("files can be made");
+    }
+
     /// Overwrites a range durably, past the node: for tests that damage files.
     pub fn poke(&mut self, path: &str, offset: u64, bytes: &[u8]) -> bool {
         let Some(file) = self.files.iter().position(|f| f.path == path) else { return false };

@@ -13,6 +13,7 @@ pub struct Totals {
     pub done_ops: u64,
     pub failed_ops: u64,
     pub events: u64,
+    pub cache_hits: u64,
     pub virtual_ms: u64,
     pub longest_heal_ms: u64,
     pub faults: BTreeMap<&'static str, u64>,
@@ -28,6 +29,7 @@ impl Totals {
                 self.done_ops += report.done_ops;
                 self.failed_ops += report.failed_ops;
                 self.events += report.events;
+                self.cache_hits += report.cache_hits;
                 self.virtual_ms += report.virtual_ms;
                 self.longest_heal_ms = self.longest_heal_ms.max(report.heal_ms);
                 for (name, count) in report.faults {
@@ -46,7 +48,8 @@ impl std::fmt::Display for Totals {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} seeds, {} failed {:?}; {} operations ({} refused), {} faults {:?}, {} virtual seconds, {} events",
+            "{} seeds, {} failed {:?}; {} operations ({} refused), {} faults {:?}, {} virtual seconds, {} events, \
+             {} cache hits",
             self.seeds,
             self.failures.len(),
             self.failed_seeds(),
@@ -55,7 +58,8 @@ impl std::fmt::Display for Totals {
             self.faults.values().sum::<u64>(),
             self.faults,
             self.virtual_ms / 1000,
-            self.events
+            self.events,
+            self.cache_hits
         )
     }
 }

@@ -4,6 +4,7 @@ use super::prober::{Probe, Prober};
 use super::workload::{Answers, CHUNK_BYTES, FILE_BYTES, Workload};
 use super::{HEAL_WITHIN, Options};
 use client::{Call, ClientConfig, ClientCore, Done};
+use engine::cache::{CacheConfig, CacheStat};
 use engine::store::StoreConfig;
 use engine::{CsShard, CsShardConfig};
 use mds::control::{MdsControl, MdsPeer};
@@ -166,6 +167,8 @@ impl Cluster {
             Place::Cs(n) => {
                 self.cs[n].incarnation += 1;
                 for shard in 0..self.options.shards {
+                    let host = self.cs[n].hosts[usize::from(shard)];
+                    self.world.disk(host).touch(&format!("ssd/{shard}.cache"));
                     let node = CsShard::new(self.cs_config(n, shard));
                     self.world.start(self.cs[n].hosts[usize::from(shard)], node);
                 }
@@ -190,12 +193,19 @@ impl Cluster {
             host_id: [n as u8 + 1; 16],
             host: format!("host{}", n + 1),
             tier: 0,
+            flags: "CD".into(),
             store: StoreConfig {
                 dir: format!("shard{shard}"),
                 journal_path: format!("shard{shard}/journal"),
                 journal_bytes: 4 << 20,
                 capacity_bytes: 1 << 30,
                 map_cache_bytes: 20 << 10,
+                // On half of the servers, so that both ways are gone.
+                cache: (n % 2 == 0).then(|| CacheConfig {
+                    path: format!("ssd/{shard}.cache"),
+                    bytes: 4 << 20,
+                    id: [shard as u8; 16],
+                }),
             },
             detect: Duration::from_millis(1000),
         }
@@ -433,6 +443,7 @@ impl Cluster {
         }
         self.replicas_are_equal()?;
         self.no_orphans()?;
+        self.caches_met_nothing_stale()?;
         self.same_state_everywhere()?;
         self.no_server_stopped()
     }
@@ -552,6 +563,26 @@ impl Cluster {
                 return Err(format!("chunks are kept where they do not belong: {orphans:?}"));
             }
             self.run_for(Duration::from_secs(1))?;
+        }
+    }
+
+    fn cache_stats(&self) -> impl Iterator<Item = CacheStat> + '_ {
+        let hosts = self.cs.iter().flat_map(|cs| &cs.hosts);
+        let nodes = hosts.filter_map(|&host| self.world.node::<CsShard>(host));
+        nodes.filter_map(|node| Some(node.store()?.cache_stat()))
+    }
+
+    /// Reads that the chunk servers' caches answered since these servers started last.
+    pub fn cache_hits(&self) -> u64 {
+        self.cache_stats().map(|s| s.hits).sum()
+    }
+
+    /// Nothing damages disks here: a block of a cache that is not what its checksum says is a stale one, which its version
+    /// should have told.
+    fn caches_met_nothing_stale(&self) -> Result<(), String> {
+        match self.cache_stats().map(|s| s.damaged).sum() {
+            0 => Ok(()),
+            n => Err(format!("{n} stale blocks were met in read caches")),
         }
     }
 

@@ -71,6 +71,8 @@ pub struct Report {
     pub virtual_ms: u64,
     /// From the end of the faults until every replica was in sync.
     pub heal_ms: u64,
+    /// Since the last start of each chunk server.
+    pub cache_hits: u64,
 }
 
 /// A run that showed a defect.
@@ -210,6 +212,7 @@ fn play(cluster: &mut Cluster, options: &Options) -> Result<Report, String> {
     report.failed_ops = work.failed_ops;
     report.errors = work.errors.clone();
     report.trace = cluster.world.trace();
+    report.cache_hits = cluster.cache_hits();
     report.events = cluster.world.events();
     report.virtual_ms = cluster.world.now().since(Timestamp(0)).as_millis() as u64;
     Ok(report)

@@ -365,6 +365,12 @@ impl Load {
         self.file = None;
     }
 
+    /// Goes on with a file that was closed.
+    pub fn reopen(&mut self, path: &Path) {
+        let file = fs::OpenOptions::new().write(true).open(path);
+        self.file = Some(file.unwrap_or_else(|e| panic!("{}: {e}", path.display())));
+    }
+
     /// Reads everything back: what was acknowledged is there.
     pub fn verify(&self, path: &Path) {
         let got = read(path);

@@ -1,7 +1,7 @@
 //! `pstorage`: the one command of administrators.
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use pstorage_tools::commands::{attributes, auth, check, local, make, stat};
+use pstorage_tools::commands::{advise, attributes, auth, check, configure, local, make, stat};
 use pstorage_tools::{Context, Outcome, parse_replicas, parse_size};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -119,6 +119,13 @@ enum Command {
         #[arg(short = 's', long = "journal-size", value_name = "SIZE", value_parser = |s: &str| parse_size(s, 1 << 20),
               allow_hyphen_values = true)]
         journal_bytes: Option<u64>,
+        /// Directory on an SSD for the read cache.
+        #[arg(long, value_name = "DIR")]
+        cache: Option<PathBuf>,
+        /// Size of the read cache of all shards together, such as 100G (bare numbers: MB).
+        #[arg(long = "cache-size", value_name = "SIZE", value_parser = |s: &str| parse_size(s, 1 << 20),
+              allow_hyphen_values = true)]
+        cache_bytes: Option<u64>,
         /// Address to listen on. [default: 127.0.0.1]
         #[arg(short = 'a', long = "address")]
         ip: Option<IpAddr>,
@@ -129,6 +136,53 @@ enum Command {
         #[arg(long, alias = "capacity-mb", value_name = "SIZE", value_parser = |s: &str| parse_size(s, 1 << 20),
               allow_hyphen_values = true)]
         capacity: Option<u64>,
+    },
+    /// Changes a chunk server that is stopped: moves, resizes or takes back its journals and read cache, changes its tier or
+    /// address. Without options it shows what is set.
+    ///
+    /// Example: pstorage -c pcs1 configure-cs -r /pstorage/pcs1-cs --journal /ssd --journal-size 20G
+    ConfigureCs {
+        /// Directory of the server.
+        #[arg(short = 'r', long = "repository")]
+        dir: PathBuf,
+        /// Storage tier, 0 to 3.
+        #[arg(short = 't', long = "tier", value_parser = clap::value_parser!(u8).range(0..=3),
+              allow_negative_numbers = true)]
+        tier: Option<u8>,
+        /// Puts the write journals into this directory on an SSD.
+        #[arg(short = 'j', long = "journal", value_name = "DIR")]
+        journal: Option<PathBuf>,
+        /// Takes the write journals back into the server's directory.
+        #[arg(long, conflicts_with = "journal")]
+        no_journal: bool,
+        /// Size of the journals of all shards together, such as 512M or 2G (bare numbers: MB).
+        #[arg(short = 's', long = "journal-size", value_name = "SIZE", value_parser = |s: &str| parse_size(s, 1 << 20),
+              allow_hyphen_values = true)]
+        journal_bytes: Option<u64>,
+        /// Puts the read cache into this directory on an SSD.
+        #[arg(long, value_name = "DIR")]
+        cache: Option<PathBuf>,
+        /// Size of the read cache of all shards together, such as 100G (bare numbers: MB).
+        #[arg(long = "cache-size", value_name = "SIZE", value_parser = |s: &str| parse_size(s, 1 << 20),
+              allow_hyphen_values = true)]
+        cache_bytes: Option<u64>,
+        /// Takes the read cache away.
+        #[arg(long, conflicts_with_all = ["cache", "cache_bytes"])]
+        no_cache: bool,
+        /// Address to listen on.
+        #[arg(short = 'a', long = "address")]
+        ip: Option<IpAddr>,
+    },
+    /// Proposes journals and read caches on an SSD for chunk servers, made or to be made, on other disks.
+    ///
+    /// Example: pstorage advise-configuration --ssd /ssd --cs /pstorage/cs1 --cs /pstorage/cs2
+    AdviseConfiguration {
+        /// Directory on the SSD.
+        #[arg(long, value_name = "DIR")]
+        ssd: PathBuf,
+        /// Directory of a chunk server, or on the disk that is to hold one.
+        #[arg(long = "cs", value_name = "DIR", required = true, num_args = 1..)]
+        servers: Vec<PathBuf>,
     },
     /// Authenticates this node by the cluster's password.
     AuthNode {
@@ -218,18 +272,47 @@ fn run(context: &Context, command: Command) -> Outcome {
             make::add_mds(context, make::parse_addr(&new.address)?, &new.dir, &new.bootstrap)
         }
         Command::RmMds { id } => make::rm_mds(context, id),
-        Command::MakeCs { dir, tier, journal, journal_bytes, ip, shards, capacity } => make::make_cs(
+        Command::MakeCs { dir, tier, journal, journal_bytes, cache, cache_bytes, ip, shards, capacity } => {
+            make::make_cs(
+                context,
+                &make::NewCs {
+                    dir,
+                    tier,
+                    journal_dir: journal,
+                    journal_bytes,
+                    cache_dir: cache,
+                    cache_bytes,
+                    ip,
+                    shards,
+                    capacity_bytes: capacity,
+                },
+            )
+        }
+        Command::ConfigureCs {
+            dir,
+            tier,
+            journal,
+            no_journal,
+            journal_bytes,
+            cache,
+            cache_bytes,
+            no_cache,
+            ip,
+        } => configure::configure_cs(
             context,
-            &make::NewCs {
-                dir,
+            &dir,
+            &configure::Changes {
                 tier,
                 journal_dir: journal,
+                no_journal,
                 journal_bytes,
+                cache_dir: cache,
+                cache_bytes,
+                no_cache,
                 ip,
-                shards,
-                capacity_bytes: capacity,
             },
         ),
+        Command::AdviseConfiguration { ssd, servers } => advise::advise(context, &ssd, &servers),
         Command::AuthNode { password_file, bootstrap } => {
             auth::auth_node(context, password_file.as_deref(), &bootstrap)
         }

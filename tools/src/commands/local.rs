@@ -403,6 +403,8 @@ fn start_all(c: &Cluster, shape: &Shape) -> Outcome {
             tier: 0,
             journal_dir: None,
             journal_bytes: Some(shape.journals_bytes()),
+            cache_dir: None,
+            cache_bytes: None,
             ip: Some([127, 0, 0, 1].into()),
             shards: Some(shape.shards()),
             capacity_bytes: Some(shape.capacity_bytes.unwrap_or(CAPACITY_BYTES.min(room))),

@@ -1,7 +1,7 @@
 //! `make-mds`, `add-mds`, `rm-mds`, `make-cs`.
 
 use crate::{Context, Outcome};
-use engine::control::CsControl;
+use engine::control::{CacheControl, CsControl};
 use mds::control::{MdsControl, MdsPeer, new_uuid};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -92,6 +92,7 @@ pub fn rm_mds(context: &Context, id: u64) -> Outcome {
 }
 
 const LEAST_JOURNAL_BYTES: u64 = shards::journal::SMALLEST_JOURNAL_BYTES * 4;
+const BLOCK_BYTES: u64 = wire::BLOCK_BYTES as u64;
 const LEAST_CAPACITY_BYTES: u64 = 256 << 20;
 
 pub struct NewCs {
@@ -100,6 +101,9 @@ pub struct NewCs {
     pub journal_dir: Option<PathBuf>,
     /// Of the whole server.
     pub journal_bytes: Option<u64>,
+    pub cache_dir: Option<PathBuf>,
+    /// Of the whole server.
+    pub cache_bytes: Option<u64>,
     pub ip: Option<IpAddr>,
     pub shards: Option<u16>,
     pub capacity_bytes: Option<u64>,
@@ -113,26 +117,25 @@ pub fn make_cs(context: &Context, new: &NewCs) -> Outcome {
     Ok(())
 }
 
-pub fn make_cs_quietly(context: &Context, new: &NewCs) -> Outcome<wire::CsId> {
-    let cluster = context.cluster()?;
-    if new.ip.is_some_and(|ip| ip.is_unspecified() || ip.is_multicast()) {
+pub fn check_ip(ip: IpAddr) -> Outcome {
+    if ip.is_unspecified() || ip.is_multicast() {
         return Err("-a: name the address that clients and other servers use".into());
     }
+    Ok(())
+}
+
+pub fn make_cs_quietly(context: &Context, new: &NewCs) -> Outcome<wire::CsId> {
+    let cluster = context.cluster()?;
+    new.ip.map_or(Ok(()), check_ip)?;
     engine::control::check_new(&new.dir).map_err(|e| e.to_string())?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u16;
     let shards = new.shards.unwrap_or(cores).max(1);
-    let journal_bytes = new.journal_bytes.unwrap_or(u64::from(shards) * (64 << 20)) / u64::from(shards);
-    if journal_bytes < LEAST_JOURNAL_BYTES {
-        return Err(format!(
-            "a journal of {} KiB for each of {shards} shards is too small: --journal-size must be at least {}M",
-            journal_bytes >> 10,
-            (u64::from(shards) * LEAST_JOURNAL_BYTES) >> 20
-        ));
-    }
+    let journal_bytes =
+        shard_journal_bytes(new.journal_bytes.unwrap_or(u64::from(shards) * (64 << 20)), shards)?;
     let journals_bytes = journal_bytes * u64::from(shards);
-    if let Some(journal_dir) = &new.journal_dir {
-        check_journal_dir(journal_dir, journals_bytes)?;
-    }
+    let journal_dir = new.journal_dir.as_deref().map(|d| ssd_dir(d, journals_bytes, "--journal-size"));
+    let journal_dir = journal_dir.transpose()?;
+    let cache = new_cache(new.cache_dir.as_deref(), new.cache_bytes, shards)?;
     let journals_here = if new.journal_dir.is_none() { journals_bytes } else { 0 };
     let capacity_bytes = check_room(&new.dir, journals_here, new.capacity_bytes)?;
     let host = shards::host::host_name();
@@ -150,15 +153,31 @@ pub fn make_cs_quietly(context: &Context, new: &NewCs) -> Outcome<wire::CsId> {
         shards,
         ip: new.ip.unwrap_or(IpAddr::from([127, 0, 0, 1])),
         capacity_bytes,
-        journal_dir: new.journal_dir.clone(),
+        journal_tag: journal_dir.is_some().then(crate::random_hex::<4>),
+        journal_dir,
         journal_bytes,
+        cache,
     };
+    make_cache_files(&control)?;
     engine::control::create(&new.dir, &control).map_err(|e| e.to_string())?;
     Ok(cs)
 }
 
-/// Whether the journals fit into `dir` and can be written as they must.
-fn check_journal_dir(dir: &Path, bytes: u64) -> Outcome {
+/// Bytes of each shard's journal, of `bytes` for all.
+pub fn shard_journal_bytes(bytes: u64, shards: u16) -> Outcome<u64> {
+    let each = bytes / u64::from(shards);
+    if each >= LEAST_JOURNAL_BYTES {
+        return Ok(each);
+    }
+    Err(format!(
+        "a journal of {} KiB for each of {shards} shards is too small: --journal-size must be at least {}M",
+        each >> 10,
+        (u64::from(shards) * LEAST_JOURNAL_BYTES) >> 20
+    ))
+}
+
+/// Makes a directory on an SSD ready for `bytes` of files that are written directly; returns its full path.
+pub fn ssd_dir(dir: &Path, bytes: u64, size_option: &str) -> Outcome<PathBuf> {
     let fail = |e: std::io::Error| format!("{}: {e}", dir.display());
     std::fs::create_dir_all(dir).map_err(fail)?;
     if !shards::host::supports_direct_io(dir).map_err(fail)? {
@@ -167,16 +186,52 @@ fn check_journal_dir(dir: &Path, bytes: u64) -> Outcome {
     let free = free_bytes(dir)?;
     if bytes > free {
         return Err(format!(
-            "{}: {} MB are free, too few for journals of {} MB: make room, or ask for less with --journal-size",
+            "{}: {} MB are free, too few for {} MB: make room, or ask for less with {size_option}",
             dir.display(),
             free >> 20,
             bytes >> 20
         ));
     }
-    Ok(())
+    dir.canonicalize().map_err(fail)
 }
 
-fn free_bytes(dir: &Path) -> Outcome<u64> {
+/// A read cache of `bytes` for all shards together, in `dir`.
+pub fn new_cache(dir: Option<&Path>, bytes: Option<u64>, shards: u16) -> Outcome<Option<CacheControl>> {
+    let (dir, bytes) = match (dir, bytes) {
+        (None, None) => return Ok(None),
+        (Some(dir), Some(bytes)) => (dir, bytes),
+        (Some(_), None) => return Err("--cache: say how large the cache shall be, with --cache-size".into()),
+        (None, Some(_)) => return Err("--cache-size: say where the cache shall be, with --cache DIR".into()),
+    };
+    let each = bytes / u64::from(shards) / BLOCK_BYTES * BLOCK_BYTES;
+    if each < engine::cache::SMALLEST_CACHE_BYTES {
+        return Err(format!(
+            "a read cache of {} KiB for each of {shards} shards is too small: --cache-size must be at least {}M",
+            each >> 10,
+            (u64::from(shards) * engine::cache::SMALLEST_CACHE_BYTES) >> 20
+        ));
+    }
+    let dir = ssd_dir(dir, bytes, "--cache-size")?;
+    Ok(Some(CacheControl { dir, bytes: each, id: shards::host::random_bytes() }))
+}
+
+/// Makes the files of a read cache, empty, with all their room.
+pub fn make_cache_files(control: &CsControl) -> Outcome {
+    let Some(cache) = &control.cache else { return Ok(()) };
+    for shard in 0..control.shards {
+        let path = control.cache_path(cache, shard);
+        let fail = |e: std::io::Error| format!("{path}: {e}");
+        let file = std::fs::File::create(&path).map_err(fail)?;
+        let room = nix::fcntl::posix_fallocate(&file, 0, cache.bytes as i64);
+        room.map_err(|e| fail(e.into()))?;
+        file.sync_all().map_err(fail)?;
+    }
+    std::fs::File::open(&cache.dir)
+        .and_then(|d| d.sync_all())
+        .map_err(|e| format!("{}: {e}", cache.dir.display()))
+}
+
+pub fn free_bytes(dir: &Path) -> Outcome<u64> {
     let space = nix::sys::statvfs::statvfs(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
     Ok(space.blocks_available() as u64 * space.fragment_size() as u64)
 }

@@ -1,8 +1,10 @@
 //! The commands, one file each.
 
+pub mod advise;
 pub mod attributes;
 pub mod auth;
 pub mod check;
+pub mod configure;
 pub mod local;
 pub mod make;
 pub mod stat;

@@ -2,10 +2,10 @@
 
 use crate::{Context, Outcome};
 use comfy_table::{Table, presets};
-use wire::mds_api::{ChunkMap, CsStatus, FileAttr, FileKind, MdsReply, MdsRequest, Severity};
+use wire::mds_api::{ChunkMap, CsInfo, CsStatus, FileAttr, FileKind, MdsReply, MdsRequest, Severity};
 use wire::{ChunkId, Replica};
 
-fn table(heads: &[&str]) -> Table {
+pub fn table(heads: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(heads);
     table
@@ -94,6 +94,9 @@ pub fn stat(context: &Context) -> Outcome {
         ]);
     }
     println!("{t}");
+    if let Some(caches) = caches(&s.cs) {
+        println!("\n{caches}");
+    }
     if !s.clients.is_empty() {
         let mut t = table(&["CLID", "LEASES", "HOST", "MOUNT"]);
         for cl in &s.clients {
@@ -107,6 +110,24 @@ pub fn stat(context: &Context) -> Outcome {
         println!("\n{t}");
     }
     Ok(())
+}
+
+/// The read caches of chunk servers that have one.
+fn caches(all: &[CsInfo]) -> Option<Table> {
+    let mut t = table(&["CSID", "CACHE", "CACHED", "HITS", "MISSES", "HIT RATE"]);
+    for cs in all.iter().filter(|cs| cs.cache_total_bytes > 0) {
+        let reads = cs.cache_hits + cs.cache_misses;
+        let rate = (cs.cache_hits * 100).checked_div(reads).map_or("-".into(), |rate| format!("{rate}%"));
+        t.add_row([
+            cs.cs.to_string(),
+            human(cs.cache_total_bytes),
+            human(cs.cached_bytes),
+            cs.cache_hits.to_string(),
+            cs.cache_misses.to_string(),
+            rate,
+        ]);
+    }
+    (t.row_count() > 0).then_some(t)
 }
 
 pub fn get_event(context: &Context, follow: bool) -> Outcome {
