@@ -82,7 +82,7 @@ impl Device {
 }
 
 /// Type of the file system that holds `path`, from the longest mount point above it.
-fn file_system(path: &Path) -> Option<String> {
+pub fn file_system(path: &Path) -> Option<String> {
     let path = path.canonicalize().ok()?;
     let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
     let mut best: Option<(usize, String)> = None;

@@ -10,6 +10,7 @@ pub mod disk;
 pub mod drive;
 pub mod fio;
 pub mod html;
+pub mod journal;
 pub mod measure;
 pub mod net;
 pub mod path;

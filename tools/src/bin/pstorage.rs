@@ -2,7 +2,8 @@
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use pstorage_tools::commands::{attributes, auth, check, local, make, stat};
-use pstorage_tools::{Context, Outcome, parse_replicas, parse_size};
+use pstorage_tools::{Context, Outcome, parse_replicas};
+use shards::text::parse_size;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
