@@ -88,6 +88,16 @@ pub fn run(settings: &Settings, progress: &mut Progress) -> Result<Report, Strin
     progress.end();
     let of = |n: usize| report.measurements.get(n * depths..(n + 1) * depths).unwrap_or_default();
     report.findings = findings(of(0), of(1), of(2), &devices);
+    for (device, dir) in
+        devices.iter().zip([Some(&settings.dir), settings.journal.as_ref()].into_iter().flatten())
+    {
+        if device.in_memory {
+            report.findings.push(Finding::warning(format!(
+                "{} lies in memory: nothing there survives a loss of power. Never put a journal on it.",
+                dir.display()
+            )));
+        }
+    }
     report.findings.extend(Finding::of_disturbance(&report.measurements));
     Ok(report)
 }

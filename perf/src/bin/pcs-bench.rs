@@ -6,7 +6,7 @@ use perf::progress::Progress;
 use perf::report::Report;
 use perf::{cluster, disk, html, journal, net, scratch};
 use shards::text::parse_size;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -121,10 +121,10 @@ enum Command {
     /// Measures the network to another host, where the listening half must run. Anybody who reaches its port can load it.
     Net {
         /// Address of the listening half.
-        #[arg(required_unless_present = "listen", conflicts_with = "listen")]
+        #[arg(required_unless_present = "listen", conflicts_with = "listen", value_name = "IP:PORT", value_parser = address)]
         to: Option<SocketAddr>,
         /// Be the listening half, until Ctrl-C.
-        #[arg(long, value_name = "ADDR")]
+        #[arg(long, value_name = "ADDR", value_parser = address)]
         listen: Option<SocketAddr>,
         /// Length of each measurement.
         #[arg(long, default_value_t = 5.0)]
@@ -136,6 +136,9 @@ enum Command {
         output: Output,
     },
 }
+
+/// Of `pcs-bench net` when none is named.
+const DEFAULT_NET_PORT: u16 = 2600;
 
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
@@ -201,6 +204,11 @@ fn run(command: Command) -> Result<(), String> {
 }
 
 fn show(output: &Output, make: impl FnOnce(&mut Progress) -> Result<Report, String>) -> Result<(), String> {
+    // Not after minutes of measuring.
+    if let Some(path) = &output.html {
+        let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
+        opened.map_err(|e| format!("--html {}: {e}", path.display()))?;
+    }
     let report = make(&mut Progress::new(!output.json))?;
     if output.json {
         println!("{}", report.json());
@@ -212,6 +220,17 @@ fn show(output: &Output, make: impl FnOnce(&mut Progress) -> Result<Report, Stri
         eprintln!("Page written to {}", path.display());
     }
     Ok(())
+}
+
+/// `IP`, `IP:PORT` or `HOST:PORT`.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let with_port = match text.parse::<std::net::IpAddr>() {
+        Ok(ip) => return Ok(SocketAddr::new(ip, DEFAULT_NET_PORT)),
+        Err(_) if text.contains(':') => text.to_string(),
+        Err(_) => format!("{text}:{DEFAULT_NET_PORT}"),
+    };
+    let found = with_port.to_socket_addrs().map_err(|e| format!("{e}: write it as IP:PORT or HOST:PORT"))?;
+    found.into_iter().next().ok_or("the name has no address".into())
 }
 
 fn size_in_bytes(text: &str) -> Result<u64, String> {
