@@ -3,6 +3,7 @@
 pub mod attributes;
 pub mod auth;
 pub mod check;
+pub mod check_flush;
 pub mod local;
 pub mod make;
 pub mod stat;
