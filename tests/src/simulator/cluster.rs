@@ -3,7 +3,7 @@
 use super::prober::{Probe, Prober};
 use super::workload::{Answers, CHUNK_BYTES, FILE_BYTES, Workload};
 use super::{HEAL_WITHIN, Options};
-use client::{Call, ClientConfig, ClientCore, Done};
+use client::{CacheConfig, Call, ClientConfig, ClientCore, Done};
 use engine::store::StoreConfig;
 use engine::{CsShard, CsShardConfig};
 use mds::control::{MdsControl, MdsPeer};
@@ -208,6 +208,8 @@ impl Cluster {
     fn client(&self, name: &str) -> ClientCore {
         let mut config = ClientConfig::new(CLUSTER, self.key.clone(), self.mds_addrs());
         config.host = name.into();
+        // Small, and taking everything: much comes and goes.
+        config.cache = Some(CacheConfig { path: "cache".into(), bytes: 4 << 20, admit_at_uses: 1 });
         ClientCore::new(config)
     }
 
