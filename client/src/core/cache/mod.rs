@@ -20,6 +20,7 @@ pub mod format;
 use admission::Admission;
 pub use admission::{ADMIT_AT_USES, BLOCK_BYTES};
 use format::Entry;
+use shards::sabotage::{Sabotage, on};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use wire::{BlockCrc, FileId, LeaseId};
@@ -130,7 +131,7 @@ impl ReadCache {
     /// A lease was granted: `before` is the newest write lease granted earlier, `now` the newest one with it.
     pub fn granted(&mut self, file: FileId, before: LeaseId, now: LeaseId, lease: LeaseId) {
         let cached = self.files.entry(file).or_default();
-        let same = cached.version == before;
+        let same = cached.version == before || on(Sabotage::KeepStaleCache);
         if cached.doubted.is_some_and(|doubted| doubted != lease) {
             cached.doubted = None;
         }
@@ -196,8 +197,10 @@ impl ReadCache {
     /// Bytes of the file are about to change; until [`ReadCache::change_ended`] none of their blocks comes in.
     pub fn change_begins(&mut self, file: FileId, bytes: Range<u64>) -> u64 {
         self.last_id += 1;
-        self.spoil_fills(file, &bytes);
-        self.drop_blocks(file, blocks_of(&bytes));
+        if !on(Sabotage::CacheIgnoresWrites) {
+            self.spoil_fills(file, &bytes);
+            self.drop_blocks(file, blocks_of(&bytes));
+        }
         self.files.entry(file).or_default().changing.insert(self.last_id, bytes);
         self.last_id
     }
