@@ -120,9 +120,9 @@ impl Part<'_> {
 
     fn mount(&mut self, dir: &Path, progress: &mut Progress) -> Result<(), String> {
         let size = whole_blocks(self.settings.size_bytes);
-        let file_system = crate::device::file_system(dir).unwrap_or_default();
-        let is_ours = file_system.contains("pstorage");
-        self.fact("way", format!("a file with O_DIRECT in {} ({file_system})", dir.display()));
+        let (source, kind) = crate::device::mounted(dir).unwrap_or_default();
+        let is_ours = source.starts_with("pstorage://");
+        self.fact("way", format!("a file with O_DIRECT in {} ({source}, {kind})", dir.display()));
         self.header(progress);
         if !is_ours {
             self.report.findings.push(Finding::warning(format!(
@@ -220,6 +220,9 @@ fn price_of_fuse(all: &[Measurement]) -> Option<Finding> {
     let p50 = |m: &Measurement| m.figures.latency_us.p50;
     let (write, fuse_write) = (small(false, Operation::Write)?, small(true, Operation::Write)?);
     let (read, fuse_read) = (small(false, Operation::Read)?, small(true, Operation::Read)?);
+    if [write, fuse_write, read, fuse_read].iter().any(|m| m.is_disturbed()) {
+        return Some(Finding::note("Too disturbed by other programs to say what FUSE costs."));
+    }
     Some(Finding::note(format!(
         "FUSE adds to a 4 KiB write {} ({} without), to a read {} ({} without).",
         time_us((p50(fuse_write) - p50(write)).max(0.0)),

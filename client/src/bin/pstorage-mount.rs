@@ -260,7 +260,7 @@ fn claim_cache(cache: &CacheOptions) -> Result<Flock<File>, String> {
             "read cache {shown}: not a file; name one on a local SSD, it is made if it is not there"
         ));
     }
-    let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
+    let file = lock_cache(file).ok_or_else(|| {
         format!("read cache {shown}: another mount uses it; give each mount a file of its own")
     })?;
     let mut head = [0; 8];
@@ -284,6 +284,20 @@ fn claim_cache(cache: &CacheOptions) -> Result<Flock<File>, String> {
     };
     room.map_err(|e| format!("read cache {shown}: can't have {} MB: {e}", cache.bytes >> 20))?;
     Ok(file)
+}
+
+/// Waits a while: a mount that has just ended still saves its table.
+fn lock_cache(mut file: File) -> Option<Flock<File>> {
+    const WAIT: Duration = Duration::from_secs(5);
+    let began = std::time::Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Some(locked),
+            Err((back, _)) if began.elapsed() < WAIT => file = back,
+            Err(_) => return None,
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// The mount point as an absolute path, or what is wrong with it.

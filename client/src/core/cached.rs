@@ -393,8 +393,12 @@ impl ClientCore {
         if !self.cache_may_answer(io, file) || self.stopping.is_some() {
             return;
         }
-        let size = self.files.get(&file).map_or(0, |f| f.size);
-        let from = block * BLOCK_BYTES;
+        let Some(f) = self.files.get(&file) else { return };
+        let (size, from) = (f.size, block * BLOCK_BYTES);
+        let chunk = u32::try_from(from / f.chunk_bytes()).unwrap_or(u32::MAX);
+        if f.slots.get(&chunk).is_some_and(|s| s.known && s.map.is_none()) {
+            return; // A hole: no server is asked for it anyway.
+        }
         let end = size.next_multiple_of(shards::BLOCK_BYTES as u64).min(from + BLOCK_BYTES);
         let Some(cached) = &mut self.cached else { return };
         if end <= from {

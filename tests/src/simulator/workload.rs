@@ -75,6 +75,8 @@ struct User {
     life: u64,
     rng: Rng,
     holds: Option<usize>,
+    /// Of the file held.
+    mode: LeaseMode,
     busy: BTreeMap<u64, Op>,
     /// Operations left before the file is handed on.
     left: u64,
@@ -107,6 +109,7 @@ impl Workload {
             life: 1,
             rng: rng.fork(),
             holds: None,
+            mode: LeaseMode::Write,
             busy: BTreeMap::new(),
             left: 0,
             depth: 1,
@@ -196,18 +199,20 @@ impl Workload {
             None if user.busy.is_empty() => {
                 let file = user.rng.below(files) as usize;
                 user.holds = Some(file);
+                // Readers share a file; they may find it in their caches.
+                user.mode = if user.rng.one_in(4) { LeaseMode::Read } else { LeaseMode::Write };
                 (user.left, user.depth) = (user.rng.between(20, 300), user.rng.between(1, 8));
                 let tag = self.tag(client, Op::Open);
                 let done = self
                     .answers
                     .done(tag, |r: client::Result<client::OpenFile>| Answer::Opened(r.map(|_| ())));
-                let (file, mode) = (self.files[file], LeaseMode::Write);
+                let (file, mode) = (self.files[file], self.users[client].mode);
                 self.say(world, client, Call::Open { file, mode, done });
             }
             Some(file) if !waiting_alone && user.left == 0 && user.busy.is_empty() => {
                 let tag = self.tag(client, Op::Close);
                 let done = self.answers.done(tag, Answer::Unit);
-                let (file, mode) = (self.files[file], LeaseMode::Write);
+                let (file, mode) = (self.files[file], self.users[client].mode);
                 self.say(world, client, Call::Close { file, mode, done });
             }
             Some(file) if !waiting_alone => {
@@ -223,7 +228,8 @@ impl Workload {
     }
 
     fn start_one(&mut self, world: &mut World, client: usize, file: usize) {
-        match self.users[client].rng.below(40) {
+        let reads_only = self.users[client].mode == LeaseMode::Read;
+        match self.users[client].rng.below(if reads_only { 16 } else { 40 }) {
             0 => {
                 let tag = self.tag(client, Op::Sync);
                 let done = self.answers.done(tag, Answer::Unit);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use wire::FileId;
 
-/// Unit of the cache. Large enough that the table stays small (1 MB of memory for 1 GB of cache), small enough that a hot
+/// Unit of the cache. Large enough that the table stays small (4 MB of memory for 1 GB of cache), small enough that a hot
 /// 4 KiB does not drag megabytes in.
 pub const BLOCK_BYTES: u64 = 64 << 10;
 
