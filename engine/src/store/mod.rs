@@ -34,12 +34,12 @@ use load::Load;
 use page::{MapPage, PageKind, Round};
 use replay::Opening;
 use shards::journal::{Checkpoint, Journal, JournalError, Outcome as JournalOutcome, Position};
-use shards::{Buf, FileHandle, Io, OpId, OpenHow, TimerId, Timestamp};
+use shards::{Buf, Durability, FileHandle, Io, OpId, OpenHow, TimerId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::time::Duration;
-use wire::{BLOCK_BYTES, BlockCrc, ChunkId, Epoch, LeaseId, Sequence, TailEntry};
+use wire::{BLOCK_BYTES, BlockCrc, BlockCrcs, ChunkId, Epoch, LeaseId, Sequence, TailEntry};
 
 /// Unit of space: bytes, and blocks of it.
 pub const UNIT_BYTES: u64 = 64 << 10;
@@ -103,7 +103,7 @@ pub struct WriteOp {
     pub stamp: Stamp,
     pub offset_bytes: u32,
     pub payload: Buf,
-    pub crcs: Vec<BlockCrc>,
+    pub crcs: BlockCrcs,
 }
 
 /// Makes whole blocks zero and gives back their space.
@@ -129,8 +129,8 @@ pub struct ChunkInfo {
 #[derive(Debug)]
 pub enum Done {
     Stored,
-    Read { data: Buf, crcs: Vec<BlockCrc> },
-    Sums { crcs: Vec<BlockCrc> },
+    Read { data: Buf, crcs: BlockCrcs },
+    Sums { crcs: BlockCrcs },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -265,6 +265,7 @@ enum Waiting {
     },
     LargeData {
         id: u64,
+        durability: Durability,
     },
     LargeSync,
     MapPage {
@@ -327,6 +328,8 @@ pub struct Store {
     /// Units to free when the running apply has ended.
     free_later: Vec<u32>,
     outcomes: Vec<Outcome>,
+    /// Empty; kept for its memory.
+    journal_outcomes: Vec<JournalOutcome>,
 }
 
 impl Store {
@@ -394,6 +397,7 @@ impl Store {
             timer_set: false,
             free_later: Vec::new(),
             outcomes: Vec::new(),
+            journal_outcomes: Vec::new(),
         })
     }
 
@@ -651,7 +655,7 @@ impl Store {
     fn completed(&mut self, io: &mut dyn Io, waiting: Waiting, result: io::Result<Buf>) {
         match waiting {
             Waiting::ReadRun { id, at_block, blocks } => self.read_run_done(io, id, at_block, blocks, result),
-            Waiting::LargeData { id } => self.large_data_done(io, id, result),
+            Waiting::LargeData { id, durability } => self.large_data_done(io, id, durability, result),
             Waiting::LargeSync => self.large_sync_done(io, result),
             Waiting::MapPage { chunk, page } => self.page_read(io, chunk, page, result),
             Waiting::Open(reading) => self.open_step(io, reading, result),
@@ -660,8 +664,9 @@ impl Store {
     }
 
     fn after_journal(&mut self, io: &mut dyn Io) {
-        let outcomes: Vec<JournalOutcome> = self.journal.outcomes().collect();
-        for outcome in outcomes {
+        let mut outcomes = std::mem::take(&mut self.journal_outcomes);
+        outcomes.extend(self.journal.outcomes());
+        for outcome in outcomes.drain(..) {
             match outcome {
                 JournalOutcome::Durable { token, position } => {
                     self.last_durable = position;
@@ -673,6 +678,7 @@ impl Store {
                 JournalOutcome::Broken(error) => self.break_down(error.into()),
             }
         }
+        self.journal_outcomes = outcomes;
         if self.finishing_open && self.apply.is_none() && self.journal.used_bytes() == 0 {
             self.finishing_open = false;
             self.outcomes.push(Outcome::Ready);
