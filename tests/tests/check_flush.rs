@@ -57,8 +57,8 @@ impl Bench {
     fn recorded(&self) -> Vec<u64> {
         let text = fs::read(self.dir.0.join("records")).unwrap_or_default();
         let Ok(records) = serde_json::from_slice::<serde_json::Value>(&text) else { return vec![0] };
-        let runs = records["runs"].as_object().unwrap().values();
-        let open = runs.filter(|r| r["done"] == false).last();
+        let mut runs = records["runs"].as_object().unwrap().values();
+        let open = runs.rfind(|r| r["done"] == false);
         open.map_or(vec![0], |r| {
             r["acknowledged"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect()
         })
