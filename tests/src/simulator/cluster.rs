@@ -331,7 +331,8 @@ impl Cluster {
             self.start(Place::Client(n));
         }
         let rng = &mut self.world.rng().fork();
-        self.workload = Some(Workload::new(&self.clients, files, Answers::default(), rng));
+        self.workload =
+            Some(Workload::new(&self.clients, files, Answers::default(), self.options.readers, rng));
         Ok(())
     }
 

@@ -92,6 +92,8 @@ pub struct Workload {
     pub histories: Vec<History>,
     pub names: BTreeMap<String, Known>,
     pub answers: Answers,
+    /// Whether files are opened for reading too.
+    readers: bool,
     next_op: u64,
     next_value: u64,
     pub done_ops: u64,
@@ -103,7 +105,13 @@ pub struct Workload {
 }
 
 impl Workload {
-    pub fn new(clients: &[HostId], files: Vec<FileId>, answers: Answers, rng: &mut Rng) -> Workload {
+    pub fn new(
+        clients: &[HostId],
+        files: Vec<FileId>,
+        answers: Answers,
+        readers: bool,
+        rng: &mut Rng,
+    ) -> Workload {
         let user = |&host: &HostId| User {
             host,
             life: 1,
@@ -122,6 +130,7 @@ impl Workload {
             files,
             names: BTreeMap::new(),
             answers,
+            readers,
             next_op: 0,
             next_value: 0,
             done_ops: 0,
@@ -194,13 +203,13 @@ impl Workload {
     fn start_some(&mut self, world: &mut World, client: usize) {
         let user = &mut self.users[client];
         let waiting_alone = user.busy.values().any(|op| matches!(op, Op::Open | Op::Close));
-        let files = self.files.len() as u64;
+        let (files, readers) = (self.files.len() as u64, self.readers);
         match user.holds {
             None if user.busy.is_empty() => {
                 let file = user.rng.below(files) as usize;
                 user.holds = Some(file);
                 // Readers share a file; they may find it in their caches.
-                user.mode = if user.rng.one_in(4) { LeaseMode::Read } else { LeaseMode::Write };
+                user.mode = if readers && user.rng.one_in(4) { LeaseMode::Read } else { LeaseMode::Write };
                 (user.left, user.depth) = (user.rng.between(20, 300), user.rng.between(1, 8));
                 let tag = self.tag(client, Op::Open);
                 let done = self
