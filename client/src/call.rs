@@ -51,6 +51,36 @@ pub struct Stats {
     pub edge_reads: u64,
     /// Longest time one read or write of a program took.
     pub longest_us: u64,
+    /// Of the read cache, if there is one.
+    pub cache: Option<CacheStats>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CacheState {
+    Starting,
+    Active,
+    Ending,
+    /// The cache file can't be used: the log says why.
+    Off,
+}
+
+/// What is shown of a read cache. Counts begin with the mount.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CacheStats {
+    pub state: CacheState,
+    pub file_bytes: u64,
+    pub block_bytes: u64,
+    pub blocks: u64,
+    pub used_blocks: u64,
+    /// Reads of programs answered from the cache, and those that were not.
+    pub hits: u64,
+    pub misses: u64,
+    pub hit_bytes: u64,
+    pub admitted: u64,
+    pub evicted: u64,
+    pub invalidated: u64,
+    pub checksum_errors: u64,
+    pub io_errors: u64,
 }
 
 /// A request. `client` fields inside `MdsRequest`s are filled in by the core.

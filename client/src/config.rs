@@ -24,6 +24,23 @@ pub struct ClientConfig {
     pub mds_silence: Duration,
     /// How long an open waits for another client to give the file up.
     pub busy_wait: Duration,
+    /// A read cache on a local SSD.
+    pub cache: Option<CacheConfig>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CacheConfig {
+    /// The cache file. Only this client may use it.
+    pub path: String,
+    pub bytes: u64,
+    /// At which use within the window a block comes in.
+    pub admit_at_uses: u8,
+}
+
+impl CacheConfig {
+    pub fn new(path: impl Into<String>, bytes: u64) -> Self {
+        CacheConfig { path: path.into(), bytes, admit_at_uses: crate::core::ADMIT_AT_USES }
+    }
 }
 
 impl ClientConfig {
@@ -39,6 +56,7 @@ impl ClientConfig {
             cs_silence: Duration::from_secs(2),
             mds_silence: Duration::from_secs(3),
             busy_wait: Duration::from_secs(1),
+            cache: None,
         }
     }
 }

@@ -17,7 +17,7 @@ pub mod fuse;
 pub mod setup;
 
 pub use self::core::ClientCore;
-pub use call::{Call, Done, FileMap, OpenFile, Stats};
+pub use call::{CacheState, CacheStats, Call, Done, FileMap, OpenFile, Stats};
 pub use cluster::{Cluster, File};
-pub use config::ClientConfig;
+pub use config::{CacheConfig, ClientConfig};
 pub use error::{ClientError, Result};

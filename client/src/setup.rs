@@ -27,6 +27,11 @@ pub fn parse_bs_list(text: &str) -> Result<Vec<SocketAddr>, String> {
     Ok(addrs)
 }
 
+/// Whether `name` can be a cluster's.
+pub fn check_name(name: &str) -> Result<(), String> {
+    wire::check_cluster_name(name)
+}
+
 fn resolve(word: &str) -> Result<Vec<SocketAddr>, String> {
     if let Ok(addr) = word.parse::<SocketAddr>() {
         return Ok(vec![addr]);

@@ -7,7 +7,7 @@ use crate::measure::{Case, Figures, Measurement, Operation, Pattern, Run};
 use crate::progress::Progress;
 use crate::report::{Finding, Report};
 use crate::scratch::ScratchFile;
-use crate::text::{bytes, cpu_by_role, number};
+use crate::text::{bytes, cpu_by_role, number, time_us};
 use client::{Cluster, File};
 use shards::{BLOCK_BYTES, Buf, Timestamp};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,8 @@ pub enum Way {
 }
 
 pub struct Settings {
-    pub way: Way,
+    /// Measured one after the other, and compared.
+    pub ways: Vec<Way>,
     pub size_bytes: u64,
     pub seconds: f64,
     pub watched: Vec<Watched>,
@@ -51,58 +52,185 @@ pub fn cases() -> Vec<Case> {
     cases
 }
 
-pub fn run(settings: &Settings, progress: &mut Progress) -> Result<Report, String> {
-    match &settings.way {
-        Way::Mount(dir) => run_mount(settings, dir, progress),
-        Way::Library { cluster, etc } => run_library(settings, cluster, etc, progress),
+/// What the positional argument of `pcs-bench cluster` means: a directory, or the name of a cluster.
+pub fn way_of(target: &str, etc: &Path) -> Result<Way, String> {
+    if target.contains('/') || Path::new(target).is_dir() {
+        return Ok(Way::Mount(target.into()));
     }
+    client::setup::check_name(target).map_err(|why| format!("'{target}' is no directory, and {why}"))?;
+    Ok(Way::Library { cluster: target.into(), etc: etc.into() })
 }
 
-fn run_mount(settings: &Settings, dir: &Path, progress: &mut Progress) -> Result<Report, String> {
-    let mut report = Report::new("cluster", dir.display().to_string());
-    report.fact("way", "a file with O_DIRECT in this directory");
+pub fn run(settings: &Settings, progress: &mut Progress) -> Result<Report, String> {
+    let target: Vec<String> = settings.ways.iter().map(Way::target).collect();
+    let mut report = Report::new("cluster", target.join(" and "));
     report.fact("file size", bytes(settings.size_bytes));
-    progress.header(&report);
-    let file = ScratchFile::create(dir, "data")?;
-    let target = Target {
-        path: file.path().into(),
-        bytes: whole_blocks(settings.size_bytes),
-        writable: true,
-        journal: None,
-    };
-    let mut driver = Driver::start(target)?;
-    let bar = progress.bytes("writing test data", settings.size_bytes);
-    driver.fill(|done| bar.set_position(done))?;
-    bar.finish_and_clear();
-    measure(&mut report, settings, false, progress, |case, time, waiting| driver.run(case, time, waiting))?;
+    let mut first = true;
+    for way in &settings.ways {
+        let label = if settings.ways.len() > 1 { way.label() } else { "" };
+        let mut part = Part { report: &mut report, settings, label, first };
+        match way {
+            Way::Mount(dir) => part.mount(dir, progress)?,
+            Way::Library { cluster, etc } => part.library(cluster, etc, progress)?,
+        }
+        first = false;
+    }
+    report.findings.extend(price_of_fuse(&report.measurements));
+    report.findings.extend(findings(&report.measurements));
     Ok(report)
 }
 
-/// `counts_us`: this process is the client and is charged as such.
-fn measure(
-    report: &mut Report,
-    settings: &Settings,
-    counts_us: bool,
-    progress: &mut Progress,
-    mut run: impl FnMut(Case, Duration, &mut dyn FnMut()) -> Result<Figures, String>,
-) -> Result<(), String> {
-    let cases = cases();
-    progress.begin(cases.len(), settings.seconds);
-    for case in cases {
-        progress.case(case);
-        let meter = Meter::start(&settings.watched);
-        let figures = run(case, Duration::from_secs_f64(settings.seconds), &mut || progress.tick())?;
-        let mut used = meter.stop();
-        if counts_us {
-            used.watched.push(("client".into(), used.own));
+impl Way {
+    fn target(&self) -> String {
+        match self {
+            Way::Mount(dir) => dir.display().to_string(),
+            Way::Library { cluster, .. } => cluster.clone(),
         }
-        let measurement = Measurement::new(case, figures, &used);
-        progress.measured(&measurement);
-        report.measurements.push(measurement);
     }
-    progress.end();
-    report.findings.extend(findings(&report.measurements));
-    Ok(())
+
+    fn label(&self) -> &'static str {
+        match self {
+            Way::Mount(_) => THROUGH_FUSE,
+            Way::Library { .. } => "through the library",
+        }
+    }
+}
+
+const THROUGH_FUSE: &str = "through the mount";
+
+/// One way's share of a report.
+struct Part<'a> {
+    report: &'a mut Report,
+    settings: &'a Settings,
+    /// Goes into the headings when there are several ways.
+    label: &'static str,
+    first: bool,
+}
+
+impl Part<'_> {
+    fn fact(&mut self, name: &str, value: impl Into<String>) {
+        let name = if self.label.is_empty() { name.to_string() } else { format!("{name} {}", self.label) };
+        self.report.fact(&name, value);
+    }
+
+    fn header(&mut self, progress: &mut Progress) {
+        if self.first {
+            progress.header(self.report);
+        }
+    }
+
+    fn mount(&mut self, dir: &Path, progress: &mut Progress) -> Result<(), String> {
+        let size = whole_blocks(self.settings.size_bytes);
+        let (source, kind) = crate::device::mounted(dir).unwrap_or_default();
+        let is_ours = source.starts_with("pstorage://");
+        self.fact("way", format!("a file with O_DIRECT in {} ({source}, {kind})", dir.display()));
+        self.header(progress);
+        if !is_ours {
+            self.report.findings.push(Finding::warning(format!(
+                "{} is no mount of a cluster: writes there count as done without being flushed.",
+                dir.display()
+            )));
+        }
+        crate::disk::enough_space(dir, size)?;
+        let file = ScratchFile::create(dir, "data")?;
+        let target = Target { path: file.path().into(), bytes: size, writable: true, journal: None };
+        let mut driver = Driver::start(target)?;
+        let bar = progress.bytes("writing test data", size);
+        driver.fill(|done| bar.set_position(done))?;
+        bar.finish_and_clear();
+        self.measure(false, progress, |case, time, waiting| driver.run(case, time, waiting))
+    }
+
+    /// `counts_us`: this process is the client and is charged as such.
+    fn measure(
+        &mut self,
+        counts_us: bool,
+        progress: &mut Progress,
+        mut run: impl FnMut(Case, Duration, &mut dyn FnMut()) -> Result<Figures, String>,
+    ) -> Result<(), String> {
+        let cases = cases();
+        progress.begin(cases.len(), self.settings.seconds);
+        for case in cases {
+            progress.case(case);
+            let meter = Meter::start(&self.settings.watched);
+            let time = Duration::from_secs_f64(self.settings.seconds);
+            let figures = run(case, time, &mut || progress.tick())?;
+            let mut used = meter.stop();
+            if counts_us {
+                used.watched.push(("client".into(), used.own));
+            }
+            let mut measurement = Measurement::new(case, figures, &used);
+            if !self.label.is_empty() {
+                measurement = measurement.on(self.label);
+            }
+            progress.measured(&measurement);
+            self.report.measurements.push(measurement);
+        }
+        progress.end();
+        Ok(())
+    }
+
+    fn library(&mut self, name: &str, etc: &Path, progress: &mut Progress) -> Result<(), String> {
+        let file = LibraryFile::create(name, etc, self.settings.size_bytes)?;
+        let outcome = self.library_file(name, &file, progress);
+        let removed = file.remove(); // Also after a failure: nothing stays behind.
+        outcome.and(removed)
+    }
+
+    fn library_file(
+        &mut self,
+        name: &str,
+        file: &LibraryFile,
+        progress: &mut Progress,
+    ) -> Result<(), String> {
+        self.fact("way", "the client library, without FUSE");
+        self.fact("replicas", file.replicas()?);
+        self.header(progress);
+        let bar = progress.bytes("writing test data", self.settings.size_bytes);
+        file.fill(|done| bar.set_position(done))?;
+        bar.finish_and_clear();
+        self.measure(true, progress, |case, time, waiting| file.run(case, time, waiting))?;
+        let stats = file.cluster.stats().map_err(|e| e.to_string())?;
+        if stats.retries > 0 {
+            self.report.findings.push(Finding::warning(format!(
+                "{} requests had to be sent again: a server failed or was slow; see 'pstorage -c {name} stat'.",
+                stats.retries
+            )));
+        }
+        if stats.checksum_errors > 0 {
+            self.report.findings.push(Finding::warning(format!(
+                "{} answers had wrong checksums: look for a bad disk with 'pstorage -c {name} check'.",
+                stats.checksum_errors
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// With both ways measured: what FUSE costs.
+fn price_of_fuse(all: &[Measurement]) -> Option<Finding> {
+    let small = |through_fuse: bool, operation: Operation| {
+        all.iter().find(|m| {
+            m.group.contains(THROUGH_FUSE) == through_fuse
+                && m.operation == operation
+                && m.block_bytes == BLOCK_BYTES
+                && m.depth == 1
+        })
+    };
+    all.iter().find(|m| m.group.contains(THROUGH_FUSE))?;
+    let p50 = |m: &Measurement| m.figures.latency_us.p50;
+    let (write, fuse_write) = (small(false, Operation::Write)?, small(true, Operation::Write)?);
+    let (read, fuse_read) = (small(false, Operation::Read)?, small(true, Operation::Read)?);
+    if [write, fuse_write, read, fuse_read].iter().any(|m| m.is_disturbed()) {
+        return Some(Finding::note("Too disturbed by other programs to say what FUSE costs."));
+    }
+    Some(Finding::note(format!(
+        "FUSE adds to a 4 KiB write {} ({} without), to a read {} ({} without).",
+        time_us((p50(fuse_write) - p50(write)).max(0.0)),
+        time_us(p50(write)),
+        time_us((p50(fuse_read) - p50(read)).max(0.0)),
+        time_us(p50(read)),
+    )))
 }
 
 fn findings(all: &[Measurement]) -> Vec<Finding> {
@@ -134,49 +262,6 @@ fn findings(all: &[Measurement]) -> Vec<Finding> {
         )));
     }
     findings
-}
-
-fn run_library(
-    settings: &Settings,
-    name: &str,
-    etc: &Path,
-    progress: &mut Progress,
-) -> Result<Report, String> {
-    let file = LibraryFile::create(name, etc, settings.size_bytes)?;
-    let outcome = measure_library(settings, name, &file, progress);
-    let removed = file.remove(); // Also after a failure: nothing stays behind.
-    outcome.and_then(|report| removed.map(|()| report))
-}
-
-fn measure_library(
-    settings: &Settings,
-    name: &str,
-    file: &LibraryFile,
-    progress: &mut Progress,
-) -> Result<Report, String> {
-    let mut report = Report::new("cluster", name);
-    report.fact("way", "the client library, without FUSE");
-    report.fact("replicas", file.replicas()?);
-    report.fact("file size", bytes(settings.size_bytes));
-    progress.header(&report);
-    let bar = progress.bytes("writing test data", settings.size_bytes);
-    file.fill(|done| bar.set_position(done))?;
-    bar.finish_and_clear();
-    measure(&mut report, settings, true, progress, |case, time, waiting| file.run(case, time, waiting))?;
-    let stats = file.cluster.stats().map_err(|e| e.to_string())?;
-    if stats.retries > 0 {
-        report.findings.push(Finding::warning(format!(
-            "{} requests had to be sent again: a server failed or was slow; see 'pstorage -c {name} stat'.",
-            stats.retries
-        )));
-    }
-    if stats.checksum_errors > 0 {
-        report.findings.push(Finding::warning(format!(
-            "{} answers had wrong checksums: look for a bad disk with 'pstorage -c {name} check'.",
-            stats.checksum_errors
-        )));
-    }
-    Ok(report)
 }
 
 /// A new file in a cluster, used through the client library. [`LibraryFile::remove`] takes it away.
@@ -346,5 +431,19 @@ impl Job {
         state.run.complete(slot, self.now());
         drop(state);
         self.start(slot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_a_directory_or_the_name_of_a_cluster() {
+        let etc = Path::new("/etc/pstorage");
+        assert!(matches!(way_of("/mnt/pcs1", etc), Ok(Way::Mount(_))));
+        assert!(matches!(way_of("./pcs1", etc), Ok(Way::Mount(_))));
+        assert!(matches!(way_of("pcs1", etc), Ok(Way::Library { .. })));
+        assert!(way_of("a b", etc).is_err_and(|why| why.contains("is no directory")));
     }
 }

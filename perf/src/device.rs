@@ -81,21 +81,27 @@ impl Device {
     }
 }
 
-/// Type of the file system that holds `path`, from the longest mount point above it.
 fn file_system(path: &Path) -> Option<String> {
+    mounted(path).map(|(_, kind)| kind)
+}
+
+/// Source and type of the file system that holds `path`, from the longest mount point above it.
+pub fn mounted(path: &Path) -> Option<(String, String)> {
     let path = path.canonicalize().ok()?;
     let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
-    let mut best: Option<(usize, String)> = None;
+    let mut best: Option<(usize, String, String)> = None;
     for line in mounts.lines() {
         let mut words = line.split(' ');
-        let (Some(_), Some(at), Some(kind)) = (words.next(), words.next(), words.next()) else { continue };
+        let (Some(source), Some(at), Some(kind)) = (words.next(), words.next(), words.next()) else {
+            continue;
+        };
         let at = at.replace("\\040", " ");
         // Later mounts lie over earlier ones of the same place.
-        if path.starts_with(&at) && best.as_ref().is_none_or(|(length, _)| at.len() >= *length) {
-            best = Some((at.len(), kind.to_string()));
+        if path.starts_with(&at) && best.as_ref().is_none_or(|(length, ..)| at.len() >= *length) {
+            best = Some((at.len(), source.to_string(), kind.to_string()));
         }
     }
-    best.map(|(_, kind)| kind)
+    best.map(|(_, source, kind)| (source, kind))
 }
 
 #[cfg(test)]

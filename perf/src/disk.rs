@@ -104,7 +104,7 @@ fn place(settings: &Settings) -> Result<Place, String> {
     Ok(Place { target, _file: Some(file), _journal: Some(journal), _exclusive: None, is_device: false })
 }
 
-fn enough_space(dir: &Path, needed: u64) -> Result<(), String> {
+pub fn enough_space(dir: &Path, needed: u64) -> Result<(), String> {
     let stat = nix::sys::statvfs::statvfs(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
     let free = stat.blocks_available() as u64 * stat.fragment_size() as u64;
     if free < needed + needed / 10 {
@@ -198,14 +198,10 @@ pub fn findings(all: &[Measurement], device: &Device) -> Vec<Finding> {
     if !device.in_memory {
         findings.extend(journal_finding(all, flushed));
     }
-    let disturbed = all.iter().filter(|m| m.is_disturbed()).count();
-    if disturbed > 0 {
-        findings.push(Finding::warning(format!(
-            "Other programs used more than 10 % of the CPU during {disturbed} of {} measurements: repeat on a \
-             quiet machine before you rely on the figures.",
-            all.len()
-        )));
+    if !device.in_memory {
+        findings.extend(cache_finding(all, device));
     }
+    findings.extend(Finding::of_disturbance(all));
     findings
 }
 
@@ -296,6 +292,50 @@ fn journal_finding(all: &[Measurement], direct: Option<&Measurement>) -> Option<
     })
 }
 
+/// A read from a hard disk: half a turn of the platter and a seek.
+const HARD_DISK_READ_US: f64 = 8000.0;
+/// A read of a cluster on SSDs over 10 Gbit/s, for comparison.
+const SSD_CLUSTER_READ_US: f64 = 250.0;
+
+/// What the disk gives as a read cache in front of slower ones, or what a cache would give it.
+fn cache_finding(all: &[Measurement], device: &Device) -> Option<Finding> {
+    let is_read = |m: &Measurement| {
+        m.operation == Operation::Read && m.pattern == Pattern::Random && m.block_bytes == BLOCK_BYTES
+    };
+    let (one, many) = (find(all, is_read, false)?, find(all, is_read, true)?);
+    let p50_us = one.figures.latency_us.p50;
+    let text = format!(
+        "Random 4 KiB reads take {}, {} a second at depth {}",
+        time_us(p50_us),
+        number(many.figures.ops_per_s),
+        many.depth
+    );
+    if one.is_disturbed() || many.is_disturbed() {
+        return Some(Finding::note(text + ". Too disturbed by other programs for advice about read caches."));
+    }
+    let rotates = device.rotational == Some(true) && !device.is_virtual;
+    Some(if rotates || p50_us > HARD_DISK_READ_US / 4.0 {
+        Finding::note(
+            text + ": a read cache on an SSD pays for data that is read again (pstorage-mount -C FILE -R SIZE_MB).",
+        )
+    } else if p50_us < SSD_CLUSTER_READ_US / 2.0 {
+        Finding::good(format!(
+            "{text}: as a read cache of a mount it answers about {} times faster than a cluster on hard disks ({}), \
+             {} times faster than one on SSDs (about {} over the network). One that is filled and never read again \
+             gains nothing.",
+            number(HARD_DISK_READ_US / p50_us),
+            time_us(HARD_DISK_READ_US),
+            number(SSD_CLUSTER_READ_US / p50_us),
+            time_us(SSD_CLUSTER_READ_US),
+        ))
+    } else {
+        Finding::note(format!(
+            "{text}: as a read cache of a mount it helps in front of hard disks only ({} times faster).",
+            number(HARD_DISK_READ_US / p50_us)
+        ))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -368,5 +408,19 @@ mod tests {
         assert_eq!(of(900.0).level, Level::Note);
         assert!(of(8000.0).text.contains("--journal SSD_DIR"));
         assert_eq!(journal_finding(&[], None), None);
+    }
+
+    #[test]
+    fn a_cache_is_recommended_by_what_it_would_replace() {
+        let of = |p50: f64, device: &Device| {
+            let mut read = measured(Operation::Read, 1, 4096, p50, 9000.0);
+            read.pattern = Pattern::Random;
+            cache_finding(&[read], device).unwrap()
+        };
+        let good = of(100.0, &disk(false, false, "write back"));
+        assert!(good.level == Level::Good && good.text.contains("80.0 times faster"), "{}", good.text);
+        assert!(of(200.0, &disk(false, false, "write back")).text.contains("hard disks only"));
+        assert!(of(5000.0, &disk(true, false, "write back")).text.contains("pstorage-mount -C"));
+        assert_eq!(cache_finding(&[], &Device::default()), None);
     }
 }

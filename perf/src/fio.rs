@@ -58,6 +58,7 @@ fn figures(json: &[u8], case: Case) -> Option<Figures> {
             p999: percentile_us("99.900000")?,
             max: latency_us("max")?,
         },
+        latency_counts: Vec::new(),
         rate: Vec::new(),
     })
 }

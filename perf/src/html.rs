@@ -1,6 +1,6 @@
 //! A report as one page of HTML without scripts or outside files: tables, and plots as inline SVG.
 
-use crate::measure::Measurement;
+use crate::measure::{Measurement, latency_bucket_us, used_buckets};
 use crate::report::{Level, Report, utc};
 use crate::text::{cpu_by_role, number, time_us};
 use std::fmt::Write;
@@ -58,6 +58,7 @@ pub fn page(report: &Report) -> String {
         out.push_str(&table(group));
         out.push_str(&rate_plot(group));
         out.push_str(&latency_plot(group));
+        out.push_str(&distribution_plot(group));
     }
     out + "</html>\n"
 }
@@ -189,6 +190,56 @@ fn latency_plot(group: &[Measurement]) -> String {
     out + "</svg>"
 }
 
+/// How many operations took how long, a line per depth: shares of all, latencies on a logarithmic axis.
+fn distribution_plot(group: &[Measurement]) -> String {
+    let buckets = used_buckets(group.iter().map(|m| &m.figures));
+    if buckets.is_empty() {
+        return String::new();
+    }
+    let share = |m: &Measurement, bucket: usize| {
+        let count = m.figures.latency_counts.get(bucket).copied().unwrap_or(0);
+        count as f64 / m.figures.latency_counts.iter().sum::<u64>().max(1) as f64
+    };
+    let most =
+        group.iter().flat_map(|m| buckets.clone().map(move |b| share(m, b))).fold(0.0, f64::max).max(1e-9);
+    let (low, high) = (HEIGHT - BOTTOM, TOP);
+    let x =
+        |bucket: f64| LEFT + (WIDTH - LEFT - 30.0) * (bucket - buckets.start as f64) / buckets.len() as f64;
+    let mut out = frame("latencies: share of operations", HEIGHT);
+    for part in [0.0, 1.0] {
+        let y = low - (low - high) * part;
+        let _ = write!(
+            out,
+            "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{WIDTH}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>\
+             <text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">{:.0} %</text>",
+            LEFT - 6.0,
+            y + 4.0,
+            most * part * 100.0
+        );
+    }
+    for decade in (buckets.start..=buckets.end).filter(|b| b % 4 == 0) {
+        let _ = write!(
+            out,
+            "<text x=\"{:.1}\" y=\"{:.0}\" text-anchor=\"middle\">{}</text>",
+            x(decade as f64),
+            HEIGHT - 8.0,
+            axis_label(latency_bucket_us(decade).round())
+        );
+    }
+    for (i, m) in group.iter().enumerate() {
+        let point =
+            |b: usize| format!("{:.1},{:.1}", x(b as f64 + 0.5), low - (low - high) * share(m, b) / most);
+        let points: Vec<String> = buckets.clone().map(point).collect();
+        let _ = write!(
+            out,
+            "<polyline fill=\"none\" stroke=\"{}\" stroke-width=\"1.5\" points=\"{}\"/>",
+            colour(i),
+            points.join(" ")
+        );
+    }
+    out + "</svg>"
+}
+
 fn axis_label(us: f64) -> String {
     match us {
         us if us < 1000.0 => format!("{us} us"),
@@ -216,6 +267,7 @@ mod tests {
                 seconds: 2.0,
                 ops_per_s: 4.5,
                 latency_us,
+                latency_counts: vec![0, 3, 6],
                 rate: vec![1.0, 8.0],
                 ..Figures::default()
             };
@@ -225,7 +277,7 @@ mod tests {
         let page = page(&report);
         assert!(page.contains("/a&lt;b&gt;") && page.contains("slow &amp; old"));
         assert_eq!(page.matches("<h2>").count(), 1);
-        assert_eq!((page.matches("<polyline").count(), page.matches("<rect").count()), (2, 2));
+        assert_eq!((page.matches("<polyline").count(), page.matches("<rect").count()), (4, 2));
         assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
         assert!(page.contains(">10 ms<") && page.contains(">100 us<"));
         assert!(!page.contains("NaN") && !page.contains("inf"));

@@ -11,6 +11,7 @@ pub mod drive;
 pub mod engine;
 pub mod fio;
 pub mod html;
+pub mod journal;
 pub mod layers;
 pub mod measure;
 pub mod net;

@@ -86,6 +86,8 @@ pub struct Figures {
     pub ops_per_s: f64,
     pub bytes_per_s: f64,
     pub latency_us: Latency,
+    /// How many operations took how long, by [`latency_bucket_us`].
+    pub latency_counts: Vec<u64>,
     /// Operations per second in equal pieces of the run, first to last.
     pub rate: Vec<f64>,
 }
@@ -124,10 +126,38 @@ impl Measurement {
         }
     }
 
+    /// Says where it was measured, in reports that compare several places.
+    pub fn on(mut self, place: &str) -> Measurement {
+        self.group = format!("{}, {place}", self.group);
+        self
+    }
+
     /// Other programs took so much CPU that the figures tell little.
     pub fn is_disturbed(&self) -> bool {
         self.strangers_percent > 10.0
     }
+}
+
+/// Four buckets of latencies for each power of ten, from 1 us to 10 s. The first and the last take what lies outside.
+const LATENCY_BUCKETS: usize = 28;
+
+/// Where a bucket of [`Figures::latency_counts`] begins.
+pub fn latency_bucket_us(bucket: usize) -> f64 {
+    10f64.powf(bucket as f64 / 4.0)
+}
+
+/// The buckets in which any of these have something.
+pub fn used_buckets<'a>(all: impl Iterator<Item = &'a Figures>) -> std::ops::Range<usize> {
+    let (mut first, mut end) = (usize::MAX, 0);
+    for figures in all {
+        let used = |(_, count): &(usize, &u64)| **count > 0;
+        let mut used = figures.latency_counts.iter().enumerate().filter(used).map(|(at, _)| at);
+        if let Some(at) = used.next() {
+            first = first.min(at);
+            end = end.max(used.next_back().unwrap_or(at) + 1);
+        }
+    }
+    first.min(end)..end
 }
 
 /// Pieces that a run is cut into to show its rate over time.
@@ -192,6 +222,16 @@ impl Run {
         self.under_way == 0
     }
 
+    fn latency_counts(&self) -> Vec<u64> {
+        let edge_ns = |bucket: usize| (latency_bucket_us(bucket) * 1e3) as u64;
+        let bucket_of = |ns: u64| (1..LATENCY_BUCKETS).take_while(|&b| edge_ns(b) <= ns).count();
+        let mut counts = vec![0; LATENCY_BUCKETS];
+        for value in self.latency_ns.iter_recorded() {
+            counts[bucket_of(value.value_iterated_to())] += value.count_at_value();
+        }
+        counts
+    }
+
     pub fn figures(&self) -> Figures {
         let us = |ns: u64| ns as f64 / 1e3;
         let at = |quantile: f64| us(self.latency_ns.value_at_quantile(quantile));
@@ -212,6 +252,7 @@ impl Run {
                 p999: at(0.999),
                 max: us(self.latency_ns.max()),
             },
+            latency_counts: self.latency_counts(),
             rate: self.pieces.iter().map(|&n| n as f64 / piece_seconds).collect(),
         }
     }
@@ -246,6 +287,11 @@ pub(crate) mod tests {
         assert!((figures.bytes_per_s - 4096.0 * 101.0 / 1.1).abs() < 1e-3);
         let latency = figures.latency_us;
         assert!((latency.p50 / 10_000.0 - 1.0).abs() < 0.002 && (latency.max / 1.15e6 - 1.0).abs() < 0.002);
+        // 100 of 10 ms, and one of 1.15 s.
+        assert_eq!(figures.latency_counts.iter().sum::<u64>(), 101);
+        assert_eq!((figures.latency_counts[16], figures.latency_counts[24]), (100, 1));
+        assert_eq!(used_buckets([&figures, &Figures::default()].into_iter()), 16..25);
+        assert_eq!(used_buckets(std::iter::empty()), 0..0);
         assert_eq!(figures.rate.len(), PIECES);
         let counted: f64 = figures.rate.iter().sum::<f64>() * 0.025;
         assert!((counted - 99.0).abs() < 1e-6, "those at the end and behind it are in no piece: {counted}");

@@ -3,6 +3,7 @@
 
 use crate::measure::Measurement;
 use serde::Serialize;
+use shards::text::Civil;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -31,6 +32,18 @@ impl Finding {
     pub fn warning(text: impl Into<String>) -> Finding {
         Finding { level: Level::Warning, text: text.into() }
     }
+
+    /// Whether other programs spoilt the figures.
+    pub fn of_disturbance(all: &[Measurement]) -> Option<Finding> {
+        let disturbed = all.iter().filter(|m| m.is_disturbed()).count();
+        (disturbed > 0).then(|| {
+            Finding::warning(format!(
+                "Other programs used more than 10 % of the CPU during {disturbed} of {} measurements: repeat on a \
+                 quiet machine before you rely on the figures.",
+                all.len()
+            ))
+        })
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -56,7 +69,7 @@ impl Machine {
 
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Report {
-    /// `disk`, `cluster`, `net`.
+    /// `disk`, `journal`, `cluster`, `net`.
     pub command: String,
     pub target: String,
     pub version: String,
@@ -141,18 +154,8 @@ fn wrapped(text: &str, mark: char, width: usize) -> String {
 
 /// Seconds since 1970 as `2026-11-24 22:13 UTC`.
 pub fn utc(seconds: u64) -> String {
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    // Civil date from days (Howard Hinnant's algorithm), with years that begin in March.
-    let z = days as i64 + 719_468;
-    let era = z.div_euclid(146_097);
-    let day_of_era = z.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", rest / 3600, rest % 3600 / 60)
+    let c = Civil::from_unix_s(seconds);
+    format!("{}-{:02}-{:02} {:02}:{:02} UTC", c.year, c.month, c.day, c.hour, c.minute)
 }
 
 #[cfg(test)]
@@ -160,9 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates_are_right() {
-        assert_eq!(utc(0), "1970-01-01 00:00 UTC");
-        assert_eq!(utc(951_782_400), "2000-02-29 00:00 UTC");
+    fn dates_read_well() {
         assert_eq!(utc(1_795_558_380), "2026-11-24 22:13 UTC");
     }
 

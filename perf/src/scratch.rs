@@ -16,11 +16,18 @@ impl ScratchFile {
     pub fn create(dir: &Path, what: &str) -> Result<ScratchFile, String> {
         let dir = dir.canonicalize().map_err(|e| format!("{}: {e}", dir.display()))?;
         let path = dir.join(format!("pcs-bench-{}-{what}.tmp", std::process::id()));
-        File::options()
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(|e| format!("creating {}: {e}", path.display()))?;
+        File::options().write(true).create_new(true).open(&path).map_err(|e| {
+            let dir = dir.display();
+            match e.kind() {
+                std::io::ErrorKind::ReadOnlyFilesystem => {
+                    format!("{dir} is on a file system mounted read-only: nothing can be measured there")
+                }
+                std::io::ErrorKind::PermissionDenied => {
+                    format!("you may not make files in {dir}: name a directory of your own, or run as root")
+                }
+                _ => format!("creating {}: {e}", path.display()),
+            }
+        })?;
         LIVING.lock().expect("no panic under this lock").push(path.clone());
         Ok(ScratchFile { path })
     }

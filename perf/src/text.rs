@@ -1,7 +1,7 @@
-//! Figures for people: units, bars, sparklines, tables; and sizes as people type them.
+//! Figures for people: units, bars, sparklines, tables.
 
 use crate::cpu::role;
-use crate::measure::Measurement;
+use crate::measure::{Measurement, latency_bucket_us, used_buckets};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -51,26 +51,6 @@ pub fn time_us(us: f64) -> String {
     }
 }
 
-/// `512M`, `1G`, `4k`, `1MiB`, `4096`.
-pub fn parse_size(text: &str) -> Result<u64, String> {
-    let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (value, unit) = text.split_at(digits);
-    let value: f64 = value.parse().map_err(|_| format!("'{text}' is no size; write it like 512M or 1G"))?;
-    let unit = unit.trim().to_ascii_lowercase();
-    let factor = match unit.trim_end_matches("ib").trim_end_matches('b') {
-        "" => 1u64,
-        "k" => 1 << 10,
-        "m" => 1 << 20,
-        "g" => 1 << 30,
-        "t" => 1 << 40,
-        _ => {
-            return Err(format!("'{text}': the unit '{unit}' is unknown; use K, M, G or T (powers of 1024)"));
-        }
-    };
-    Ok((value * factor as f64) as u64)
-}
-
 /// A bar of at most `width` cells for `value` out of `most`.
 pub fn bar(value: f64, most: f64, width: usize) -> String {
     const EIGHTHS: [char; 8] = [' ', '▏', '▎', '▍', '▌', '▋', '▊', '▉'];
@@ -99,6 +79,17 @@ pub fn merge(values: &[f64], most: usize) -> Vec<f64> {
     values.chunks(each).map(|c| c.iter().sum::<f64>() / c.len() as f64).collect()
 }
 
+/// A distribution in one line: a cell per bucket. Rare values stay visible: the root of the share, and never nothing.
+pub fn histogram(counts: &[u64]) -> String {
+    const STEPS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let most = counts.iter().copied().max().unwrap_or(0) as f64;
+    let cell = |&count: &u64| match count {
+        0 => '·',
+        count => STEPS[((count as f64 / most).sqrt() * 7.0).round() as usize],
+    };
+    counts.iter().map(cell).collect()
+}
+
 /// CPU time per operation by role (`cs`, `mds`, …): the processes of a role added up.
 pub fn cpu_by_role(measurement: &Measurement) -> BTreeMap<&str, f64> {
     let mut sums = BTreeMap::new();
@@ -111,21 +102,29 @@ pub fn cpu_by_role(measurement: &Measurement) -> BTreeMap<&str, f64> {
 /// A table of measurements of one group.
 pub fn table(group: &[Measurement]) -> String {
     let most = group.iter().map(|m| m.figures.ops_per_s).fold(0.0, f64::max);
+    let buckets = used_buckets(group.iter().map(|m| &m.figures));
+    let span = format!(
+        "{} to {}",
+        time_us(latency_bucket_us(buckets.start)),
+        time_us(latency_bucket_us(buckets.end))
+    );
+    let wide = span.len().max(buckets.len());
     let mut out = format!(
-        "{:>5} {:>9} {:<10} {:>7} {:>8} {:>8} {:>8} {:>8}  rate over time\n",
-        "depth", "per s", "", "MB/s", "p50", "p99", "p99.9", "max"
+        "{:>5} {:>9} {:<10} {:>7} {:>8} {:>8} {:>8} {:>8}  {:<20}  {span}\n",
+        "depth", "per s", "", "MB/s", "p50", "p99", "p99.9", "max", "rate over time"
     );
     for m in group {
         let (f, l) = (&m.figures, &m.figures.latency_us);
         let times = [l.p50, l.p99, l.p999, l.max].map(|us| format!("{:>8}", time_us(us))).join(" ");
         let _ = write!(
             out,
-            "{:>5} {:>9} {} {:>7} {times}  {}",
+            "{:>5} {:>9} {} {:>7} {times}  {:<20}  {:<wide$}",
             m.depth,
             number(f.ops_per_s),
             bar(f.ops_per_s, most, 10),
             number(f.bytes_per_s / 1e6),
             sparkline(&f.rate, 20),
+            histogram(f.latency_counts.get(buckets.clone()).unwrap_or_default()),
         );
         if m.is_disturbed() {
             let _ = write!(out, "  disturbed: others used {:.0} % of the CPU", m.strangers_percent);
@@ -164,17 +163,6 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_read_as_typed() {
-        assert_eq!(parse_size("1G"), Ok(1 << 30));
-        assert_eq!(parse_size("4k"), Ok(4096));
-        assert_eq!(parse_size("1.5MiB"), Ok(3 << 19));
-        assert_eq!(parse_size("512 MB"), Ok(512 << 20));
-        assert_eq!(parse_size("4096"), Ok(4096));
-        assert!(parse_size("big").unwrap_err().contains("512M"));
-        assert!(parse_size("1X").unwrap_err().contains("unknown"));
-    }
-
-    #[test]
     fn graphs_keep_their_width() {
         assert_eq!(bar(5.0, 10.0, 10), "█████     ");
         assert_eq!(bar(10.0, 10.0, 4), "████");
@@ -184,6 +172,8 @@ mod tests {
         assert_eq!(sparkline(&[0.0; 3], 4), "▁▁▁");
         assert_eq!(merge(&[1.0, 3.0, 5.0], 2), [2.0, 5.0]);
         assert_eq!(sparkline(&vec![1.0; 40], 20).chars().count(), 20);
+        assert_eq!(histogram(&[0, 1, 10_000, 2500]), "·▁█▅");
+        assert_eq!(histogram(&[0, 0]), "··");
     }
 
     #[test]

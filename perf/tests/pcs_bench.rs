@@ -74,6 +74,50 @@ fn tables_for_people_have_graphs_and_findings() {
 }
 
 #[test]
+fn journals_on_two_disks_are_compared() {
+    let dir = directory("journal");
+    let ssd = dir.join("ssd");
+    std::fs::create_dir(&ssd).unwrap();
+    let (work, ssd) = (dir.to_str().unwrap(), ssd.to_str().unwrap());
+    let run = pcs_bench(&[
+        "journal",
+        work,
+        "--journal",
+        ssd,
+        "--size",
+        "16M",
+        "--seconds",
+        "0.05",
+        "--depths",
+        "1,64",
+        "--json",
+    ]);
+    assert!(run.status.success(), "{}", text(&run.stderr));
+    let report: Value = serde_json::from_slice(&run.stdout).unwrap();
+    let measurements = report["measurements"].as_array().unwrap();
+    assert_eq!(measurements.len(), 6);
+    for m in measurements {
+        let counts = m["latency_counts"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap());
+        assert_eq!(counts.sum::<u64>(), m["ops"].as_u64().unwrap(), "{m}");
+        assert!(m["ops"].as_u64().unwrap() > 0 && m["flushed"] == true, "{m}");
+    }
+    let findings: Vec<&str> =
+        report["findings"].as_array().unwrap().iter().map(|f| f["text"].as_str().unwrap()).collect();
+    assert!(findings.iter().any(|f| f.contains("With the journal in the other directory")), "{findings:?}");
+    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1, "files were left");
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn a_page_that_cannot_be_written_is_refused_before_anything_is_measured() {
+    let dir = directory("page");
+    let place = dir.to_str().unwrap();
+    let run = pcs_bench(&["disk", place, "--seconds", "3600", "--html", "/nowhere/page.html"]);
+    assert!(!run.status.success() && text(&run.stderr).contains("--html /nowhere/page.html"));
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
 fn existing_files_and_unconfirmed_devices_are_never_written() {
     let dir = directory("refusals");
     let file = dir.join("precious");

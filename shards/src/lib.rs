@@ -11,6 +11,7 @@ pub mod node;
 pub mod ring;
 pub mod sabotage;
 pub mod sim;
+pub mod text;
 
 pub use buf::{BLOCK_BYTES, Buf, BufMut};
 pub use node::{

@@ -20,10 +20,14 @@ pub enum Sabotage {
     TrustOldLeases,
     /// A lost lease may be gone on with whoever wrote since.
     ReclaimAnyway,
+    /// A client keeps cached blocks of a file that others may have changed.
+    KeepStaleCache,
+    /// A client's own writes leave its cached blocks as they are.
+    CacheIgnoresWrites,
 }
 
 impl Sabotage {
-    pub const ALL: [(&str, Sabotage); 8] = [
+    pub const ALL: [(&str, Sabotage); 10] = [
         ("ack-before-secondaries", Sabotage::AckBeforeSecondaries),
         ("ack-before-durable", Sabotage::AckBeforeDurable),
         ("skip-epoch-check", Sabotage::SkipEpochCheck),
@@ -32,6 +36,8 @@ impl Sabotage {
         ("ignore-revocation", Sabotage::IgnoreRevocation),
         ("trust-old-leases", Sabotage::TrustOldLeases),
         ("reclaim-anyway", Sabotage::ReclaimAnyway),
+        ("keep-stale-cache", Sabotage::KeepStaleCache),
+        ("cache-ignores-writes", Sabotage::CacheIgnoresWrites),
     ];
 }
 

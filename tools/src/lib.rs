@@ -87,19 +87,6 @@ pub fn print_json(value: &impl serde::Serialize) -> Outcome {
     Ok(())
 }
 
-/// A size as people write it: `64M`, `10G`; a bare number counts in `unit`s.
-pub fn parse_size(text: &str, unit: u64) -> Outcome<u64> {
-    let (digits, unit) = match text.trim_end_matches(['B', 'b']).char_indices().last() {
-        Some((at, 'K' | 'k')) => (&text[..at], 1 << 10),
-        Some((at, 'M' | 'm')) => (&text[..at], 1 << 20),
-        Some((at, 'G' | 'g')) => (&text[..at], 1 << 30),
-        Some((at, 'T' | 't')) => (&text[..at], 1u64 << 40),
-        _ => (text, unit),
-    };
-    let number: u64 = digits.parse().map_err(|_| format!("'{text}' is not a size such as 512M or 10G"))?;
-    number.checked_mul(unit).filter(|bytes| *bytes <= 1 << 60).ok_or(format!("'{text}' is too large"))
-}
-
 /// `N` or `N:M`: replicas wished for, and at least needed for writes.
 pub fn parse_replicas(text: &str) -> Outcome<(u8, u8)> {
     let number = |digits: &str| digits.parse::<u8>().ok().filter(|n| (1..=15).contains(n));
@@ -123,16 +110,6 @@ pub fn random_hex<const N: usize>() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_are_read_or_explained() {
-        assert_eq!(parse_size("64", 1 << 20), Ok(64 << 20));
-        assert_eq!(parse_size("1K", 1 << 20), Ok(1024));
-        assert_eq!(parse_size("2GB", 1), Ok(2 << 30));
-        for bad in ["", "-1", "K", "99999999999999999T", "99999999999999999999", "1.5G", "x"] {
-            assert!(parse_size(bad, 1 << 20).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn replicas_are_read_or_explained() {

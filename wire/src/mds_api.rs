@@ -314,6 +314,9 @@ pub enum MdsReply {
     Opened {
         attr: FileAttr,
         lease: LeaseId,
+        /// The newest write lease granted for the file before this request: whenever its contents may have changed, so
+        /// has this.
+        written_by: LeaseId,
     },
     Entries {
         entries: Vec<DirEntry>,

@@ -6,10 +6,13 @@
 //! whatever means, after handing in everything; SIGTERM unmounts.
 
 use clap::Parser;
-use client::fuse::{self, MountOptions};
-use client::{ClientConfig, ClientError, Cluster};
+use client::fuse::{self, CacheOptions, MountOptions};
+use client::{CacheConfig, ClientConfig, ClientError, Cluster};
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, umount2};
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::mpsc::channel;
@@ -40,6 +43,12 @@ struct Args {
     /// Permission bits, octal, to show for all files instead of the stored ones.
     #[arg(short = 'm', long = "mode")]
     mode: Option<String>,
+    /// Read cache: a file on a local SSD, made if it is not there.
+    #[arg(short = 'C', long = "cache", value_name = "FILE", requires = "cache_mb")]
+    cache: Option<PathBuf>,
+    /// Size of the read cache in MB, or with a unit such as 20G.
+    #[arg(short = 'R', long = "cache-size", value_name = "SIZE_MB", value_parser = fuse::cache_mb, requires = "cache")]
+    cache_mb: Option<u64>,
     /// Mount options, separated by commas.
     #[arg(short = 'o')]
     options: Vec<String>,
@@ -120,6 +129,14 @@ fn run(args: &Args) -> Result<(), String> {
     if let Some(seconds) = options.timeout_s {
         config.io_timeout = Duration::from_secs(seconds);
     }
+    // Held until the end: two mounts with one cache file would ruin it.
+    let _cache_file = match &options.cache {
+        Some(cache) => {
+            config.cache = Some(CacheConfig::new(path_text(&cache.path)?, cache.bytes));
+            Some(claim_cache(cache)?)
+        }
+        None => None,
+    };
     let (lost, lost_files) = channel::<FileId>();
     let cluster = Cluster::connect_with(
         config.clone(),
@@ -190,6 +207,9 @@ fn parse_options(args: &Args) -> Result<MountOptions, String> {
     for words in &args.options {
         options.add(words)?;
     }
+    options.cache_file = args.cache.clone().or(options.cache_file);
+    options.cache_mb = args.cache_mb.or(options.cache_mb);
+    options.settle_cache()?;
     let overrides = &mut options.overrides;
     if let Some(user) = &args.user {
         overrides.uid = Some(match user.parse() {
@@ -214,6 +234,70 @@ fn parse_options(args: &Args) -> Result<MountOptions, String> {
         overrides.mode = Some(bits.ok_or(format!("-m {mode}: octal permission bits expected, such as 644"))?);
     }
     Ok(options)
+}
+
+fn path_text(path: &Path) -> Result<String, String> {
+    let text = path.to_str().ok_or_else(|| format!("{}: the name is not UTF-8", path.display()))?;
+    Ok(text.to_string())
+}
+
+/// Makes the cache file with all its room, or takes the one that is there; locked against other mounts, and readable by
+/// its owner only, as it holds the data of files.
+fn claim_cache(cache: &CacheOptions) -> Result<Flock<File>, String> {
+    let shown = cache.path.display();
+    let fail = |e: std::io::Error| format!("read cache {shown}: {e}");
+    let mut open = std::fs::OpenOptions::new();
+    let file = open
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&cache.path)
+        .map_err(fail)?;
+    if !file.metadata().map_err(fail)?.is_file() {
+        return Err(format!(
+            "read cache {shown}: not a file; name one on a local SSD, it is made if it is not there"
+        ));
+    }
+    let file = lock_cache(file).ok_or_else(|| {
+        format!("read cache {shown}: another mount uses it; give each mount a file of its own")
+    })?;
+    let mut head = [0; 8];
+    let length = file.metadata().map_err(fail)?.len();
+    if length > 0
+        && (file.read_at(&mut head, 0).map_err(fail)? < 8
+            || !matches!(&head, b"PSRCACHE" | b"\0\0\0\0\0\0\0\0"))
+    {
+        return Err(format!("{shown} exists and is no read cache: name another file, or remove it yourself"));
+    }
+    let dir = cache.path.parent().unwrap_or(Path::new("/"));
+    if !shards::host::supports_direct_io(dir).map_err(fail)? {
+        return Err(format!(
+            "read cache {shown}: its file system has no direct I/O (O_DIRECT); use ext4 or XFS on an SSD"
+        ));
+    }
+    let room = if length > cache.bytes {
+        file.set_len(cache.bytes)
+    } else {
+        nix::fcntl::posix_fallocate(&*file, 0, cache.bytes as i64).map_err(std::io::Error::from)
+    };
+    room.map_err(|e| format!("read cache {shown}: can't have {} MB: {e}", cache.bytes >> 20))?;
+    Ok(file)
+}
+
+/// Waits a while: a mount that has just ended still saves its table.
+fn lock_cache(mut file: File) -> Option<Flock<File>> {
+    const WAIT: Duration = Duration::from_secs(5);
+    let began = std::time::Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Some(locked),
+            Err((back, _)) if began.elapsed() < WAIT => file = back,
+            Err(_) => return None,
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// The mount point as an absolute path, or what is wrong with it.

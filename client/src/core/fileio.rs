@@ -62,12 +62,11 @@ impl ClientCore {
         }
         let from = block_start(offset);
         let cut = (offset - from) as usize..(end - from) as usize;
-        self.transfer(
+        self.read_blocks(
             io,
             file,
             from,
             block_end(end) - from,
-            Job::Read,
             Box::new(move |core, io, data| {
                 core.stats.reads += 1;
                 core.stats.read_bytes += cut.len() as u64;
@@ -286,12 +285,11 @@ impl ClientCore {
     ) {
         let Some(offset) = wanted.pop() else { return then(self, io, Ok(known)) };
         self.stats.edge_reads += 1;
-        self.transfer(
+        self.read_blocks(
             io,
             file,
             offset,
             BLOCK,
-            Job::Read,
             Box::new(move |core, io, data| match data {
                 Ok(data) => {
                     known.push((offset, data));
@@ -493,6 +491,10 @@ impl ClientCore {
     fn set_size(&mut self, io: &mut dyn Io, file: FileId, change: AttrChange, then: Then<FileAttr>) {
         let client = self.mds.client().unwrap_or_default();
         let size = change.size_bytes;
+        let then = match size {
+            Some(size) => self.cache_guards(file, size..u64::MAX, then),
+            None => then,
+        };
         self.mds_call(
             io,
             MdsRequest::SetAttr { client, file, change },

@@ -247,7 +247,9 @@ impl ClientCore {
             io,
             request,
             Box::new(move |core, io, reply| match reply {
-                Ok(MdsReply::Opened { attr, lease }) => core.lease_granted(io, file, mode, lease, attr),
+                Ok(MdsReply::Opened { attr, lease, written_by }) => {
+                    core.lease_granted(io, file, mode, lease, attr, written_by);
+                }
                 Err(e) if e.status() == Some(Status::FileBusy) && io.now() < until => {
                     core.after(
                         io,
@@ -268,7 +270,12 @@ impl ClientCore {
         mode: LeaseMode,
         lease: LeaseId,
         attr: FileAttr,
+        written_by: LeaseId,
     ) {
+        if self.files.contains_key(&file) {
+            let now = if mode == LeaseMode::Write { lease } else { written_by };
+            self.cache_granted(file, written_by, now, lease);
+        }
         let Some(f) = self.files.get_mut(&file) else {
             // Closed while a new session asked for its lease.
             let client = self.mds.client().unwrap_or_default();
@@ -318,6 +325,8 @@ impl ClientCore {
     /// A file just created came with its write lease.
     pub(super) fn created_open(&mut self, io: &mut dyn Io, attr: FileAttr, lease: LeaseId) -> OpenFile {
         let file = attr.file;
+        // Who wrote it before is not known: nothing is, of a file that was there.
+        self.cache_granted(file, LeaseId(u64::MAX), lease, lease);
         let f = self.files.entry(file).or_insert_with(|| File::new(attr.clone()));
         if f.lease.is_none() {
             f.tail_clean = attr.allocated_bytes == 0;
@@ -382,6 +391,8 @@ impl ClientCore {
             return;
         };
         f.releasing = true;
+        self.cache_closed(file);
+        let Some(f) = self.files.get_mut(&file) else { return };
         let size_bytes = f.unrecorded().then_some(f.size);
         let mtime_ms = f.mtime_unrecorded.then_some(f.mtime_ms);
         let client = self.mds.client().unwrap_or_default();
@@ -625,6 +636,7 @@ impl ClientCore {
         for part in waiting {
             self.part_run(io, part);
         }
+        self.cache_lost(file);
         if let Some(notify) = &mut self.on_lease_lost {
             notify(file);
         }

@@ -9,6 +9,7 @@
 //! | [`maps`] | which chunk lies where: cache, allocation, refresh after failures |
 //! | [`leases`] | open files, their leases and sizes |
 //! | [`fileio`] | read, write, zero, truncate on bytes; edges of blocks |
+//! | [`cache`], [`cached`] | the read cache on a local SSD: what it holds; moving its bytes |
 //! | [`locks`] | order between overlapping changes of a file |
 //! | [`names`] | directories and attributes |
 //!
@@ -21,6 +22,8 @@
 //! - bytes of a file behind its size are zero, or the file's tail is not yet known to be clean
 //!   (`File::tail_clean`), in which case it is cleaned before the size grows over it.
 
+mod cache;
+mod cached;
 mod fileio;
 mod leases;
 mod links;
@@ -33,6 +36,9 @@ mod parts;
 use crate::call::{Call, Done, Stats};
 use crate::config::{ClientConfig, TICK};
 use crate::error::{ClientError, Result};
+pub use cache::ADMIT_AT_USES;
+use cached::Cached;
+pub use cached::check_cache_size;
 use leases::File;
 use links::Links;
 use mds::Mds;
@@ -66,6 +72,7 @@ pub struct ClientCore {
     /// Reads that were answered when the session was not sure: done again once it is.
     unsure_reads: Vec<u64>,
     alarms: BTreeMap<u64, Alarm>,
+    cached: Option<Box<Cached>>,
     last_id: u64,
     stats: Stats,
     on_lease_lost: Option<OnLeaseLost>,
@@ -76,6 +83,7 @@ pub struct ClientCore {
 impl ClientCore {
     pub fn new(config: ClientConfig) -> Self {
         let mds = Mds::new(&config.mds);
+        let cached = config.cache.clone().and_then(Cached::new);
         ClientCore {
             config,
             mds,
@@ -85,6 +93,7 @@ impl ClientCore {
             parts: BTreeMap::new(),
             unsure_reads: Vec::new(),
             alarms: BTreeMap::new(),
+            cached,
             last_id: 0,
             stats: Stats::default(),
             on_lease_lost: None,
@@ -158,8 +167,13 @@ impl ClientCore {
             return refuse(call, ClientError::Closed("the client is stopping"));
         }
         match call {
-            Call::Ready { done } => self.when_ready(io, pass(done)),
-            Call::Stats { done } => done(Ok(self.stats)),
+            Call::Ready { done } => self.when_ready(
+                io,
+                Box::new(|core, io, ready| {
+                    core.when_cache_settled(io, Box::new(move |_, _, _| done(ready)));
+                }),
+            ),
+            Call::Stats { done } => done(Ok(Stats { cache: self.cache_stats(), ..self.stats })),
             Call::Mds { request, done } => self.mds_call(io, request, pass(done)),
             Call::Lookup { parent, name, done } => self.lookup(io, parent, name, pass(done)),
             Call::GetAttr { file, done } => self.get_attr(io, file, pass(done)),
@@ -208,6 +222,9 @@ impl ClientCore {
         if self.stop_said || !(late || (self.files.is_empty() && self.transfers.is_empty())) {
             return;
         }
+        if !late && !self.cache_is_saved(io) {
+            return;
+        }
         self.stop_said = true;
         let unsaved: Vec<FileId> =
             self.files.iter().filter(|(_, f)| f.unrecorded()).map(|(id, _)| *id).collect();
@@ -232,6 +249,7 @@ impl Node for ClientCore {
             Event::Start => {
                 io.set_timer(io.now().after(TICK), TICK_TIMER);
                 self.mds_start(io);
+                self.cache_start(io);
             }
             Event::Message(call) => self.on_call(io, call),
             Event::Frame { conn, frame } => self.on_frame(io, conn, frame),
@@ -240,7 +258,11 @@ impl Node for ClientCore {
             Event::Shutdown => self.shutdown(io),
             Event::Connected { .. } => {}
             Event::Accepted { conn, .. } => io.close(conn),
-            Event::Disk { op, .. } => tracing::warn!(?op, "unexpected_disk_completion"),
+            Event::Disk { op, result } => {
+                if !self.cache_disk(io, op, result) {
+                    tracing::warn!(?op, "unexpected_disk_completion");
+                }
+            }
         }
     }
 }

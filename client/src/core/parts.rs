@@ -96,6 +96,7 @@ impl ClientCore {
         if len == 0 {
             return then(self, io, Ok(Buf::empty()));
         }
+        let then = if job.is_read() { then } else { self.cache_guards(file, offset..offset + len, then) };
         let id = self.next_id();
         let deadline = io.now().after(self.config.io_timeout);
         let mut runs = Vec::new();
@@ -412,7 +413,7 @@ impl ClientCore {
 }
 
 /// The data of a range from the data of its parts; a single part is handed on without a copy.
-fn join(io: &mut dyn Io, len: usize, mut pieces: Vec<(usize, Buf)>) -> Buf {
+pub(super) fn join(io: &mut dyn Io, len: usize, mut pieces: Vec<(usize, Buf)>) -> Buf {
     if pieces.len() == 1 {
         return pieces.pop().expect("one piece").1;
     }

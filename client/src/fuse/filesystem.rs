@@ -3,6 +3,7 @@
 
 use super::convert::{self, Overrides};
 use super::directory::{OpenDirectories, Reply, text};
+use super::info::Info;
 use super::xattr;
 use crate::call::{Call, OpenFile, SeekFor};
 use crate::error::Result;
@@ -31,11 +32,12 @@ pub struct PstorageFs {
     mailbox: Mailbox<Call>,
     over: Overrides,
     directories: OpenDirectories,
+    info: Info,
 }
 
 impl PstorageFs {
-    pub fn new(mailbox: Mailbox<Call>, over: Overrides) -> Self {
-        PstorageFs { mailbox, over, directories: OpenDirectories::default() }
+    pub fn new(mailbox: Mailbox<Call>, over: Overrides, info: Info) -> Self {
+        PstorageFs { mailbox, over, directories: OpenDirectories::default(), info }
     }
 
     fn entry(&self, reply: ReplyEntry) -> crate::Done<FileAttr> {
@@ -154,6 +156,9 @@ impl Filesystem for PstorageFs {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if let Some(attr) = self.info.lookup(parent, name) {
+            return reply.entry(&TTL, &attr, Generation(0));
+        }
         match text(name) {
             Ok(name) => {
                 self.mailbox.send(Call::Lookup {
@@ -169,6 +174,9 @@ impl Filesystem for PstorageFs {
     fn forget(&self, _req: &Request, _ino: INodeNo, _nlookup: u64) {}
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        if self.info.has(ino) {
+            return reply.attr(&TTL, &self.info.attr(ino));
+        }
         self.mailbox.send(Call::GetAttr { file: convert::file(ino), done: self.attr(reply) });
     }
 
@@ -190,6 +198,9 @@ impl Filesystem for PstorageFs {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        if self.info.has(ino) {
+            return reply.error(Errno::EROFS);
+        }
         let change = AttrChange {
             mode: mode.map(|m| m & 0o7777),
             uid,
@@ -286,6 +297,9 @@ impl Filesystem for PstorageFs {
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if self.info.has(ino) {
+            return self.info.open(&self.mailbox, ino, flags, reply);
+        }
         let mode = lease_mode(flags.0);
         self.mailbox.send(Call::Open {
             file: convert::file(ino),
@@ -333,13 +347,16 @@ impl Filesystem for PstorageFs {
         &self,
         _req: &Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         offset: u64,
         size: u32,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        if self.info.has(ino) {
+            return self.info.read(fh, offset, size, reply);
+        }
         self.mailbox.send(Call::Read {
             file: convert::file(ino),
             offset,
@@ -377,7 +394,7 @@ impl Filesystem for PstorageFs {
     }
 
     fn flush(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
-        if fh == handle(LeaseMode::Read) {
+        if self.info.has(ino) || fh == handle(LeaseMode::Read) {
             return reply.ok();
         }
         self.fsync_file(ino, reply);
@@ -393,6 +410,10 @@ impl Filesystem for PstorageFs {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        if self.info.has(ino) {
+            self.info.release(fh);
+            return reply.ok();
+        }
         let mode = if fh == handle(LeaseMode::Write) { LeaseMode::Write } else { LeaseMode::Read };
         let done = Box::new(move |result| finish(reply, result));
         self.mailbox.send(Call::Close { file: convert::file(ino), mode, done });
@@ -407,6 +428,9 @@ impl Filesystem for PstorageFs {
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        if self.info.has(ino) {
+            return self.info.list(offset, reply);
+        }
         self.directories.read(&self.mailbox, ino, fh.0, offset, self.over, Reply::Plain(reply));
     }
 
@@ -418,6 +442,9 @@ impl Filesystem for PstorageFs {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
+        if self.info.has(ino) {
+            return self.info.list_plus(offset, reply);
+        }
         self.directories.read(&self.mailbox, ino, fh.0, offset, self.over, Reply::Plus(reply));
     }
 
@@ -479,6 +506,9 @@ impl Filesystem for PstorageFs {
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        if self.info.has(ino) {
+            return if size == 0 { reply.size(0) } else { reply.data(&[]) };
+        }
         xattr::list(&self.mailbox, convert::file(ino), size, reply);
     }
 

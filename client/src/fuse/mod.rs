@@ -5,6 +5,7 @@
 //! | [`filesystem`] | the operations; each hands one call to the core and returns |
 //! | [`convert`] | attributes, times and errors between the two worlds |
 //! | [`directory`] | reading directories by pages |
+//! | [`info`] | `.pstorage.info/`: figures of this mount |
 //! | [`xattr`] | extended attributes, and the cluster's own as `user.pstorage.*` |
 //! | [`options`] | `-o` words |
 //!
@@ -22,11 +23,12 @@
 mod convert;
 mod directory;
 mod filesystem;
+mod info;
 mod options;
 mod xattr;
 
 pub use filesystem::PstorageFs;
-pub use options::MountOptions;
+pub use options::{CacheOptions, MountOptions, cache_mb};
 
 use crate::cluster::Cluster;
 use fuser::{Config, MountOption, Session, SessionACL};
@@ -51,7 +53,8 @@ pub fn mount(
     config.acl = if options.only_owner { SessionACL::Owner } else { SessionACL::All };
     config.n_threads = Some(EVENT_LOOPS);
     config.clone_fd = true;
-    Session::new(PstorageFs::new(cluster.mailbox(), options.overrides), dir, &config)
+    let info = info::Info::new(options.cache.as_ref().map(|c| c.path.clone()));
+    Session::new(PstorageFs::new(cluster.mailbox(), options.overrides, info), dir, &config)
 }
 
 /// Whether the kernel's FUSE device can be reached, or what to do.

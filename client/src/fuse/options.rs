@@ -2,6 +2,7 @@
 
 pub use super::convert::Overrides;
 use fuser::MountOption;
+use std::path::PathBuf;
 
 #[derive(Clone, Debug, Default)]
 pub struct MountOptions {
@@ -13,10 +14,21 @@ pub struct MountOptions {
     pub only_owner: bool,
     /// `timeout=SECONDS`: how long requests wait through failures.
     pub timeout_s: Option<u64>,
+    /// `cache=FILE,cachesize=MB`, `-C FILE -R MB`: see [`MountOptions::settle_cache`].
+    pub cache_file: Option<PathBuf>,
+    pub cache_mb: Option<u64>,
+    pub cache: Option<CacheOptions>,
+}
+
+/// A read cache on a local SSD.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CacheOptions {
+    pub path: PathBuf,
+    pub bytes: u64,
 }
 
 const KNOWN: &str = "ro, rw, dev, nodev, suid, nosuid, exec, noexec, atime, noatime, sync, async, dirsync, \
-                     allow_other, only_owner, nonempty, timeout=SECONDS";
+                     allow_other, only_owner, nonempty, timeout=SECONDS, cache=FILE, cachesize=MB";
 
 impl MountOptions {
     /// Adds the words of one `-o`.
@@ -57,10 +69,53 @@ impl MountOptions {
                         Some(seconds.ok_or(format!("-o {word}: seconds from 1 to 86400 expected"))?);
                     continue;
                 }
+                word if word.starts_with("cache=") => {
+                    self.cache_file = Some(PathBuf::from(&word["cache=".len()..]));
+                    continue;
+                }
+                word if word.starts_with("cachesize=") => {
+                    let size = &word["cachesize=".len()..];
+                    self.cache_mb = Some(cache_mb(size).map_err(|why| format!("-o {word}: {why}"))?);
+                    continue;
+                }
                 word => return Err(format!("unknown mount option '{word}'; known are {KNOWN}")),
             };
             self.mount_options.push(option);
         }
+        Ok(())
+    }
+}
+
+/// Size of a read cache in MB, or with a unit: `10240`, `10G`.
+pub fn cache_mb(text: &str) -> Result<u64, String> {
+    Ok(shards::text::parse_size(text, 1 << 20)? >> 20)
+}
+
+impl MountOptions {
+    /// Puts together what was said of the read cache: the file and its size go with each other.
+    pub fn settle_cache(&mut self) -> Result<(), String> {
+        self.cache = match (self.cache_file.take(), self.cache_mb.take()) {
+            (None, None) => None,
+            (Some(file), _) if file.as_os_str().is_empty() => {
+                return Err("the read cache needs the name of a file".into());
+            }
+            (Some(file), Some(mb)) => {
+                let bytes = mb << 20;
+                crate::core::check_cache_size(bytes).map_err(|e| e.to_string())?;
+                // The daemon changes its directory.
+                let path = std::path::absolute(&file).map_err(|e| format!("{}: {e}", file.display()))?;
+                Some(CacheOptions { path, bytes })
+            }
+            (Some(file), None) => {
+                return Err(format!(
+                    "say how large the read cache {} may be: -R SIZE_MB (or -o cachesize=MB)",
+                    file.display()
+                ));
+            }
+            (None, Some(_)) => {
+                return Err("say where the read cache is: -C FILE on a local SSD (or -o cache=FILE)".into());
+            }
+        };
         Ok(())
     }
 }
@@ -77,5 +132,22 @@ mod tests {
         assert!(options.nonempty && options.timeout_s == Some(5));
         assert!(options.add("bogus").unwrap_err().contains("known are"));
         assert!(options.add("timeout=0").is_err());
+    }
+
+    #[test]
+    fn a_read_cache_has_a_file_and_a_size() {
+        let settled = |words: &str| {
+            let mut options = MountOptions::default();
+            options.add(words)?;
+            options.settle_cache().map(|()| options.cache)
+        };
+        let cache = settled("rw,cache=/ssd/c,cachesize=64").unwrap().unwrap();
+        assert_eq!((cache.path, cache.bytes), (PathBuf::from("/ssd/c"), 64 << 20));
+        assert_eq!(settled("cache=/ssd/c,cachesize=2G").unwrap().unwrap().bytes, 2 << 30);
+        assert_eq!(settled("rw"), Ok(None));
+        assert!(settled("cache=/ssd/c").unwrap_err().contains("-R"));
+        assert!(settled("cachesize=5").unwrap_err().contains("-C"));
+        assert!(settled("cache=/ssd/c,cachesize=0").is_err());
+        assert!(settled("cache=/ssd/c,cachesize=x").is_err());
     }
 }

@@ -92,7 +92,9 @@ pub fn list(mailbox: &Mailbox<Call>, file: FileId, size: u32, reply: ReplyXattr)
         done: Box::new(move |answer| {
             let names = answer.and_then(|a| match a {
                 MdsReply::XattrNames { names } => {
-                    Ok(names.iter().flat_map(|n| n.bytes().chain(std::iter::once(0))).collect())
+                    // What is not for programs (the cluster's identity) has another beginning.
+                    let shown = names.iter().filter(|n| matches!(classify(n.as_ref()), Name::Stored(_)));
+                    Ok(shown.flat_map(|n| n.bytes().chain(std::iter::once(0))).collect())
                 }
                 other => Err(unexpected(&other)),
             });

@@ -179,8 +179,9 @@ impl State {
                         return refuse(Status::InvalidArgument, "a symbolic link can't be opened");
                     }
                 }
+                let written_by = self.inode(*file)?.last_writer;
                 let lease = self.open(client, *file, *mode)?;
-                Ok(MdsReply::Opened { attr: self.attr(*file)?, lease })
+                Ok(MdsReply::Opened { attr: self.attr(*file)?, lease, written_by })
             }
             Op::Release { file, lease, size_bytes, mtime_ms } => {
                 if let (Some(size), true) = (size_bytes, self.holds(client, *file, *lease)) {

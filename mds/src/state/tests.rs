@@ -265,6 +265,32 @@ fn a_snapshot_is_the_whole_state() {
 }
 
 #[test]
+fn a_lease_says_who_could_write_before_it() {
+    let mut b = Bench::new();
+    let (file, first) = b.file("shared");
+    let mut open = |client, mode, release| {
+        let Reply::Wire(MdsReply::Opened { lease, written_by, .. }) =
+            b.ask(ClientId(client), Op::Open { file, mode, reclaim: LeaseId(0) })
+        else {
+            panic!("refused")
+        };
+        if release {
+            b.ask(ClientId(client), Op::Release { file, lease, size_bytes: None, mtime_ms: None });
+        }
+        (lease, written_by)
+    };
+    assert_eq!(open(1, LeaseMode::Write, true), (first, first), "held already: the same lease");
+    assert_eq!(open(2, LeaseMode::Read, true).1, first);
+    assert_eq!(open(1, LeaseMode::Read, false).1, first, "readers change nothing");
+    let (second, before) = open(1, LeaseMode::Write, true);
+    assert!(before == first && second > first, "the reader became a writer");
+    assert_eq!(open(2, LeaseMode::Read, true).1, second);
+    let (third, before) = open(2, LeaseMode::Write, true);
+    assert_eq!(before, second);
+    assert_eq!(open(1, LeaseMode::Read, true).1, third);
+}
+
+#[test]
 fn golden_command() {
     let bytes = Command::internal(1, Internal::Noop).encode();
     assert_eq!(bytes[0], COMMAND_VERSION);

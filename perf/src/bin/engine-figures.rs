@@ -9,8 +9,9 @@ use perf::drive::{Driver, Target};
 use perf::engine::{Clients, Outcome, median, whole_run};
 use perf::measure::{Case, Figures, Operation, Pattern};
 use perf::scratch::{self, ScratchFile};
-use perf::text::{number, parse_size};
+use perf::text::number;
 use perf::{fio, layers};
+use shards::text::parse_size;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ struct Args {
     #[arg(long)]
     raw: PathBuf,
     /// Of the raw file, and of the files in the cluster together.
-    #[arg(long, default_value = "512M", value_parser = parse_size)]
+    #[arg(long, default_value = "512M", value_parser = |s: &str| parse_size(s, 1))]
     size: u64,
     /// Length of each measurement.
     #[arg(long, default_value_t = 5.0)]

@@ -6,7 +6,8 @@ use client::Cluster;
 use perf::drive::noise_blocks;
 use perf::engine::{Clients, Outcome, etc, median};
 use perf::measure::{Case, Operation, Pattern};
-use perf::text::{number, parse_size};
+use perf::text::number;
+use shards::text::parse_size;
 use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ struct Args {
     /// Path of a directory in the cluster whose files have chunks of 1 MiB.
     #[arg(long, default_value = "many")]
     directory: String,
-    #[arg(long, default_value = "256M", value_parser = parse_size)]
+    #[arg(long, default_value = "256M", value_parser = |s: &str| parse_size(s, 1))]
     size: u64,
     #[arg(long, default_value_t = 4.0)]
     seconds: f64,

@@ -8,7 +8,8 @@ use perf::drive::{Driver, Target};
 use perf::fio;
 use perf::measure::{Case, Figures, Measurement, Operation};
 use perf::scratch::{self, ScratchFile};
-use perf::text::{cpu_by_role, number, parse_size};
+use perf::text::{cpu_by_role, number};
+use shards::text::parse_size;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ struct Args {
     /// Directory for the raw file; on the same disk as the cluster.
     #[arg(long)]
     raw: PathBuf,
-    #[arg(long, default_value = "256M", value_parser = parse_size)]
+    #[arg(long, default_value = "256M", value_parser = |s: &str| parse_size(s, 1))]
     size: u64,
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,

@@ -4,9 +4,9 @@ use clap::{Args, Parser, Subcommand};
 use perf::cpu::Watched;
 use perf::progress::Progress;
 use perf::report::Report;
-use perf::text::parse_size;
-use perf::{cluster, disk, html, net, scratch};
-use std::net::SocketAddr;
+use perf::{cluster, disk, html, journal, net, scratch};
+use shards::text::parse_size;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -18,10 +18,12 @@ use std::process::ExitCode;
   Before a disk becomes a chunk server:   pcs-bench disk /pstorage/disk1
   The same as a page with plots:          pcs-bench disk /pstorage/disk1 --html disk1.html
   An empty device, destroying its data:   pcs-bench disk /dev/sdx --destroy-data-on /dev/sdx
+  What a journal on an SSD would give:    pcs-bench journal /pstorage/disk1 --journal /ssd
   The network between two hosts:          pcs-bench net --listen 10.30.100.101:2600   (there)
                                           pcs-bench net 10.30.100.101:2600            (here)
   What a virtual machine would get:       pcs-bench cluster /mnt/pcs1
-  The same without FUSE:                  pcs-bench cluster -c pcs1
+  The same without FUSE:                  pcs-bench cluster pcs1
+  Both, compared:                         pcs-bench cluster /mnt/pcs1 pcs1
   With the CPU cost of every server:      pcs-bench cluster -c local --local /var/tmp/demo"
 )]
 struct Cli {
@@ -50,7 +52,7 @@ enum Command {
         #[arg(value_name = "DIR|DEV")]
         target: PathBuf,
         /// Size of the test file, or of the part of the device that is used.
-        #[arg(long, default_value = "1G", value_parser = parse_size)]
+        #[arg(long, default_value = "1G", value_parser = size_in_bytes)]
         size: u64,
         /// Length of each measurement.
         #[arg(long, default_value_t = 5.0)]
@@ -59,7 +61,7 @@ enum Command {
         #[arg(long, value_delimiter = ',', default_value = "1,8,32")]
         depths: Vec<usize>,
         /// Sizes of operations.
-        #[arg(long, value_delimiter = ',', default_value = "4K,1M", value_parser = parse_size)]
+        #[arg(long, value_delimiter = ',', default_value = "4K,1M", value_parser = size_in_bytes)]
         blocks: Vec<u64>,
         /// Confirms that all data on this block device may be overwritten.
         #[arg(long, value_name = "DEV")]
@@ -67,19 +69,42 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Measures the write journal of a chunk server on a disk, and on an SSD beside it.
+    ///
+    /// It is the product's own journal: records of 4 KiB, group commit, durable when counted. Writes only to files that
+    /// it makes and removes.
+    Journal {
+        /// Directory on the disk that holds (or is to hold) the chunks.
+        dir: PathBuf,
+        /// Directory on an SSD that could hold the journal: compares.
+        #[arg(short = 'j', long, value_name = "DIR")]
+        journal: Option<PathBuf>,
+        /// Size of the journal.
+        #[arg(long, default_value = "256M", value_parser = size_in_bytes)]
+        size: u64,
+        /// Length of each measurement.
+        #[arg(long, default_value_t = 3.0)]
+        seconds: f64,
+        /// Operations under way at once.
+        #[arg(long, value_delimiter = ',', default_value = "1,2,4,8,16,32,64")]
+        depths: Vec<usize>,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Measures a cluster: 4 KiB random and 1 MiB sequential, writes and reads.
     Cluster {
-        /// Directory in a mount of the cluster.
-        #[arg(required_unless_present = "cluster", conflicts_with = "cluster")]
-        mount: Option<PathBuf>,
-        /// Name of the cluster: measures through the client library, without a mount.
+        /// Directory in a mount of the cluster, or the cluster's name (measured through the client library, without
+        /// a mount). Both are measured one after the other, and compared.
+        #[arg(required_unless_present = "cluster", value_name = "MOUNT|NAME")]
+        targets: Vec<String>,
+        /// Name of the cluster, as with the other commands.
         #[arg(short = 'c', long)]
         cluster: Option<String>,
         /// Directory of keys and settings. [default with --local DIR: DIR/etc]
         #[arg(long, value_name = "DIR", env = "PSTORAGE_ETC")]
         etc: Option<PathBuf>,
         /// Size of the test file.
-        #[arg(long, default_value = "256M", value_parser = parse_size)]
+        #[arg(long, default_value = "256M", value_parser = size_in_bytes)]
         size: u64,
         /// Length of each measurement.
         #[arg(long, default_value_t = 5.0)]
@@ -96,10 +121,10 @@ enum Command {
     /// Measures the network to another host, where the listening half must run. Anybody who reaches its port can load it.
     Net {
         /// Address of the listening half.
-        #[arg(required_unless_present = "listen", conflicts_with = "listen")]
+        #[arg(required_unless_present = "listen", conflicts_with = "listen", value_name = "IP:PORT", value_parser = address)]
         to: Option<SocketAddr>,
         /// Be the listening half, until Ctrl-C.
-        #[arg(long, value_name = "ADDR")]
+        #[arg(long, value_name = "ADDR", value_parser = address)]
         listen: Option<SocketAddr>,
         /// Length of each measurement.
         #[arg(long, default_value_t = 5.0)]
@@ -111,6 +136,9 @@ enum Command {
         output: Output,
     },
 }
+
+/// Of `pcs-bench net` when none is named.
+const DEFAULT_NET_PORT: u16 = 2600;
 
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
@@ -139,7 +167,16 @@ fn run(command: Command) -> Result<(), String> {
             };
             show(&output, |progress| disk::run(&settings, progress))
         }
-        Command::Cluster { mount, cluster, etc, size, seconds, pids, local, output } => {
+        Command::Journal { dir, journal, size, seconds, depths, output } => {
+            check_time(seconds)?;
+            check_depths(&depths)?;
+            if size < 16 << 20 {
+                return Err("--size must be at least 16M: the smallest journal".into());
+            }
+            let settings = journal::Settings { dir, journal, size_bytes: size, seconds, depths };
+            show(&output, |progress| journal::run(&settings, progress))
+        }
+        Command::Cluster { targets, cluster, etc, size, seconds, pids, local, output } => {
             check_time(seconds)?;
             let mut watched = pids.iter().map(|p| Watched::parse(p)).collect::<Result<Vec<_>, _>>()?;
             if let Some(dir) = &local {
@@ -147,12 +184,11 @@ fn run(command: Command) -> Result<(), String> {
             }
             let etc =
                 etc.or_else(|| local.map(|dir| dir.join("etc"))).unwrap_or_else(client::setup::default_etc);
-            let way = match (mount, cluster) {
-                (Some(dir), _) => cluster::Way::Mount(dir),
-                (None, cluster) => cluster::Way::Library { cluster: cluster.unwrap_or_default(), etc },
-            };
+            let named = targets.iter().map(|target| cluster::way_of(target, &etc));
+            let by_option = cluster.map(|cluster| Ok(cluster::Way::Library { cluster, etc: etc.clone() }));
+            let ways = named.chain(by_option).collect::<Result<Vec<_>, String>>()?;
             let size_bytes = at_least_a_block(size)?.max(1 << 20);
-            let settings = cluster::Settings { way, size_bytes, seconds, watched };
+            let settings = cluster::Settings { ways, size_bytes, seconds, watched };
             show(&output, |progress| cluster::run(&settings, progress))
         }
         Command::Net { listen: Some(at), .. } => {
@@ -168,6 +204,11 @@ fn run(command: Command) -> Result<(), String> {
 }
 
 fn show(output: &Output, make: impl FnOnce(&mut Progress) -> Result<Report, String>) -> Result<(), String> {
+    // Not after minutes of measuring.
+    if let Some(path) = &output.html {
+        let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
+        opened.map_err(|e| format!("--html {}: {e}", path.display()))?;
+    }
     let report = make(&mut Progress::new(!output.json))?;
     if output.json {
         println!("{}", report.json());
@@ -181,6 +222,21 @@ fn show(output: &Output, make: impl FnOnce(&mut Progress) -> Result<Report, Stri
     Ok(())
 }
 
+/// `IP`, `IP:PORT` or `HOST:PORT`.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let with_port = match text.parse::<std::net::IpAddr>() {
+        Ok(ip) => return Ok(SocketAddr::new(ip, DEFAULT_NET_PORT)),
+        Err(_) if text.contains(':') => text.to_string(),
+        Err(_) => format!("{text}:{DEFAULT_NET_PORT}"),
+    };
+    let found = with_port.to_socket_addrs().map_err(|e| format!("{e}: write it as IP:PORT or HOST:PORT"))?;
+    found.into_iter().next().ok_or("the name has no address".into())
+}
+
+fn size_in_bytes(text: &str) -> Result<u64, String> {
+    parse_size(text, 1)
+}
+
 fn check_time(seconds: f64) -> Result<(), String> {
     if (0.01..=3600.0).contains(&seconds) {
         Ok(())
@@ -190,6 +246,9 @@ fn check_time(seconds: f64) -> Result<(), String> {
 }
 
 fn check_depths(depths: &[usize]) -> Result<(), String> {
+    if depths.is_empty() {
+        return Err("--depths names none".into());
+    }
     match depths.iter().find(|d| !(1..=1024).contains(*d)) {
         Some(bad) => Err(format!("depth {bad}: depths lie between 1 and 1024")),
         None => Ok(()),

@@ -30,6 +30,9 @@ struct Args {
     /// Show what happened last before a failure.
     #[arg(long)]
     log: bool,
+    /// Clients open files also for reading, and share them.
+    #[arg(long)]
+    readers: bool,
     /// Run with this deliberate defect; finding it is success. Needs `--features sabotage`. "list" shows all.
     #[cfg(feature = "sabotage")]
     #[arg(long)]
@@ -45,7 +48,12 @@ fn main() -> ExitCode {
     if let Some(name) = &args.sabotage {
         return sabotage(name, &args);
     }
-    let options = Options { log: args.log, chaos: Duration::from_secs(args.chaos_s), ..Options::default() };
+    let options = Options {
+        log: args.log,
+        chaos: Duration::from_secs(args.chaos_s),
+        readers: args.readers,
+        ..Options::default()
+    };
     if let Some(seed) = args.seed {
         return match run_caught(seed, &options) {
             Ok(report) => {

@@ -4,7 +4,7 @@ use super::prober::{Probe, Prober};
 use super::workload::{Answers, CHUNK_BYTES, FILE_BYTES, Workload};
 use super::{HEAL_WITHIN, Options};
 use client::{Call, ClientConfig, ClientCore, Done};
-use engine::cache::{CacheConfig, CacheStat};
+use engine::cache::CacheStat;
 use engine::store::StoreConfig;
 use engine::{CsShard, CsShardConfig};
 use mds::control::{MdsControl, MdsPeer};
@@ -201,7 +201,7 @@ impl Cluster {
                 capacity_bytes: 1 << 30,
                 map_cache_bytes: 20 << 10,
                 // On half of the servers, so that both ways are gone.
-                cache: (n % 2 == 0).then(|| CacheConfig {
+                cache: (n % 2 == 0).then(|| engine::cache::CacheConfig {
                     path: format!("ssd/{shard}.cache"),
                     bytes: 4 << 20,
                     id: [shard as u8; 16],
@@ -218,6 +218,8 @@ impl Cluster {
     fn client(&self, name: &str) -> ClientCore {
         let mut config = ClientConfig::new(CLUSTER, self.key.clone(), self.mds_addrs());
         config.host = name.into();
+        // Small, and taking everything: much comes and goes.
+        config.cache = Some(client::CacheConfig { path: "cache".into(), bytes: 4 << 20, admit_at_uses: 1 });
         ClientCore::new(config)
     }
 
@@ -339,7 +341,8 @@ impl Cluster {
             self.start(Place::Client(n));
         }
         let rng = &mut self.world.rng().fork();
-        self.workload = Some(Workload::new(&self.clients, files, Answers::default(), rng));
+        self.workload =
+            Some(Workload::new(&self.clients, files, Answers::default(), self.options.readers, rng));
         Ok(())
     }
 

@@ -34,6 +34,8 @@ pub struct Options {
     pub chaos: Duration,
     /// Mean time between two faults.
     pub fault_every: Duration,
+    /// Clients open files also for reading, and share them.
+    pub readers: bool,
     /// A deliberate defect, to see whether the checks find it.
     #[cfg(feature = "sabotage")]
     pub sabotage: Option<shards::sabotage::Sabotage>,
@@ -51,6 +53,7 @@ impl Default for Options {
             files: 3,
             chaos: Duration::from_secs(20),
             fault_every: Duration::from_millis(1500),
+            readers: false,
             #[cfg(feature = "sabotage")]
             sabotage: None,
             log: false,

@@ -75,6 +75,8 @@ struct User {
     life: u64,
     rng: Rng,
     holds: Option<usize>,
+    /// Of the file held.
+    mode: LeaseMode,
     busy: BTreeMap<u64, Op>,
     /// Operations left before the file is handed on.
     left: u64,
@@ -90,6 +92,8 @@ pub struct Workload {
     pub histories: Vec<History>,
     pub names: BTreeMap<String, Known>,
     pub answers: Answers,
+    /// Whether files are opened for reading too.
+    readers: bool,
     next_op: u64,
     next_value: u64,
     pub done_ops: u64,
@@ -101,12 +105,19 @@ pub struct Workload {
 }
 
 impl Workload {
-    pub fn new(clients: &[HostId], files: Vec<FileId>, answers: Answers, rng: &mut Rng) -> Workload {
+    pub fn new(
+        clients: &[HostId],
+        files: Vec<FileId>,
+        answers: Answers,
+        readers: bool,
+        rng: &mut Rng,
+    ) -> Workload {
         let user = |&host: &HostId| User {
             host,
             life: 1,
             rng: rng.fork(),
             holds: None,
+            mode: LeaseMode::Write,
             busy: BTreeMap::new(),
             left: 0,
             depth: 1,
@@ -119,6 +130,7 @@ impl Workload {
             files,
             names: BTreeMap::new(),
             answers,
+            readers,
             next_op: 0,
             next_value: 0,
             done_ops: 0,
@@ -191,23 +203,25 @@ impl Workload {
     fn start_some(&mut self, world: &mut World, client: usize) {
         let user = &mut self.users[client];
         let waiting_alone = user.busy.values().any(|op| matches!(op, Op::Open | Op::Close));
-        let files = self.files.len() as u64;
+        let (files, readers) = (self.files.len() as u64, self.readers);
         match user.holds {
             None if user.busy.is_empty() => {
                 let file = user.rng.below(files) as usize;
                 user.holds = Some(file);
+                // Readers share a file; they may find it in their caches.
+                user.mode = if readers && user.rng.one_in(4) { LeaseMode::Read } else { LeaseMode::Write };
                 (user.left, user.depth) = (user.rng.between(20, 300), user.rng.between(1, 8));
                 let tag = self.tag(client, Op::Open);
                 let done = self
                     .answers
                     .done(tag, |r: client::Result<client::OpenFile>| Answer::Opened(r.map(|_| ())));
-                let (file, mode) = (self.files[file], LeaseMode::Write);
+                let (file, mode) = (self.files[file], self.users[client].mode);
                 self.say(world, client, Call::Open { file, mode, done });
             }
             Some(file) if !waiting_alone && user.left == 0 && user.busy.is_empty() => {
                 let tag = self.tag(client, Op::Close);
                 let done = self.answers.done(tag, Answer::Unit);
-                let (file, mode) = (self.files[file], LeaseMode::Write);
+                let (file, mode) = (self.files[file], self.users[client].mode);
                 self.say(world, client, Call::Close { file, mode, done });
             }
             Some(file) if !waiting_alone => {
@@ -223,7 +237,8 @@ impl Workload {
     }
 
     fn start_one(&mut self, world: &mut World, client: usize, file: usize) {
-        match self.users[client].rng.below(40) {
+        let reads_only = self.users[client].mode == LeaseMode::Read;
+        match self.users[client].rng.below(if reads_only { 16 } else { 40 }) {
             0 => {
                 let tag = self.tag(client, Op::Sync);
                 let done = self.answers.done(tag, Answer::Unit);

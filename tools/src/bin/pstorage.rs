@@ -1,8 +1,9 @@
 //! `pstorage`: the one command of administrators.
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use pstorage_tools::commands::{advise, attributes, auth, check, configure, local, make, stat};
-use pstorage_tools::{Context, Outcome, parse_replicas, parse_size};
+use pstorage_tools::commands::{advise, attributes, auth, check, check_flush, configure, local, make, stat};
+use pstorage_tools::{Context, Outcome, parse_replicas};
+use shards::text::parse_size;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -205,6 +206,8 @@ enum Command {
         #[arg(long)]
         repair: bool,
     },
+    /// Tests whether a drive or RAID controller loses flushed data when its power is cut (also pstorage-hwflush-check).
+    CheckFlush(check_flush::Arguments),
     /// Shows where the chunks of a file lie (path inside the cluster).
     Explain { path: String },
     /// Sets attributes of a file or directory (path inside the cluster): replicas, tier, failure-domain, chunk-size.
@@ -245,8 +248,12 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let context = Context { cluster: cli.cluster, etc: cli.etc, json: cli.json };
-    match run(&context, cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+    let ended = match cli.command {
+        Command::CheckFlush(arguments) => check_flush::check_flush(&arguments, context.json),
+        command => run(&context, command).map(|()| ExitCode::SUCCESS),
+    };
+    match ended {
+        Ok(code) => code,
         Err(why) => {
             eprintln!("pstorage: {why}");
             ExitCode::FAILURE
@@ -319,6 +326,7 @@ fn run(context: &Context, command: Command) -> Outcome {
         Command::Stat => stat::stat(context),
         Command::GetEvent { follow } => stat::get_event(context, follow),
         Command::Check { repair } => check::check(context, repair),
+        Command::CheckFlush(arguments) => check_flush::check_flush(&arguments, context.json).map(|_| ()),
         Command::Explain { path } => stat::explain(context, &path),
         Command::SetAttr { recursive, path, assignments, .. } => {
             attributes::set_attr(context, &path, &assignments, recursive)

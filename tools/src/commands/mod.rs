@@ -4,6 +4,7 @@ pub mod advise;
 pub mod attributes;
 pub mod auth;
 pub mod check;
+pub mod check_flush;
 pub mod configure;
 pub mod local;
 pub mod make;

@@ -2,6 +2,7 @@
 
 use crate::{Context, Outcome};
 use comfy_table::{Table, presets};
+use shards::text::Civil;
 use wire::mds_api::{ChunkMap, CsInfo, CsStatus, FileAttr, FileKind, MdsReply, MdsRequest, Severity};
 use wire::{ChunkId, Replica};
 
@@ -162,25 +163,16 @@ pub fn get_event(context: &Context, follow: bool) -> Outcome {
 
 /// `DD-MM-YY hh:mm:ss.mmm`, UTC.
 pub fn time(unix_ms: u64) -> String {
-    let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
-    // Civil date from days, Howard Hinnant's algorithm.
-    let z = days as i64 + 719_468;
-    let era = z.div_euclid(146_097);
-    let doe = z.rem_euclid(146_097);
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let day = doy - (153 * mp + 2) / 5 + 1;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    let year = yoe + era * 400 + i64::from(month <= 2);
-    let s = ms / 1000;
+    let c = Civil::from_unix_s(unix_ms / 1000);
     format!(
-        "{day:02}-{month:02}-{:02} {:02}:{:02}:{:02}.{:03}",
-        year % 100,
-        s / 3600,
-        s / 60 % 60,
-        s % 60,
-        ms % 1000
+        "{:02}-{:02}-{:02} {:02}:{:02}:{:02}.{:03}",
+        c.day,
+        c.month,
+        c.year % 100,
+        c.hour,
+        c.minute,
+        c.second,
+        unix_ms % 1000
     )
 }
 
