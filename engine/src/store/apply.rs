@@ -358,7 +358,8 @@ impl Store {
         let Some(apply) = self.apply.take_if(|a| a.step == Step::Commit) else { return };
         self.committed_round = apply.round;
         self.free_slots.extend(apply.cleared_slots);
-        for unit in std::mem::take(&mut self.free_later) {
+        let forgotten = self.failed_units.extract_if(.., |(at, _)| *at < apply.cut).map(|(_, unit)| unit);
+        for unit in std::mem::take(&mut self.free_later).into_iter().chain(forgotten) {
             self.units.release(unit);
         }
         if self.dirty {

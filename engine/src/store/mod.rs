@@ -326,6 +326,8 @@ pub struct Store {
     timer_set: bool,
     /// Units to free when the running apply has ended.
     free_later: Vec<u32>,
+    /// Units of large writes that failed, with the place of their last record in the journal.
+    failed_units: Vec<(Position, u32)>,
     outcomes: Vec<Outcome>,
 }
 
@@ -393,6 +395,7 @@ impl Store {
             dirty: false,
             timer_set: false,
             free_later: Vec::new(),
+            failed_units: Vec::new(),
             outcomes: Vec::new(),
         })
     }

@@ -2,9 +2,9 @@
 //!
 //! Only the map pages that records touch are read. Extents need a look at the data: their record and their units are
 //! written at the same time, so a crash can leave the record without the data. A unit is taken over if each of its blocks
-//! matches the record, or is covered by a later record, or the write is known to have been acknowledged (its sequence is
-//! committed): then a mismatch is damage, which the checksum will report, and not a torn write. Otherwise the chunk keeps
-//! what it had before.
+//! matches the record, or is covered by a later small write or discard (which may have reached the unit), or the write is
+//! known to have been acknowledged (its sequence is committed): then a mismatch is damage, which the checksum will report,
+//! and not a torn write. Otherwise the chunk keeps what it had before.
 //!
 //! Which units are referenced after the redo: those of the valid round, without what the touched pages named before, with
 //! what they name now. (A record may name a unit that has long passed to another chunk; whatever moved it there is a later
@@ -301,9 +301,11 @@ impl Store {
         let Kind::Extent { crcs, .. } = &record.kind else { unreachable!("only extents are listed") };
         let first = record.blocks.start + unit * UNIT_BLOCKS;
         let later = &opening.records[index + 1..];
+        // A later extent lies in units of its own: it has changed nothing here, and may itself be torn.
         let covered = |block: u32| {
             later.iter().any(|(r, _)| {
-                r.chunk == record.chunk && (r.blocks.contains(&block) || matches!(r.kind, Kind::Delete))
+                let overwrites = !matches!(r.kind, Kind::Extent { .. }) && r.blocks.contains(&block);
+                r.chunk == record.chunk && (overwrites || r.kind == Kind::Delete)
             })
         };
         let whole = (0..UNIT_BLOCKS).all(|i| {

@@ -76,6 +76,8 @@ pub struct VirtualDisk {
     in_flight: BTreeMap<u64, InFlight>,
     next_ticket: u64,
     last_version: u64,
+    /// A write or sync has begun or ended since [`VirtualDisk::take_changed`].
+    changed: bool,
     capacity_bytes: u64,
     faults: Faults,
 }
@@ -88,6 +90,7 @@ impl Default for VirtualDisk {
             in_flight: BTreeMap::new(),
             next_ticket: 1,
             last_version: 0,
+            changed: false,
             capacity_bytes: 64 << 30,
             faults: Faults::default(),
         }
@@ -105,6 +108,12 @@ impl VirtualDisk {
 
     pub fn clear_faults(&mut self) {
         self.faults.clear();
+    }
+
+    /// Whether a write or sync has begun or ended since the last call: a crash now may leave something that no crash
+    /// before could. For tests that cut at every write.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
     }
 
     /// Turns one bit of a file (or blob), as a decaying disk does. Says whether there is such a file.
@@ -229,6 +238,7 @@ impl VirtualDisk {
             DiskOp::PutBlob { path, bytes } => (FaultOn::PutBlob, path.as_str(), 0..bytes.len() as u64),
         };
         let effect = self.faults.due(on, path, range);
+        self.changed |= on != FaultOn::Read;
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         self.in_flight.insert(ticket, InFlight { op, effect, covers: self.last_version });
@@ -239,6 +249,7 @@ impl VirtualDisk {
     /// Ends an operation: its effect becomes visible (and durable, if it says so).
     pub(super) fn complete(&mut self, ticket: u64) -> io::Result<Buf> {
         let InFlight { op, effect, covers } = self.in_flight.remove(&ticket).expect("operation in flight");
+        self.changed |= !matches!(op, DiskOp::Read { .. });
         match (op, effect) {
             (DiskOp::Write { file, offset, parts, .. }, Some(FaultEffect::Eio)) => {
                 let bytes = join(&parts);
