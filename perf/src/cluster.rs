@@ -11,6 +11,7 @@ use crate::text::{bytes, cpu_by_role, number};
 use client::{Cluster, File};
 use shards::{BLOCK_BYTES, Buf, Timestamp};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -190,7 +191,9 @@ impl LibraryFile {
         let mut config = client::setup::load(etc, name)?;
         config.mount_point = "pcs-bench".into();
         let cluster = Cluster::connect(config).map_err(|e| format!("cluster {name}: {e}"))?;
-        let path = format!("pcs-bench-{}-{}.tmp", shards::host::host_name(), std::process::id());
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let path = format!("pcs-bench-{}-{}-{number}.tmp", shards::host::host_name(), std::process::id());
         let file = cluster.create(&path, 0o600, true).map_err(|e| format!("creating /{path}: {e}"))?;
         let load = Load { file, noise: noise_blocks(8, LARGE_BYTES), bytes: whole_blocks(size_bytes) };
         Ok(LibraryFile { cluster, path, load: Arc::new(load) })

@@ -84,11 +84,16 @@ struct Known {
     epoch: Epoch,
     grant: Grant,
     primary: Option<Primary>,
+    /// It stands in `Replication::busy`.
+    listed: bool,
 }
 
 pub struct Replication {
     me: CsId,
     chunks: BTreeMap<ChunkId, Known>,
+    /// Every chunk led here with work under way or waiting, and a few whose work has just ended: what happens regularly
+    /// looks at these only, so that its cost does not grow with the number of chunks.
+    busy: BTreeSet<ChunkId>,
     purposes: HashMap<u64, Purpose>,
     next_ticket: u64,
     next_activation: u64,
@@ -124,6 +129,7 @@ impl Replication {
         Replication {
             me,
             chunks: BTreeMap::new(),
+            busy: BTreeSet::new(),
             purposes: HashMap::new(),
             next_ticket: 1,
             next_activation: 1,
@@ -149,7 +155,36 @@ impl Replication {
 
     /// Requests under way or waiting.
     pub fn queue_depth(&self) -> usize {
-        self.chunks.values().filter_map(|k| k.primary.as_ref()).map(Primary::load).sum()
+        self.busy_primaries().map(|(_, _, p)| p.load()).sum()
+    }
+
+    fn busy_primaries(&self) -> impl Iterator<Item = (ChunkId, &Known, &Primary)> {
+        self.busy.iter().filter_map(|c| {
+            let known = self.chunks.get(c)?;
+            Some((*c, known, known.primary.as_ref()?))
+        })
+    }
+
+    /// There is, or may be, work for this chunk.
+    fn mark_busy(&mut self, chunk: ChunkId) {
+        if let Some(known) = self.chunks.get_mut(&chunk)
+            && !std::mem::replace(&mut known.listed, true)
+        {
+            self.busy.insert(chunk);
+        }
+    }
+
+    fn forget_idle(&mut self) {
+        let overlooked = |(c, k): (&ChunkId, &Known)| {
+            k.primary.as_ref().is_some_and(Primary::is_busy) && !self.busy.contains(c)
+        };
+        debug_assert!(!self.chunks.iter().any(overlooked), "a chunk with work is not listed as busy");
+        let chunks = &mut self.chunks;
+        self.busy.retain(|chunk| {
+            let Some(known) = chunks.get_mut(chunk) else { return false };
+            known.listed = known.primary.as_ref().is_some_and(Primary::is_busy);
+            known.listed
+        });
     }
 
     pub fn explain(&self, chunk: ChunkId) -> String {
@@ -164,7 +199,7 @@ impl Replication {
 
     /// Whether some peer owes us an answer (it is then watched more closely).
     pub fn waits_for(&self, peer: SocketAddr) -> bool {
-        self.chunks.values().filter_map(|k| k.primary.as_ref()).any(|p| p.waits_for(peer))
+        self.busy_primaries().any(|(_, _, p)| p.waits_for(peer))
     }
 
     pub fn revoke(&mut self, leases: &[LeaseId]) {
@@ -247,7 +282,7 @@ impl Replication {
         let leads = grant.primary().is_some_and(|p| p.cs == self.me);
         let old = self.chunks.remove(&chunk).and_then(|k| k.primary);
         let carried = old.map(Primary::unanswered).unwrap_or_default();
-        let mut next = Known { epoch, grant: grant.clone(), primary: None };
+        let mut next = Known { epoch, grant: grant.clone(), primary: None, listed: false };
         if leads {
             self.next_activation += 1;
             next.primary = Some(Primary::new(self.next_activation, carried));
@@ -478,12 +513,8 @@ impl Replication {
     /// A peer's connection is gone, or it was silent too long.
     pub fn peer_down(&mut self, peer: SocketAddr, why: &str, store: &mut Store, io: &mut dyn Io) {
         self.down.insert(peer);
-        let waiting: Vec<ChunkId> = self
-            .chunks
-            .iter()
-            .filter(|(_, k)| k.primary.as_ref().is_some_and(|p| p.waits_for(peer)))
-            .map(|(c, _)| *c)
-            .collect();
+        let waiting: Vec<ChunkId> =
+            self.busy_primaries().filter(|(_, _, p)| p.waits_for(peer)).map(|(c, ..)| c).collect();
         for chunk in waiting {
             self.lost_member(chunk, peer, why);
         }
@@ -500,11 +531,10 @@ impl Replication {
     pub fn peer_up(&mut self, peer: SocketAddr, store: &mut Store, io: &mut dyn Io) {
         self.down.remove(&peer);
         let again: Vec<ChunkId> = self
-            .chunks
-            .iter()
-            .filter(|(_, k)| k.grant.replicas.iter().any(|r| r.addr == peer))
-            .filter(|(_, k)| k.primary.as_ref().is_some_and(|p| p.load() > 0 && !p.is_active()))
-            .map(|(c, _)| *c)
+            .busy_primaries()
+            .filter(|(_, k, _)| k.grant.replicas.iter().any(|r| r.addr == peer))
+            .filter(|(_, _, p)| p.load() > 0 && !p.is_active())
+            .map(|(c, ..)| c)
             .collect();
         for chunk in again {
             self.activate(chunk, store, io);
@@ -514,14 +544,15 @@ impl Replication {
 
     /// Peers that must be connected for work that waits.
     pub fn wanted_peers(&self) -> BTreeSet<SocketAddr> {
-        let stuck = self.chunks.values().filter(|k| k.primary.as_ref().is_some_and(|p| p.load() > 0));
-        stuck.flat_map(|k| k.grant.replicas.iter()).filter(|r| r.cs != self.me).map(|r| r.addr).collect()
+        let working = self.busy_primaries().filter(|(_, _, p)| p.load() > 0);
+        working.flat_map(|(_, k, _)| &k.grant.replicas).filter(|r| r.cs != self.me).map(|r| r.addr).collect()
     }
 
     /// About every 20 ms: tells secondaries watermarks, reminds of stuck chunks.
     pub fn on_tick(&mut self, now: Timestamp, store: &mut Store, io: &mut dyn Io) {
         self.send_commit_notes();
         self.review_stuck(now, store, io);
+        self.forget_idle();
         self.after(store, io);
     }
 

@@ -146,6 +146,11 @@ impl Primary {
         self.flights.len() + self.queue.len() + usize::from(!self.learners.is_empty())
     }
 
+    /// Whether something is under way or waiting.
+    pub fn is_busy(&self) -> bool {
+        self.load() > 0 || matches!(self.phase, Phase::Preparing | Phase::Levelling)
+    }
+
     pub fn waits_for(&self, peer: SocketAddr) -> bool {
         self.awaited.contains(&peer) || self.flights.values().any(|f| f.waiting.contains(&peer))
     }
@@ -230,7 +235,9 @@ impl Replication {
             body,
             since: io.now(),
         });
-        if primary.phase == Phase::Idle {
+        let idle = primary.phase == Phase::Idle;
+        self.mark_busy(head.chunk);
+        if idle {
             self.activate(head.chunk, store, io);
         }
         self.pump(head.chunk, store, io);
@@ -241,6 +248,7 @@ impl Replication {
         let me = self.me;
         self.next_activation += 1;
         let activation = self.next_activation;
+        self.mark_busy(chunk);
         let held = store.chunk(chunk).is_some();
         let Some(known) = self.chunks.get_mut(&chunk) else { return };
         let (epoch, grant) = (known.epoch, known.grant.clone());
@@ -769,7 +777,8 @@ impl Replication {
     pub(super) fn review_stuck(&mut self, now: Timestamp, store: &mut Store, io: &mut dyn Io) {
         let mut again = Vec::new();
         let mut busy = Vec::new();
-        for (&chunk, known) in &mut self.chunks {
+        for &chunk in &self.busy {
+            let Some(known) = self.chunks.get_mut(&chunk) else { continue };
             let Some(primary) = known.primary.as_mut() else { continue };
             while primary.queue.front().is_some_and(|q| now.since(q.since) > PATIENCE) {
                 busy.extend(primary.queue.pop_front());

@@ -1,4 +1,8 @@
-//! Which units of the data file are taken, one bit each, and a cursor so that large writes lie in a row.
+//! Which units of the data file are taken, one bit each, and cursors so that large writes lie in a row.
+//!
+//! Free units below the *frontier*, the end of what was ever taken, are used again before it moves: the file stays as
+//! small as its content, and an overwrite in place needs no new metadata of the file system. Single units and runs have
+//! cursors of their own, so that small writes do not cut up the room of large ones.
 //!
 //! Two bitmaps: *taken* units must not be given out; *referenced* ones stand in a map page. A unit is taken before it is
 //! referenced (its data is being written) and stays taken for a while after (a write-back may still be under way).
@@ -13,7 +17,10 @@ pub(super) struct Units {
     referenced: Vec<u64>,
     total: u32,
     free: u32,
-    cursor: u32,
+    /// No unit from here on was ever taken.
+    frontier: u32,
+    run_cursor: u32,
+    single_cursor: u32,
     /// Pages of `units` that differ from disk.
     dirty: BTreeSet<u32>,
     /// Which place of each page was written last.
@@ -21,6 +28,8 @@ pub(super) struct Units {
 }
 
 const WORDS_PER_PAGE: usize = UNITS_PER_PAGE as usize / 64;
+/// Stretches of free units looked at for a long enough one, before the file grows instead.
+const MOST_STRETCHES: usize = 64;
 
 impl Units {
     /// All free; every page has to be written.
@@ -32,7 +41,9 @@ impl Units {
             referenced: vec![0; words],
             total,
             free: total,
-            cursor: 0,
+            frontier: 0,
+            run_cursor: 0,
+            single_cursor: 0,
             dirty: (0..pages).collect(),
             places: vec![1; pages as usize],
         }
@@ -67,6 +78,9 @@ impl Units {
                 *referenced = word;
                 self.taken[at + i] = word;
                 self.free -= word.count_ones();
+                if word != 0 {
+                    self.frontier = self.frontier.max(first as u32 + 64 - word.leading_zeros());
+                }
             }
         }
         self.dirty.remove(&page);
@@ -82,29 +96,73 @@ impl Units {
         self.referenced[unit as usize / 64] & (1 << (unit % 64)) != 0
     }
 
-    /// Takes the next free unit behind the last one taken.
+    pub fn frontier(&self) -> u32 {
+        self.frontier
+    }
+
+    /// Takes a free unit.
     pub fn take(&mut self) -> Option<u32> {
-        if self.free == 0 {
-            return None;
+        let cursor = self.single_cursor;
+        let again = self.free_below_frontier() > 0;
+        let first = again
+            .then(|| {
+                self.next_free(cursor, self.frontier).or_else(|| self.next_free(0, cursor.min(self.frontier)))
+            })
+            .flatten()
+            .or_else(|| (self.frontier < self.total).then_some(self.frontier))?;
+        self.single_cursor = first + 1;
+        self.mark(first, 1);
+        Some(first)
+    }
+
+    /// Takes `wanted` free units in a row, or fewer if the room is cut up: first and number.
+    pub fn take_run(&mut self, wanted: u32) -> Option<(u32, u32)> {
+        let cursor = self.run_cursor;
+        let mut found = None;
+        if self.free_below_frontier() >= wanted {
+            found = self.find_run(cursor, self.frontier, wanted);
+            found = found.or_else(|| self.find_run(0, cursor.min(self.frontier), wanted));
         }
-        let mut unit = self.cursor;
-        loop {
-            if unit >= self.total {
-                unit = 0;
-            }
-            if unit % 64 == 0 && self.taken[unit as usize / 64] == u64::MAX {
-                unit += 64;
-                continue;
-            }
-            if !self.is_taken(unit) {
-                break;
-            }
-            unit += 1;
+        if found.is_none() && self.frontier < self.total {
+            found = Some((self.frontier, wanted.min(self.total - self.frontier)));
         }
-        self.taken[unit as usize / 64] |= 1 << (unit % 64);
-        self.free -= 1;
-        self.cursor = unit + 1;
-        Some(unit)
+        let Some((first, count)) = found else { return self.take().map(|unit| (unit, 1)) };
+        self.run_cursor = first + count;
+        self.mark(first, count);
+        Some((first, count))
+    }
+
+    fn free_below_frontier(&self) -> u32 {
+        self.frontier - (self.total - self.free)
+    }
+
+    fn mark(&mut self, first: u32, count: u32) {
+        for unit in first..first + count {
+            self.taken[unit as usize / 64] |= 1 << (unit % 64);
+        }
+        self.free -= count;
+        self.frontier = self.frontier.max(first + count);
+    }
+
+    fn find_run(&self, from: u32, to: u32, wanted: u32) -> Option<(u32, u32)> {
+        let mut from = from;
+        for _ in 0..MOST_STRETCHES {
+            let first = self.next_free(from, to)?;
+            let end = self.next_taken(first, to.min(first + wanted));
+            if end - first == wanted {
+                return Some((first, wanted));
+            }
+            from = end;
+        }
+        None
+    }
+
+    fn next_free(&self, from: u32, to: u32) -> Option<u32> {
+        next_bit(from, to, |word| !self.taken[word])
+    }
+
+    fn next_taken(&self, from: u32, to: u32) -> u32 {
+        next_bit(from, to, |word| self.taken[word]).unwrap_or(to)
     }
 
     /// A map page names the unit from now on.
@@ -133,8 +191,7 @@ impl Units {
         if unit >= self.total || self.is_taken(unit) {
             return false;
         }
-        self.taken[unit as usize / 64] |= 1 << (unit % 64);
-        self.free -= 1;
+        self.mark(unit, 1);
         self.refer(unit);
         true
     }
@@ -155,6 +212,19 @@ impl Units {
     }
 }
 
+/// The first bit set in `from..to` of the words.
+fn next_bit(from: u32, to: u32, words: impl Fn(usize) -> u64) -> Option<u32> {
+    let mut at = from;
+    while at < to {
+        let word = words(at as usize / 64) >> (at % 64);
+        if word != 0 {
+            return Some(at + word.trailing_zeros()).filter(|&bit| bit < to);
+        }
+        at = (at / 64 + 1) * 64;
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,6 +242,30 @@ mod tests {
         taken = std::iter::from_fn(|| units.take()).collect();
         assert_eq!(taken, [3, 64, 129]);
         assert!(!units.claim(5) && !units.claim(500));
+    }
+
+    #[test]
+    fn runs_reuse_what_is_free_before_the_file_grows() {
+        let mut units = Units::new(300);
+        assert_eq!((units.take_run(16), units.take_run(100)), (Some((0, 16)), Some((16, 100))));
+        (40..60).chain([5]).for_each(|unit| units.release(unit));
+        assert_eq!(units.take_run(16), Some((40, 16)), "room in the middle");
+        assert_eq!(units.take_run(16), Some((116, 16)), "what is left is too short: the end grows");
+        assert_eq!(units.take(), Some(5));
+        assert_eq!((units.take(), units.frontier()), (Some(56), 132));
+        assert_eq!(units.take_run(200), Some((132, 168)), "all that is left in a row");
+        assert_eq!((units.take_run(16), units.take_run(16)), (Some((57, 1)), Some((58, 1))), "cut up");
+        assert_eq!((units.take_run(2), units.take_run(1), units.free()), (Some((59, 1)), None, 0));
+    }
+
+    #[test]
+    fn the_frontier_lies_behind_what_a_start_finds() {
+        let mut units = Units::new(UNITS_PER_PAGE);
+        units.load(0, 0, [0, 0b1000].into_iter()).unwrap();
+        assert_eq!(
+            (units.frontier(), units.take_run(64), units.take_run(64)),
+            (68, Some((0, 64)), Some((68, 64)))
+        );
     }
 
     #[test]

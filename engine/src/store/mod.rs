@@ -34,7 +34,7 @@ use load::Load;
 use page::{MapPage, PageKind, Round};
 use replay::Opening;
 use shards::journal::{Checkpoint, Journal, JournalError, Outcome as JournalOutcome, Position};
-use shards::{Buf, FileHandle, Io, OpId, OpenHow, TimerId, Timestamp};
+use shards::{Buf, Durability, FileHandle, Io, OpId, OpenHow, TimerId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::ops::Range;
@@ -265,6 +265,7 @@ enum Waiting {
     },
     LargeData {
         id: u64,
+        durability: Durability,
     },
     LargeSync,
     MapPage {
@@ -654,7 +655,7 @@ impl Store {
     fn completed(&mut self, io: &mut dyn Io, waiting: Waiting, result: io::Result<Buf>) {
         match waiting {
             Waiting::ReadRun { id, at_block, blocks } => self.read_run_done(io, id, at_block, blocks, result),
-            Waiting::LargeData { id } => self.large_data_done(io, id, result),
+            Waiting::LargeData { id, durability } => self.large_data_done(io, id, durability, result),
             Waiting::LargeSync => self.large_sync_done(io, result),
             Waiting::MapPage { chunk, page } => self.page_read(io, chunk, page, result),
             Waiting::Open(reading) => self.open_step(io, reading, result),

@@ -89,34 +89,42 @@ impl Store {
         }
         let mut units = Vec::new();
         let mut data = Vec::new();
+        // Where the file was written before, the device's own flush makes a write durable at little cost. Where the file
+        // grows, the file system has to commit as well: one sync for all writes that wait is better there.
+        let written_before = self.units.frontier();
         for range in split(&whole, MOST_EXTENT_BLOCKS) {
             let (payload, crcs) = part(&range);
             let mut places = Vec::new();
-            for unit in range.start / UNIT_BLOCKS..range.end / UNIT_BLOCKS {
-                let place = self.units.take().expect("free units were counted above");
-                places.push(place);
-                units.push((unit, place));
+            for (first, count) in self.take_runs((range.end - range.start) / UNIT_BLOCKS) {
+                let from = places.len() * UNIT_LEN;
+                data.push((first, payload.slice(from..from + count as usize * UNIT_LEN)));
+                places.extend(first..first + count);
             }
-            for (at, run) in runs(&places) {
-                let from = at * UNIT_LEN;
-                data.push((places[at], payload.slice(from..from + run * UNIT_LEN)));
-            }
+            units.extend((range.start / UNIT_BLOCKS..).zip(places.iter().copied()));
             let kind = Kind::Extent { crcs, places };
             records
                 .push_back((Record { chunk: op.chunk, stamp: op.stamp, blocks: range, kind }, Buf::empty()));
         }
+        let in_place = units.iter().all(|(_, place)| *place < written_before);
         let change = Change::Data { small, units, crcs: op.crcs };
+        let durability = if in_place { Durability::Durable } else { Durability::Buffered };
         let id = self.begin(io, ticket, op.chunk, op.stamp, blocks, records, change, data.len() as u32);
         for (place, payload) in data {
-            let wait = self.expect(Waiting::LargeData { id });
-            io.write(
-                self.data,
-                u64::from(place) * super::UNIT_BYTES,
-                vec![payload],
-                Durability::Buffered,
-                wait,
-            );
+            let wait = self.expect(Waiting::LargeData { id, durability });
+            io.write(self.data, u64::from(place) * super::UNIT_BYTES, vec![payload], durability, wait);
         }
+    }
+
+    /// Takes units, counted before, in as few runs as possible.
+    fn take_runs(&mut self, count: u32) -> Vec<(u32, u32)> {
+        let mut runs = Vec::new();
+        let mut left = count;
+        while left > 0 {
+            let (first, count) = self.units.take_run(left).expect("free units were counted");
+            runs.push((first, count));
+            left -= count;
+        }
+        runs
     }
 
     pub(super) fn start_discard(&mut self, io: &mut dyn Io, ticket: Ticket, op: DiscardOp) {
@@ -228,7 +236,13 @@ impl Store {
         self.part_done(io, id);
     }
 
-    pub(super) fn large_data_done(&mut self, io: &mut dyn Io, id: u64, result: io::Result<Buf>) {
+    pub(super) fn large_data_done(
+        &mut self,
+        io: &mut dyn Io,
+        id: u64,
+        durability: Durability,
+        result: io::Result<Buf>,
+    ) {
         let Some(write) = self.writes.get_mut(&id) else { return };
         write.data_writes_left -= 1;
         if let Err(source) = result {
@@ -237,9 +251,15 @@ impl Store {
                 _ => StoreError::Io { file: "data".into(), source },
             });
         }
-        if write.data_writes_left == 0 {
-            self.sync_next.push(id);
-            self.start_large_sync(io);
+        if write.data_writes_left > 0 {
+            return;
+        }
+        match durability {
+            Durability::Durable => self.part_done(io, id),
+            Durability::Buffered => {
+                self.sync_next.push(id);
+                self.start_large_sync(io);
+            }
         }
     }
 
@@ -395,16 +415,4 @@ fn pieces(blocks: &Range<u32>, whole: &Range<u32>) -> impl Iterator<Item = Range
 fn split(range: &Range<u32>, most: u32) -> impl Iterator<Item = Range<u32>> + use<> {
     let end = range.end;
     (range.start..end).step_by(most as usize).map(move |start| start..(start + most).min(end))
-}
-
-/// Runs of consecutive places: index of the first and length.
-fn runs(places: &[u32]) -> Vec<(usize, usize)> {
-    let mut runs: Vec<(usize, usize)> = Vec::new();
-    for (i, &place) in places.iter().enumerate() {
-        match runs.last_mut() {
-            Some((at, len)) if places[*at] + *len as u32 == place => *len += 1,
-            _ => runs.push((i, 1)),
-        }
-    }
-    runs
 }
