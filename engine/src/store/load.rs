@@ -1,12 +1,12 @@
 //! Map pages on demand: what a request needs is read before it starts, and what nobody used lately is forgotten.
 
-use super::page::{self, Found, MapPage, PAIR_BYTES, PageKind};
+use super::page::{self, MapPage, PageKind};
 use super::write::whole_units;
 use super::{Chunk, PAGE_BLOCKS, Request, Store, StoreError, Waiting, bits, pages_of};
 use shards::{Buf, Io};
 use std::io;
 use std::ops::Range;
-use wire::ChunkId;
+use wire::{BLOCK_BYTES, ChunkId};
 
 /// A request that waits for map pages. It holds its blocks meanwhile.
 pub(super) struct Load {
@@ -61,9 +61,9 @@ impl Store {
         let waiters = self.page_waiters.entry((chunk, number)).or_default();
         waiters.push(waiter);
         if waiters.len() == 1 {
-            let at = page::offset(page::map_number(self.chunks[&chunk].slot, number), 0);
+            let at = self.chunks[&chunk].page_offset(number);
             let wait = self.expect(Waiting::MapPage { chunk, page: number });
-            io.read(self.maps, at, PAIR_BYTES, wait);
+            io.read(self.maps, at, BLOCK_BYTES, wait);
         }
     }
 
@@ -89,22 +89,19 @@ impl Store {
         if chunk.exists >> number & 1 == 0 || chunk.pages.contains_key(&number) {
             return Ok(()); // Deleted, and perhaps made anew, meanwhile.
         }
-        let pair = result.map_err(|source| StoreError::Io { file: file(), source })?;
+        let bytes = result.map_err(|source| StoreError::Io { file: file(), source })?;
         let in_file = page::map_number(chunk.slot, number);
-        match page::find(&pair, PageKind::Map, in_file, id, self.committed_round) {
-            Found::Page { place } => {
-                chunk.pages.insert(number, MapPage::decode(page::body(&pair, place), place));
-                self.page_clock.push_back((id, number));
-                Ok(())
-            }
-            found => Err(StoreError::Corrupt {
+        page::check(&bytes, PageKind::Map, in_file, id, self.committed_round).map_err(|bad| {
+            StoreError::Corrupt {
                 file: file(),
-                offset: page::offset(in_file, 0),
-                expected: format!("map page {number} of chunk {id} in one of two places"),
-                found: if found == Found::Never { "zeros" } else { "no whole page that was committed" }
-                    .into(),
-            }),
-        }
+                offset: chunk.page_offset(number),
+                expected: format!("map page {number} of chunk {id}"),
+                found: bad.text().into(),
+            }
+        })?;
+        chunk.pages.insert(number, MapPage::decode(&bytes));
+        self.page_clock.push_back((id, number));
+        Ok(())
     }
 
     fn request_page_done(&mut self, io: &mut dyn Io, id: u64, number: u32, failed: Option<StoreError>) {
@@ -165,6 +162,11 @@ impl Store {
 }
 
 impl Chunk {
+    /// Where the valid version of a map page stands in `maps`.
+    fn page_offset(&self, number: u32) -> u64 {
+        page::offset(page::map_number(self.slot, number), (self.places >> number & 1) as u8)
+    }
+
     /// Whether something under way relies on the page being in memory, or it is not on disk yet.
     fn needs_page(&self, number: u32) -> bool {
         let blocks: Range<u32> = number * PAGE_BLOCKS..(number + 1) * PAGE_BLOCKS;

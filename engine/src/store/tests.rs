@@ -1,6 +1,7 @@
 //! The store over a virtual disk: round trips, random work with crashes, corruption, space.
 
 mod cuts;
+mod flips;
 
 use super::*;
 use shards::sim::{CrashKind, FaultEffect, FaultOn, FaultRule, TestIo};
@@ -23,6 +24,8 @@ struct Bench {
     finished: Vec<(u64, Result<Done, StoreError>)>,
     broken: Option<String>,
     next: u64,
+    /// What writes say is committed.
+    committed: Sequence,
 }
 
 impl Bench {
@@ -32,7 +35,8 @@ impl Bench {
 
     fn open(mut io: TestIo, config: &StoreConfig) -> Bench {
         let store = Store::open(&mut io, config).unwrap();
-        let mut bench = Bench { io, store, finished: Vec::new(), broken: None, next: 1 };
+        let mut bench =
+            Bench { io, store, finished: Vec::new(), broken: None, next: 1, committed: Sequence(0) };
         while !bench.store.is_ready() && bench.broken.is_none() && bench.step(false) {}
         bench
     }
@@ -83,7 +87,12 @@ impl Bench {
         let bytes: Vec<u8> = values.iter().flat_map(|&v| vec![v; BLOCK_BYTES]).collect();
         let op = WriteOp {
             chunk: ChunkId(chunk),
-            stamp: Stamp { epoch: Epoch(1), sequence: Sequence(sequence), ..Stamp::default() },
+            stamp: Stamp {
+                epoch: Epoch(1),
+                sequence: Sequence(sequence),
+                committed: self.committed,
+                ..Stamp::default()
+            },
             offset_bytes: first * BLOCK_BYTES as u32,
             crcs: block_crcs(&bytes).collect(),
             payload: Buf::from_slice(&bytes),
@@ -136,12 +145,12 @@ impl Bench {
         for (id, chunk) in &self.store.chunks {
             for number in bits(chunk.exists) {
                 let in_file = page::map_number(chunk.slot, number);
-                let at = page::offset(in_file, 0);
-                let pair =
-                    self.io.disk().peek("shard-000/maps", at, page::PAIR_BYTES).expect("the file is there");
-                let found = page::find(&pair, PageKind::Map, in_file, *id, self.store.committed_round);
-                let page::Found::Page { place } = found else { panic!("seed {seed}: {found:?}") };
-                for unit in MapPage::decode(page::body(&pair, place), place).units() {
+                let at = page::offset(in_file, (chunk.places >> number & 1) as u8);
+                let bytes =
+                    self.io.disk().peek("shard-000/maps", at, BLOCK_BYTES).expect("the file is there");
+                let found = page::check(&bytes, PageKind::Map, in_file, *id, self.store.committed_round);
+                assert!(found.is_ok(), "seed {seed}: {found:?}");
+                for unit in MapPage::decode(&bytes).units() {
                     assert!(named.insert(unit), "seed {seed}: unit {unit} has two owners");
                     assert!(self.store.units.is_referenced(unit), "seed {seed}: unit {unit} counts as free");
                 }

@@ -408,7 +408,8 @@ fn recover(disk: VirtualDisk, seed: u64, cut: impl Fn(u64) -> bool) -> (Bench, V
     let mut io = TestIo::with_disk(disk, seed);
     io.disk().take_changed();
     let store = Store::open(&mut io, &tight()).unwrap_or_else(|e| panic!("{e}"));
-    let mut b = Bench { io, store, finished: Vec::new(), broken: None, next: 1 << 40 };
+    let mut b =
+        Bench { io, store, finished: Vec::new(), broken: None, next: 1 << 40, committed: Sequence(0) };
     let (mut changes, mut again) = (0, Vec::new());
     while !b.store.is_ready() && b.broken.is_none() {
         if b.io.disk().take_changed() {
