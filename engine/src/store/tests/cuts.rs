@@ -76,6 +76,8 @@ struct Work {
     under_way: BTreeMap<u64, (u64, Op)>,
     sequence: u64,
     all_second_cuts: bool,
+    /// Cut at every write; else the disk has errors.
+    cuts: bool,
     counts: Counts,
     seed: u64,
 }
@@ -112,6 +114,40 @@ fn crash_cuts_at_every_disk_write_keep_every_acknowledged_block() {
     );
 }
 
+#[test]
+fn one_error_of_the_disk_loses_nothing_acknowledged() {
+    let runs = std::env::var("STORE_ERROR_RUNS").map_or(150, |n| n.parse().expect("a number"));
+    let broken = (0..runs).filter(|seed| Work::new(1000 + seed).run_with_an_error()).count() as u64;
+    println!("{broken} of {runs} runs ended with a broken store");
+    assert!(broken > runs / 10 && broken < runs, "{broken} of {runs}");
+}
+
+#[test]
+fn chunks_that_come_in_while_a_round_is_written_need_no_page_that_it_did_not_write() {
+    for steps in 0..40 {
+        let mut b = Bench::new();
+        for chunk in 0..u64::from(page::INDEX_ENTRIES) {
+            b.write(chunk, 0, &[1], 1);
+        }
+        b.settle();
+        for timer in b.io.advance(APPLY_AFTER * 2) {
+            b.store.on_timer(&mut b.io, timer);
+        }
+        for _ in 0..steps {
+            b.step(false);
+        }
+        b.write(99, 0, &[2], 1);
+        loop {
+            let disk = b.io.crash_copy(CrashKind::Power, steps);
+            let again = Bench::open(TestIo::with_disk(disk, steps), &config());
+            assert_eq!(again.broken, None, "{steps} steps into the round");
+            if !b.step(false) {
+                break;
+            }
+        }
+    }
+}
+
 impl Work {
     fn new(seed: u64) -> Work {
         Work {
@@ -121,27 +157,14 @@ impl Work {
             under_way: BTreeMap::new(),
             sequence: 0,
             all_second_cuts: std::env::var_os("STORE_CUT_ALL").is_some(),
+            cuts: true,
             counts: Counts::default(),
             seed,
         }
     }
 
     fn run(mut self) -> Counts {
-        for _ in 0..OPERATIONS {
-            match self.random.below(24) {
-                0..13 => self.start_write(),
-                13 | 14 => self.start_discard(),
-                15 => self.start_epoch(),
-                16 if self.random.below(3) == 0 => self.start_delete(),
-                17 => self.note_committed(),
-                18 if self.random.below(4) == 0 => self.run_out_of_room(),
-                19 | 20 => self.wait(),
-                _ => {}
-            }
-            for _ in 0..self.random.below(5) {
-                self.step();
-            }
-        }
+        self.work();
         self.b.io.disk().clear_faults();
         for _ in 0..10 {
             self.wait();
@@ -161,6 +184,44 @@ impl Work {
         // What a run must have met, else it shows nothing.
         assert!(rounds > 10 && end > 3 * ring, "{rounds} rounds, {end} bytes of journal");
         self.counts
+    }
+
+    /// A run whose disk fails once, somewhere; true if that broke the store.
+    fn run_with_an_error(mut self) -> bool {
+        self.cuts = false;
+        let on = [FaultOn::Read, FaultOn::Write, FaultOn::Sync][self.random.below(3) as usize];
+        let file = ["data", "index", "maps", "units", "journal"][self.random.below(5) as usize];
+        let rule = FaultRule::next(on, &format!("shard-000/{file}"), FaultEffect::Eio);
+        let most = if file == "data" || file == "journal" { 200 } else { 12 };
+        let rule = rule.skipping(self.random.below(most) as u32);
+        self.b.io.fault(rule);
+        self.work();
+        let broke = self.b.broken.is_some();
+        let mut disk = self.b.io.crash_copy(CrashKind::Power, self.seed);
+        disk.clear_faults();
+        self.recover_and_check(disk, self.seed);
+        broke
+    }
+
+    fn work(&mut self) {
+        for _ in 0..OPERATIONS {
+            if self.b.broken.is_some() {
+                return;
+            }
+            match self.random.below(24) {
+                0..13 => self.start_write(),
+                13 | 14 => self.start_discard(),
+                15 => self.start_epoch(),
+                16 if self.random.below(3) == 0 => self.start_delete(),
+                17 => self.note_committed(),
+                18 if self.random.below(4) == 0 => self.run_out_of_room(),
+                19 | 20 => self.wait(),
+                _ => {}
+            }
+            for _ in 0..self.random.below(5) {
+                self.step();
+            }
+        }
     }
 
     // ---- the workload ----
@@ -245,7 +306,7 @@ impl Work {
         let refused = |f: &(u64, Result<Done, StoreError>)| f.0 == ticket && f.1.is_err();
         if let Some(at) = self.b.finished.iter().position(refused) {
             // Refused at once: nothing of it may ever be seen.
-            assert!(matches!(self.b.finished.remove(at).1, Err(StoreError::NoSpace)));
+            assert!(matches!(self.b.finished.remove(at).1, Err(StoreError::NoSpace | StoreError::Io { .. })));
             self.counts.refused += 1;
             return;
         }
@@ -274,12 +335,13 @@ impl Work {
     }
 
     fn acknowledge(&mut self) {
-        assert_eq!(self.b.broken, None, "seed {}", self.seed);
+        assert!(self.b.broken.is_none() || !self.cuts, "seed {}: {:?}", self.seed, self.b.broken);
         for (ticket, result) in std::mem::take(&mut self.b.finished) {
             let (chunk, op) = self.under_way.remove(&ticket).expect("asked for");
             match result {
                 Ok(_) => self.acked(chunk, op),
                 Err(StoreError::NoSpace) => self.failed(chunk, op),
+                Err(StoreError::Io { .. }) if !self.cuts => self.failed(chunk, op),
                 Err(other) => panic!("seed {}: {other}", self.seed),
             }
         }
@@ -288,7 +350,9 @@ impl Work {
     /// Its blocks stay old or new.
     fn failed(&mut self, chunk: u64, op: Op) {
         self.counts.refused += 1;
-        let Op::Blocks { sequence, .. } = op else { panic!("only writes need room") };
+        let Op::Blocks { sequence, .. } = op else {
+            return assert!(!self.cuts, "only writes need room");
+        };
         let known = self.chunks.get_mut(&chunk).expect("all are known");
         known.failed = Some(known.failed.map_or(sequence, |f| f.min(sequence)));
     }
@@ -332,7 +396,7 @@ impl Work {
 
     /// Cuts once for every write that begins or ends, and every sync.
     fn cut_if_new(&mut self) {
-        if self.b.io.disk().take_changed() {
+        if self.cuts && self.b.io.disk().take_changed() {
             self.counts.cuts += 1;
             let seed = self.seed << 32 | self.counts.cuts;
             let mut disk = self.b.io.crash_copy(CrashKind::Power, seed);
