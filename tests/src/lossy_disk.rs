@@ -6,6 +6,7 @@
 //!
 //! Commands are lines written to the file `.control` in its root, done when the write returns:
 //! - `lose SEED`: power is gone and back; the seed chooses what of the un-synced is left;
+//! - `sync PATH`: all files whose path contains PATH are durable as they are;
 //! - `fault ON EFFECT TIMES SKIP PATH`: ON is read, write, sync or any; EFFECT is eio, enospc, lost, flip, misdirect or
 //!   stall-MS; of the operations on files whose path contains PATH, SKIP are let pass and the next TIMES are spoiled;
 //! - `mend`: no more faults.
@@ -13,9 +14,9 @@
 //! Links, extended attributes and shared mappings are not there.
 
 use fuser::{
-    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner,
-    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen,
-    ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
+    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 use shards::sim::{CrashKind, DiskOp, FaultEffect, FaultOn, FaultRule, Rng, VirtualDisk};
 use shards::{Buf, Durability, OpenHow};
@@ -174,6 +175,13 @@ impl State {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
             ["lose", seed] => self.disk.crash(CrashKind::Power, &mut Rng::new(seed.parse().ok()?)),
+            ["sync", path] => {
+                let named = self.nodes.iter().filter(|n| n.path.contains(path)).filter_map(|n| n.file);
+                for file in named.collect::<Vec<_>>() {
+                    let (ticket, _) = self.disk.submit(DiskOp::Sync { file });
+                    self.disk.complete(ticket).ok()?;
+                }
+            }
             ["mend"] => self.disk.clear_faults(),
             ["fault", on, effect, times, skip, path] => {
                 let on = match on {
@@ -351,15 +359,7 @@ impl Filesystem for LossyDisk {
         }
     }
 
-    fn mkdir(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        _umask: u32,
-        reply: ReplyEntry,
-    ) {
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
         let mut state = self.state();
         let made = state.make(parent, name, true, mode, req);
         entry(reply, &state, made);
@@ -468,19 +468,14 @@ impl Filesystem for LossyDisk {
         reply.ok();
     }
 
-    fn readdir(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectory,
-    ) {
+    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let state = self.state();
         let Ok(node) = state.node(ino) else { return reply.error(Errno::ENOENT) };
         let prefix = if node.path.is_empty() { String::new() } else { format!("{}/", node.path) };
         let inside = |path: &str| {
-            path.strip_prefix(&prefix).filter(|rest| !rest.is_empty() && !rest.contains('/')).map(str::to_string)
+            path.strip_prefix(&prefix)
+                .filter(|rest| !rest.is_empty() && !rest.contains('/'))
+                .map(str::to_string)
         };
         let dots = [".", ".."].map(|name| (ino.0, FileType::Directory, name.to_string()));
         let named = state.nodes.iter().zip(1..).filter_map(|(node, ino)| {
@@ -518,13 +513,10 @@ impl Filesystem for LossyDisk {
 /// Serves a lossy disk at `dir` until it is unmounted.
 pub fn serve(dir: &std::path::Path) -> io::Result<()> {
     let mut config = fuser::Config::default();
-    config.mount_options = vec![
-        fuser::MountOption::FSName("lossy-disk".into()),
-        fuser::MountOption::DefaultPermissions,
-    ];
+    config.mount_options =
+        vec![fuser::MountOption::FSName("lossy-disk".into()), fuser::MountOption::DefaultPermissions];
     config.acl = fuser::SessionACL::All;
     // Stalled operations must not hold up others.
     config.n_threads = Some(4);
     fuser::Session::new(LossyDisk::default(), dir, &config)?.run()
 }
-

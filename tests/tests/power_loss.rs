@@ -29,6 +29,8 @@ impl Lossy {
         fs::create_dir(&cluster.dir.0).expect("a directory can be made");
         let lossy = Lossy { cluster: Some(cluster), dir, _disk: disk };
         lossy.c().up_with(&["--shards", "1", "--capacity", "1G"]);
+        // Nobody syncs the files that say which processes run.
+        lossy.command("sync cluster/run/");
         // Small chunks, so that files have several.
         lossy.c().admin(&["set-attr", "/", "chunk-size=1M"]);
         lossy
@@ -58,14 +60,20 @@ fn all_servers_lose_power_and_nothing_acknowledged_is_lost() {
     for round in 0..4u64 {
         let image = pattern(100 + round, 700);
         write_synced(&c.mnt(&format!("image{round}")), &image);
-        std::thread::scope(|scope| {
-            let running = scope.spawn(|| load.run_for(Duration::from_millis(1500)));
-            std::thread::sleep(Duration::from_millis(400 + 150 * round));
-            SERVERS.iter().for_each(|name| c.kill(name));
-            lossy.command(&format!("lose {round}"));
-            c.up_with(&[]);
-            running.join().expect("the load goes on when the servers are back");
-        });
+        // Writes that are under way when the power goes are another process's.
+        let mut noise = Command::new("dd")
+            .args(["if=/dev/urandom", "bs=48k", "count=100000", "oflag=dsync", "status=none"])
+            .arg(format!("of={}", c.mnt("noise").display()))
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("dd runs");
+        load.run_for(Duration::from_millis(600 + 150 * round));
+        SERVERS.iter().for_each(|name| c.kill(name));
+        lossy.command(&format!("lose {round}"));
+        c.up_with(&[]);
+        lossy.command("sync cluster/run/");
+        let _ = noise.kill();
+        noise.wait().expect("it was started");
         c.wait_healthy();
         load.verify(&c.mnt("load"));
         assert!(read(&c.mnt(&format!("image{round}"))) == image, "round {round}");
@@ -116,6 +124,7 @@ fn a_bad_disk_under_one_server_costs_repairs_and_never_data() {
     c.wait_healthy();
     let events = c.admin(&["get-event"]);
     assert!(events.contains("CS#2 has reported hard error"), "{events}");
+    load.close();
     // What was repaired is whole on the disk: the other replicas are not asked for it.
     c.down();
     c.up_with(&[]);
