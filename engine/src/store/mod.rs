@@ -20,6 +20,8 @@ mod alloc;
 mod apply;
 mod load;
 mod page;
+#[cfg(feature = "plant")]
+mod plant;
 mod read;
 mod record;
 mod replay;
@@ -333,6 +335,8 @@ pub struct Store {
     /// Units of large writes that failed, with the place of their last record in the journal.
     failed_units: Vec<(Position, u32)>,
     outcomes: Vec<Outcome>,
+    /// Chunks that came to be since [`Store::take_appeared`].
+    appeared: BTreeSet<ChunkId>,
 }
 
 impl Store {
@@ -402,6 +406,7 @@ impl Store {
             free_later: Vec::new(),
             failed_units: Vec::new(),
             outcomes: Vec::new(),
+            appeared: BTreeSet::new(),
         })
     }
 
@@ -501,6 +506,12 @@ impl Store {
 
     pub fn chunks(&self) -> impl Iterator<Item = ChunkId> + '_ {
         self.chunks.keys().copied()
+    }
+
+    /// Chunks that came to be since the last call and are still here.
+    pub fn take_appeared(&mut self) -> Vec<ChunkId> {
+        let appeared = std::mem::take(&mut self.appeared);
+        appeared.into_iter().filter(|id| self.chunks.contains_key(id)).collect()
     }
 
     pub fn chunk_count(&self) -> usize {
@@ -778,6 +789,7 @@ impl Store {
         });
         self.slots[slot as usize] = Some(id);
         self.chunks.insert(id, Chunk::new(slot));
+        self.appeared.insert(id);
     }
 
     fn free_unit(&mut self, unit: u32) {
