@@ -24,6 +24,8 @@ pub(super) struct Units {
     /// Pages of `units` that differ from disk.
     dirty: BTreeSet<u32>,
     written: Vec<Written>,
+    /// Referenced units that a census has not met (census.rs); empty when none is under way.
+    suspects: Vec<u64>,
     /// Of [`mark`] over all pages.
     sum: u64,
 }
@@ -47,6 +49,7 @@ impl Units {
             single_cursor: 0,
             dirty: (0..pages).collect(),
             written: vec![Written::NEVER; pages as usize],
+            suspects: Vec::new(),
             sum: 0,
         }
     }
@@ -177,12 +180,14 @@ impl Units {
     pub fn refer(&mut self, unit: u32) {
         debug_assert!(self.is_taken(unit), "a free unit {unit} is named by a map");
         self.referenced[unit as usize / 64] |= 1 << (unit % 64);
+        self.clear(unit);
         self.dirty.insert(unit / UNITS_PER_PAGE);
     }
 
     /// No map page names it any more; it stays taken until [`Units::release`].
     pub fn unrefer(&mut self, unit: u32) {
         self.referenced[unit as usize / 64] &= !(1 << (unit % 64));
+        self.clear(unit);
         self.dirty.insert(unit / UNITS_PER_PAGE);
     }
 
@@ -202,6 +207,27 @@ impl Units {
         self.mark(unit, 1);
         self.refer(unit);
         true
+    }
+
+    /// Suspects every referenced unit of having no owner.
+    pub fn suspect_all(&mut self) {
+        self.suspects = self.referenced.clone();
+    }
+
+    /// It has one, or is no longer what it was.
+    pub fn clear(&mut self, unit: u32) {
+        if let Some(word) = self.suspects.get_mut(unit as usize / 64) {
+            *word &= !(1 << (unit % 64));
+        }
+    }
+
+    /// Ends the suspicion; returns who was left.
+    pub fn clear_all(&mut self) -> Vec<u32> {
+        let suspects = std::mem::take(&mut self.suspects);
+        let left = |(at, &word): (usize, &u64)| {
+            (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| at as u32 * 64 + bit)
+        };
+        suspects.iter().enumerate().flat_map(left).collect()
     }
 
     /// What the pages add to the checkpoint's sum.

@@ -21,6 +21,7 @@ pub(super) enum Waiter {
     Request(u64),
     Round,
     Opening,
+    Census,
 }
 
 /// Pages looked at in one sweep of the cache.
@@ -79,6 +80,7 @@ impl Store {
                     Some(error) => self.break_down(error),
                 },
                 Waiter::Opening => self.opening_page_done(io, failed),
+                Waiter::Census => self.census_page_done(io, failed),
             }
         }
     }
@@ -107,19 +109,25 @@ impl Store {
     fn request_page_done(&mut self, io: &mut dyn Io, id: u64, number: u32, failed: Option<StoreError>) {
         let Some(load) = self.loads.get_mut(&id) else { return };
         load.left -= 1;
+        let mut given_up = false;
         if let Some(error) = failed {
             if forgets(&load.request, number) {
-                // Its units stay taken until they are missed; the chunk can be emptied all the same.
+                // The chunk can be emptied all the same; its units have to be found (census.rs).
                 tracing::error!(%error, chunk = load.chunk.0, page = number, "a damaged map page is given up");
                 let chunk = self.chunks.get_mut(&load.chunk).expect("a request holds it");
                 chunk.pages.insert(number, MapPage::default());
                 chunk.dirty |= 1 << number;
                 self.dirty_chunks.insert(load.chunk);
+                given_up = true;
             } else {
                 load.failed = Some(error);
             }
         }
-        if load.left > 0 {
+        let left = load.left;
+        if given_up {
+            self.start_census(io);
+        }
+        if left > 0 {
             return;
         }
         let load = self.loads.remove(&id).expect("just seen");

@@ -18,6 +18,7 @@
 
 mod alloc;
 mod apply;
+mod census;
 mod load;
 mod page;
 #[cfg(feature = "plant")]
@@ -335,6 +336,8 @@ pub struct Store {
     /// Units of large writes that failed, with the place of their last record in the journal.
     failed_units: Vec<(Position, u32)>,
     outcomes: Vec<Outcome>,
+    /// A walk that looks for units without an owner.
+    census: Option<census::Census>,
     /// Chunks that came to be since [`Store::take_appeared`].
     appeared: BTreeSet<ChunkId>,
 }
@@ -406,6 +409,7 @@ impl Store {
             free_later: Vec::new(),
             failed_units: Vec::new(),
             outcomes: Vec::new(),
+            census: None,
             appeared: BTreeSet::new(),
         })
     }

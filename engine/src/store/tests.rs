@@ -288,6 +288,40 @@ fn flipped_bits_are_reported_and_never_returned() {
     assert!(b.broken.unwrap().contains("index is corrupt at offset 0: expected page 0"));
 }
 
+#[test]
+fn units_of_a_map_page_that_was_given_up_are_found_and_freed() {
+    let mut b = Bench::new();
+    for chunk in 1..=6 {
+        let t = b.write(chunk, 0, &[chunk as u8; 160], 1);
+        b.ok(t);
+        let t = b.write(chunk, PAGE_BLOCKS, &[chunk as u8; 32], 2);
+        b.ok(t);
+    }
+    b.apply();
+    let mut b = b.crash(1);
+    let free = b.store.units.free();
+    let at = page::map_number(b.store.chunks[&ChunkId(2)].slot, 0);
+    [0, 1].iter().for_each(|&place| {
+        b.io.disk().flip_bit("shard-000/maps", page::offset(at, place) + 300, 1);
+    });
+    assert!(b.read(2, 0, 1).unwrap_err().is_damage());
+    let emptied = b.discard(2, 0, PAGE_BLOCKS, 3);
+    // Others change meanwhile.
+    b.write(3, 16, &[9; 48], 3);
+    b.write(7, 0, &[7; 16], 1);
+    b.ok(emptied);
+    b.apply();
+    b.apply();
+    b.check_units(0);
+    assert_eq!(b.store.units.free(), free + 10 - 1);
+    for mut b in [b.crash(2)] {
+        assert_eq!((b.broken.clone(), b.read(2, 0, 1).unwrap()), (None, vec![0]));
+        assert_eq!(b.read(3, 0, 160).unwrap()[16..65], [[9; 48].as_slice(), &[3]].concat());
+        assert_eq!((b.read(6, 0, 160).unwrap(), b.read(7, 0, 16).unwrap()), (vec![6; 160], vec![7; 16]));
+        b.check_units(0);
+    }
+}
+
 /// What a block may hold: the last acknowledged value, or any unacknowledged one since.
 #[derive(Clone, Default)]
 struct Model(BTreeMap<(u64, u32), BTreeSet<u8>>);
