@@ -111,6 +111,9 @@ pub struct CsShard {
     /// For connections we make: grows.
     generation: u64,
     stopping: bool,
+    /// Empty; kept for their memory.
+    spare_actions: Vec<Action>,
+    spare_outcomes: Vec<Outcome>,
 }
 
 impl CsShard {
@@ -132,6 +135,8 @@ impl CsShard {
             scrub_saved: (Timestamp(0), Vec::new()),
             generation,
             stopping: false,
+            spare_actions: Vec::new(),
+            spare_outcomes: Vec::new(),
         }
     }
 
@@ -628,24 +633,29 @@ impl CsShard {
     /// Carries out what replication wants, until it wants nothing more.
     fn act(&mut self, io: &mut dyn Io) {
         loop {
-            let actions = self.replication.take_actions();
+            let empty = std::mem::take(&mut self.spare_actions);
+            let mut actions = self.replication.take_actions(empty);
             if actions.is_empty() {
+                self.spare_actions = actions;
                 return;
             }
-            for action in actions {
+            for action in actions.drain(..) {
                 match action {
                     Action::Reply(conn, frame) => io.send(conn, frame.encode()),
                     Action::ToPeer(addr, frame) => self.send_peer(io, addr, frame),
                     Action::ToMds(request) => self.ask_mds(io, request),
                 }
             }
+            self.spare_actions = actions;
         }
     }
 
     fn take_outcomes(&mut self, io: &mut dyn Io) {
         let Some(store) = self.store.as_mut() else { return };
-        let outcomes: Vec<Outcome> = store.outcomes().collect();
+        let mut outcomes = std::mem::take(&mut self.spare_outcomes);
+        outcomes.extend(store.outcomes());
         if outcomes.is_empty() {
+            self.spare_outcomes = outcomes;
             return;
         }
         for outcome in &outcomes {
@@ -658,7 +668,8 @@ impl CsShard {
                 Outcome::Finished { .. } => {}
             }
         }
-        self.replication.on_store(outcomes, store, io);
+        self.replication.on_store(&mut outcomes, store, io);
+        self.spare_outcomes = outcomes;
         self.act(io);
         // Starting new operations may have ended some at once.
         self.take_outcomes(io);

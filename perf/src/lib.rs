@@ -8,6 +8,7 @@ pub mod cpu;
 pub mod device;
 pub mod disk;
 pub mod drive;
+pub mod engine;
 pub mod fio;
 pub mod html;
 pub mod measure;

@@ -7,7 +7,9 @@
 //!   sliced, sent to other threads) without a copy;
 //! - memory is zeroed when it is first allocated, never handed out uninitialised;
 //! - freed memory goes to a list of the freeing thread by size, so that a shard in steady state asks the
-//!   allocator for no payload memory.
+//!   allocator for none.
+//!
+//! Short buffers for metadata are the exception: they are aligned to cache lines only.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::RefCell;
@@ -28,53 +30,20 @@ unsafe impl Send for Slab {}
 // SAFETY: as above; shared access is read-only.
 unsafe impl Sync for Slab {}
 
-/// Bytes a thread keeps for reuse; beyond that memory goes back to the allocator.
-const KEEP_BYTES: usize = 64 << 20;
-
-#[derive(Default)]
-struct Pool {
-    by_capacity: HashMap<usize, Vec<Slab>>,
-    kept_bytes: usize,
-}
-
-thread_local! {
-    static POOL: RefCell<Pool> = RefCell::default();
-}
-
-/// Memory of exactly this capacity from the thread's pool, with old content.
-fn reuse(capacity_bytes: usize) -> Option<Slab> {
-    POOL.try_with(|pool| {
-        let mut pool = pool.borrow_mut();
-        let slab = pool.by_capacity.get_mut(&capacity_bytes)?.pop()?;
-        pool.kept_bytes -= capacity_bytes;
-        Some(slab)
-    })
-    .ok()
-    .flatten()
-}
-
-/// Takes memory into the thread's pool; false when it is full or the thread is ending.
-fn keep(start: *mut u8, capacity_bytes: usize) -> bool {
-    POOL.try_with(|pool| {
-        let Ok(mut pool) = pool.try_borrow_mut() else { return false };
-        if pool.kept_bytes + capacity_bytes > KEEP_BYTES {
-            return false;
-        }
-        pool.kept_bytes += capacity_bytes;
-        pool.by_capacity.entry(capacity_bytes).or_default().push(Slab { start, capacity_bytes });
-        true
-    })
-    .unwrap_or(false)
-}
+/// Capacity of buffers for metadata: headers of messages are many and small, and whole blocks for them would all fall
+/// onto the same lines of the processor's cache.
+const SMALL_BYTES: usize = 512;
+const SMALL_ALIGNMENT: usize = 64;
 
 impl Slab {
     fn layout(capacity_bytes: usize) -> Layout {
-        Layout::from_size_align(capacity_bytes, BLOCK_BYTES).expect("buffer size fits a layout")
+        let alignment = if capacity_bytes == SMALL_BYTES { SMALL_ALIGNMENT } else { BLOCK_BYTES };
+        Layout::from_size_align(capacity_bytes, alignment).expect("buffer size fits a layout")
     }
 
     fn new(capacity_bytes: usize) -> Self {
         let layout = Self::layout(capacity_bytes);
-        // SAFETY: the layout has a non-zero size (capacity is at least one block).
+        // SAFETY: the layout has a non-zero size (capacity is at least that of a small buffer).
         let start = unsafe { alloc_zeroed(layout) };
         if start.is_null() {
             handle_alloc_error(layout);
@@ -85,17 +54,69 @@ impl Slab {
 
 impl Drop for Slab {
     fn drop(&mut self) {
-        if keep(self.start, self.capacity_bytes) {
-            return;
-        }
         // SAFETY: allocated in `new` with this same layout and freed only here.
         unsafe { dealloc(self.start, Self::layout(self.capacity_bytes)) }
     }
 }
 
+/// Bytes a thread keeps for reuse; beyond that memory goes back to the allocator.
+const KEEP_BYTES: usize = 64 << 20;
+/// Capacities up to so many blocks have lists of their own.
+const LISTED_BLOCKS: usize = 16;
+
+/// Memory of a thread for reuse, with old content, by capacity. Everything in it has one owner: the pool.
+#[derive(Default)]
+struct Pool {
+    /// Small ones first, then 1, 2, … blocks.
+    listed: [Vec<Arc<Slab>>; LISTED_BLOCKS + 1],
+    others: HashMap<usize, Vec<Arc<Slab>>>,
+    kept_bytes: usize,
+}
+
+impl Pool {
+    fn list(&mut self, capacity_bytes: usize) -> &mut Vec<Arc<Slab>> {
+        let blocks = capacity_bytes / BLOCK_BYTES;
+        if blocks <= LISTED_BLOCKS {
+            &mut self.listed[blocks]
+        } else {
+            self.others.entry(capacity_bytes).or_default()
+        }
+    }
+}
+
+thread_local! {
+    static POOL: RefCell<Pool> = RefCell::default();
+}
+
+fn obtain(capacity_bytes: usize) -> Arc<Slab> {
+    let pooled = POOL.try_with(|pool| {
+        let mut pool = pool.borrow_mut();
+        let slab = pool.list(capacity_bytes).pop()?;
+        pool.kept_bytes -= capacity_bytes;
+        Some(slab)
+    });
+    pooled.ok().flatten().unwrap_or_else(|| Arc::new(Slab::new(capacity_bytes)))
+}
+
+/// Gives up one owner's hold. The last one's memory goes into its thread's pool, unless that is full or the thread is
+/// ending. (Two that are the last at the same moment both see the other, and the memory is freed: no harm.)
+fn give_back(mut slab: Arc<Slab>) {
+    if Arc::strong_count(&slab) > 1 || Arc::get_mut(&mut slab).is_none() {
+        return;
+    }
+    let _ = POOL.try_with(|pool| {
+        let Ok(mut pool) = pool.try_borrow_mut() else { return };
+        if pool.kept_bytes + slab.capacity_bytes <= KEEP_BYTES {
+            pool.kept_bytes += slab.capacity_bytes;
+            pool.list(slab.capacity_bytes).push(slab);
+        }
+    });
+}
+
 /// A writable aligned buffer with one owner.
 pub struct BufMut {
-    slab: Arc<Slab>,
+    /// `None` when empty.
+    slab: Option<Arc<Slab>>,
     len: usize,
 }
 
@@ -109,9 +130,16 @@ impl BufMut {
 
     /// A buffer with arbitrary old content, for callers that overwrite all of it before anybody reads it.
     pub fn scratch(len: usize) -> Self {
-        let capacity = len.max(1).next_multiple_of(BLOCK_BYTES);
-        let slab = reuse(capacity).unwrap_or_else(|| Slab::new(capacity));
-        BufMut { slab: Arc::new(slab), len }
+        let slab = (len > 0).then(|| obtain(len.next_multiple_of(BLOCK_BYTES)));
+        BufMut { slab, len }
+    }
+
+    /// As [`BufMut::scratch`], for metadata: short ones are not block-aligned.
+    pub fn metadata(len: usize) -> Self {
+        if len == 0 || len > SMALL_BYTES {
+            return Self::scratch(len);
+        }
+        BufMut { slab: Some(obtain(SMALL_BYTES)), len }
     }
 
     pub fn from_slice(bytes: &[u8]) -> Self {
@@ -121,34 +149,41 @@ impl BufMut {
     }
 
     pub fn capacity(&self) -> usize {
-        self.slab.capacity_bytes
+        self.slab.as_ref().map_or(0, |slab| slab.capacity_bytes)
     }
 
     /// Changes the length within the capacity. Panics beyond it.
     pub fn set_len(&mut self, len: usize) {
-        assert!(len <= self.slab.capacity_bytes, "length {len} beyond capacity {}", self.slab.capacity_bytes);
+        assert!(len <= self.capacity(), "length {len} beyond capacity {}", self.capacity());
         self.len = len;
     }
 
     /// Makes the buffer read-only and shareable. No copy.
-    pub fn freeze(self) -> Buf {
-        let len = self.len;
-        Buf { slab: Some(self.slab), offset: 0, len }
+    pub fn freeze(mut self) -> Buf {
+        Buf { slab: self.slab.take(), offset: 0, len: self.len }
+    }
+}
+
+impl Drop for BufMut {
+    fn drop(&mut self) {
+        self.slab.take().into_iter().for_each(give_back);
     }
 }
 
 impl Deref for BufMut {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
+        let Some(slab) = &self.slab else { return &[] };
         // SAFETY: len <= capacity, the memory is initialised, and we are the only owner.
-        unsafe { std::slice::from_raw_parts(self.slab.start, self.len) }
+        unsafe { std::slice::from_raw_parts(slab.start, self.len) }
     }
 }
 
 impl DerefMut for BufMut {
     fn deref_mut(&mut self) -> &mut [u8] {
+        let Some(slab) = &self.slab else { return &mut [] };
         // SAFETY: as above; `&mut self` of the unique owner makes the access exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.slab.start, self.len) }
+        unsafe { std::slice::from_raw_parts_mut(slab.start, self.len) }
     }
 }
 
@@ -176,6 +211,16 @@ impl Buf {
         if bytes.is_empty() { Self::empty() } else { BufMut::from_slice(bytes).freeze() }
     }
 
+    /// Copies metadata into a buffer that need not be block-aligned.
+    pub fn metadata(bytes: &[u8]) -> Self {
+        if bytes.is_empty() {
+            return Self::empty();
+        }
+        let mut buf = BufMut::metadata(bytes.len());
+        buf.copy_from_slice(bytes);
+        buf.freeze()
+    }
+
     /// The bytes `from..to` of this view, sharing the memory. Panics when out of range.
     pub fn slice(&self, range: std::ops::Range<usize>) -> Buf {
         assert!(range.start <= range.end && range.end <= self.len, "slice {range:?} of {} bytes", self.len);
@@ -185,13 +230,14 @@ impl Buf {
     /// Whether the view starts at a block boundary, so that O_DIRECT takes it as it is.
     pub fn is_aligned(&self) -> bool {
         self.offset.is_multiple_of(BLOCK_BYTES)
+            && self.slab.as_ref().is_none_or(|slab| slab.capacity_bytes != SMALL_BYTES)
     }
 
     /// Takes the memory back for writing if this is the only view of it.
     pub fn try_into_mut(mut self) -> Result<BufMut, Buf> {
         match self.slab.take() {
             Some(slab) if self.offset == 0 && Arc::strong_count(&slab) == 1 => {
-                Ok(BufMut { slab, len: self.len })
+                Ok(BufMut { slab: Some(slab), len: self.len })
             }
             slab => {
                 self.slab = slab;
@@ -210,6 +256,12 @@ impl Deref for Buf {
             // BufMut to this memory exists while a Buf does.
             Some(slab) => unsafe { std::slice::from_raw_parts(slab.start.add(self.offset), self.len) },
         }
+    }
+}
+
+impl Drop for Buf {
+    fn drop(&mut self) {
+        self.slab.take().into_iter().for_each(give_back);
     }
 }
 

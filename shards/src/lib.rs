@@ -4,6 +4,7 @@
 
 pub mod blocking;
 pub mod buf;
+pub mod count;
 pub mod host;
 pub mod journal;
 pub mod node;

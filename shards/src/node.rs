@@ -156,6 +156,10 @@ pub trait Io {
     /// Length of an open file in bytes. Blocking: only while starting.
     fn file_len(&mut self, file: FileHandle) -> io::Result<u64>;
     fn read(&mut self, file: FileHandle, offset: u64, len: usize, op: OpId);
+    /// An empty list for the parts of a [`Io::write`]: one that an ended write gave back, if there is any.
+    fn parts(&mut self) -> Vec<Buf> {
+        Vec::new()
+    }
     /// Writes `parts` one behind the other at `offset`.
     fn write(&mut self, file: FileHandle, offset: u64, parts: Vec<Buf>, durability: Durability, op: OpId);
     /// Makes all completed `Buffered` writes of the file durable.

@@ -16,7 +16,8 @@
 //! [`Grant`]: count u8, pad 7, then per replica: cs u32, port u16, role u8, pad u8, IPv6 (or mapped IPv4) 16 bytes.
 
 use crate::{CsId, LeaseId, Sequence};
-use shards::BLOCK_BYTES;
+use shards::{BLOCK_BYTES, Buf, BufMut};
+use smallvec::SmallVec;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// The CRC of one block as stored and sent. 0 means "never written: zeros"; a real CRC of 0 becomes 1.
@@ -35,6 +36,9 @@ impl BlockCrc {
         if self == Self::HOLE { block.iter().all(|&b| b == 0) } else { Self::of(block) == self }
     }
 }
+
+/// Checksums of the blocks of a request: those of a small one take no memory of their own.
+pub type BlockCrcs = SmallVec<[BlockCrc; 4]>;
 
 /// Block CRCs of a payload of whole blocks.
 pub fn block_crcs(payload: &[u8]) -> impl Iterator<Item = BlockCrc> + '_ {
@@ -97,36 +101,26 @@ pub struct DataMeta {
     pub sequence: Sequence,
     pub committed: Sequence,
     pub grant: Option<Grant>,
-    pub crcs: Vec<BlockCrc>,
+    pub crcs: BlockCrcs,
 }
 
 impl DataMeta {
-    pub fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Buf {
         let grant_len = self.grant.as_ref().map_or(0, |g| 8 + REPLICA_BYTES * g.replicas.len());
-        let mut out = Vec::with_capacity(META_BYTES + grant_len + 4 * self.crcs.len());
-        out.extend(self.lease.0.to_le_bytes());
-        out.extend(self.sequence.0.to_le_bytes());
-        out.extend(self.committed.0.to_le_bytes());
-        out.extend((self.crcs.len() as u32).to_le_bytes());
-        out.extend((grant_len as u32).to_le_bytes());
-        if let Some(grant) = &self.grant {
-            assert!(grant.replicas.len() <= MAX_REPLICAS, "{} replicas", grant.replicas.len());
-            out.extend([grant.replicas.len() as u8, grant.min_replicas, 0, 0, 0, 0, 0, 0]);
-            for r in &grant.replicas {
-                out.extend(r.cs.0.to_le_bytes());
-                out.extend(r.addr.port().to_le_bytes());
-                out.extend([r.role as u8, 0]);
-                let ip = match r.addr.ip() {
-                    IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-                    IpAddr::V6(v6) => v6,
-                };
-                out.extend(ip.octets());
-            }
+        let mut out = BufMut::metadata(META_BYTES + grant_len + 4 * self.crcs.len());
+        out[0..8].copy_from_slice(&self.lease.0.to_le_bytes());
+        out[8..16].copy_from_slice(&self.sequence.0.to_le_bytes());
+        out[16..24].copy_from_slice(&self.committed.0.to_le_bytes());
+        out[24..28].copy_from_slice(&(self.crcs.len() as u32).to_le_bytes());
+        out[28..32].copy_from_slice(&(grant_len as u32).to_le_bytes());
+        let (grant, crcs) = out[META_BYTES..].split_at_mut(grant_len);
+        if let Some(g) = &self.grant {
+            encode_grant(g, grant);
         }
-        for crc in &self.crcs {
-            out.extend(crc.0.to_le_bytes());
+        for (to, crc) in crcs.chunks_exact_mut(4).zip(&self.crcs) {
+            to.copy_from_slice(&crc.0.to_le_bytes());
         }
-        out
+        out.freeze()
     }
 
     pub fn decode(bytes: &[u8]) -> Result<DataMeta, String> {
@@ -160,6 +154,22 @@ impl DataMeta {
             grant,
             crcs,
         })
+    }
+}
+
+fn encode_grant(grant: &Grant, out: &mut [u8]) {
+    assert!(grant.replicas.len() <= MAX_REPLICAS, "{} replicas", grant.replicas.len());
+    let (head, replicas) = out.split_at_mut(8);
+    head.copy_from_slice(&[grant.replicas.len() as u8, grant.min_replicas, 0, 0, 0, 0, 0, 0]);
+    for (r, out) in grant.replicas.iter().zip(replicas.chunks_exact_mut(REPLICA_BYTES)) {
+        out[0..4].copy_from_slice(&r.cs.0.to_le_bytes());
+        out[4..6].copy_from_slice(&r.addr.port().to_le_bytes());
+        out[6..8].copy_from_slice(&[r.role as u8, 0]);
+        let ip = match r.addr.ip() {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            IpAddr::V6(v6) => v6,
+        };
+        out[8..24].copy_from_slice(&ip.octets());
     }
 }
 

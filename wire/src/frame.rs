@@ -21,7 +21,7 @@
 //! Invariant: a frame that decodes has a known kind, lengths within bounds and matching header and metadata
 //! CRCs; anything else closes the connection with a reason and never panics.
 
-use crate::{ChunkId, Epoch, Status};
+use crate::{ChunkId, DataMeta, Epoch, Status};
 use shards::{BodyLength, Buf, HEAD_BYTES, RawFrame};
 
 pub const MAGIC: [u8; 4] = *b"PSF1";
@@ -199,7 +199,12 @@ fn check_head(head: &[u8; HEAD_BYTES]) -> Result<BodyLength, FrameError> {
 
 impl Frame {
     pub fn new(head: Head, meta: &[u8], payload: Buf) -> Frame {
-        Frame { head, meta: Buf::from_slice(meta), payload }
+        Frame { head, meta: Buf::metadata(meta), payload }
+    }
+
+    /// A frame of the data path.
+    pub fn data(head: Head, meta: &DataMeta, payload: Buf) -> Frame {
+        Frame { head, meta: meta.encode(), payload }
     }
 
     pub fn bare(head: Head) -> Frame {

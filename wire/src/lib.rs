@@ -16,7 +16,7 @@ pub mod ids;
 pub mod mds_api;
 pub mod status;
 
-pub use data::{BlockCrc, DataMeta, Grant, Prepared, Replica, Role, TailEntry};
+pub use data::{BlockCrc, BlockCrcs, DataMeta, Grant, Prepared, Replica, Role, TailEntry};
 pub use frame::{Frame, FrameError, Head, Kind, flags, framing};
 pub use ids::*;
 pub use rkyv;

@@ -22,7 +22,7 @@ fn sample_meta() -> DataMeta {
             ],
             min_replicas: 2,
         }),
-        crcs: vec![BlockCrc(0x0102_0304), BlockCrc::HOLE],
+        crcs: [BlockCrc(0x0102_0304), BlockCrc::HOLE].as_slice().into(),
     }
 }
 
@@ -136,7 +136,7 @@ proptest! {
 
     #[test]
     fn data_meta_survives_damage(at in 0usize..96, value in any::<u8>()) {
-        let mut bytes = sample_meta().encode();
+        let mut bytes = sample_meta().encode().to_vec();
         let at = at % bytes.len();
         bytes[at] = value;
         let _ = DataMeta::decode(&bytes);

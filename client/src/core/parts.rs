@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use wire::data::{block_crcs, first_mismatch};
 use wire::mds_api::MdsRequest;
 use wire::{
-    BlockCrc, ChunkId, CsId, DataMeta, Epoch, FileId, Frame, Grant, Head, Kind, LeaseId, MAX_IO_BYTES,
+    BlockCrcs, ChunkId, CsId, DataMeta, Epoch, FileId, Frame, Grant, Head, Kind, LeaseId, MAX_IO_BYTES,
     Status, flags,
 };
 
@@ -63,7 +63,7 @@ pub(super) struct Part {
     /// Position in the transfer's range.
     at: usize,
     job: Job,
-    crcs: Vec<BlockCrc>,
+    crcs: BlockCrcs,
     pub place: Place,
     pub deadline: Timestamp,
     pub last_error: String,
@@ -111,7 +111,7 @@ impl ClientCore {
             };
             let crcs = match &part_job {
                 Job::Write(data) => block_crcs(data).collect(),
-                _ => Vec::new(),
+                _ => BlockCrcs::new(),
             };
             let part = Part {
                 transfer: id,
@@ -243,7 +243,7 @@ impl ClientCore {
             trace: part.transfer,
             ..Head::new(kind, request)
         };
-        Some((Frame::new(head, &meta.encode(), payload), part.chunk, part.epoch))
+        Some((Frame::data(head, &meta, payload), part.chunk, part.epoch))
     }
 
     /// The primary can't be reached: the MDS may have another.

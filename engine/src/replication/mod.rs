@@ -9,6 +9,7 @@
 //! - a chunk is served only after every in-sync replica has adopted the epoch and all tails are levelled;
 //! - nothing of an epoch older than the one known is accepted, and the known epoch never falls.
 
+mod flights;
 mod primary;
 mod secondary;
 
@@ -145,8 +146,10 @@ impl Replication {
         }
     }
 
-    pub fn take_actions(&mut self) -> Vec<Action> {
-        std::mem::take(&mut self.actions)
+    /// What is to be done, in exchange for an empty list.
+    pub fn take_actions(&mut self, empty: Vec<Action>) -> Vec<Action> {
+        debug_assert!(empty.is_empty());
+        std::mem::replace(&mut self.actions, empty)
     }
 
     pub fn active_primaries(&self) -> usize {
@@ -389,8 +392,8 @@ impl Replication {
         }
     }
 
-    pub fn on_store(&mut self, outcomes: Vec<Outcome>, store: &mut Store, io: &mut dyn Io) {
-        for outcome in outcomes {
+    pub fn on_store(&mut self, outcomes: &mut Vec<Outcome>, store: &mut Store, io: &mut dyn Io) {
+        for outcome in outcomes.drain(..) {
             if let Outcome::Finished { ticket, result } = outcome
                 && let Some(purpose) = self.purposes.remove(&ticket.0)
             {
@@ -434,7 +437,7 @@ impl Replication {
                     let meta = DataMeta { crcs, ..DataMeta::default() };
                     let mut reply = head.reply(Kind::SumsDone, Status::Ok);
                     reply.epoch = self.epoch_of(head.chunk, store);
-                    self.actions.push(Action::Reply(conn, Frame::new(reply, &meta.encode(), Buf::empty())));
+                    self.actions.push(Action::Reply(conn, Frame::data(reply, &meta, Buf::empty())));
                 }
                 Ok(_) => self.reply(conn, &head, Kind::SumsDone, Status::BadRequest),
                 Err(e) => self.reply(conn, &head, Kind::SumsDone, status_of(&e)),
@@ -461,7 +464,7 @@ impl Replication {
                 let mut reply = head.reply(Kind::ReadDone, Status::Ok);
                 reply.length_bytes = data.len() as u32;
                 let meta = DataMeta { crcs, ..DataMeta::default() };
-                self.actions.push(Action::Reply(conn, Frame::new(reply, &meta.encode(), data)));
+                self.actions.push(Action::Reply(conn, Frame::data(reply, &meta, data)));
             }
             Ok(_) => self.reply(conn, &head, Kind::ReadDone, Status::BadRequest),
             Err(error) if error.is_damage() => {

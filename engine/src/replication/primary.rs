@@ -3,6 +3,7 @@
 //! Activation (docs/architecture.md, "Becoming active"): Prepare to all others of the set, own epoch durable, then the
 //! union of all tails is sent again from our own bytes, then learners are emptied and filled; client requests wait.
 
+use super::flights::{Flight, Flights, Peers};
 use super::{Action, Known, Purpose, Queue, Replication, done_kind, secondaries, status_of};
 use crate::store::{DiscardOp, Done, Stamp, Store, StoreError, WriteOp};
 use shards::sabotage::{Sabotage, on};
@@ -14,8 +15,8 @@ use std::time::Duration;
 use wire::cs_api::{ChunkReport, CsRequest};
 use wire::data::first_mismatch;
 use wire::{
-    BLOCK_BYTES, ChunkId, CsId, DataMeta, Epoch, Frame, Head, Kind, LeaseId, Prepared, Role, Sequence,
-    Status, decode, flags,
+    BLOCK_BYTES, BlockCrcs, ChunkId, CsId, DataMeta, Epoch, Frame, Head, Kind, LeaseId, Prepared, Role,
+    Sequence, Status, decode, flags,
 };
 
 /// A request that waits this long is answered Busy, so that the client can tell its user why it waits.
@@ -39,7 +40,7 @@ pub(super) struct ClientRequest {
 enum Body {
     Read,
     Discard,
-    Write { payload: Buf, crcs: Vec<wire::BlockCrc> },
+    Write { payload: Buf, crcs: BlockCrcs },
 }
 
 impl ClientRequest {
@@ -50,19 +51,6 @@ impl ClientRequest {
     fn writes(&self) -> bool {
         !matches!(self.body, Body::Read)
     }
-}
-
-/// A write under way.
-struct Flight {
-    blocks: Range<u32>,
-    /// `None`: levelling or filling.
-    request: Option<ClientRequest>,
-    local: bool,
-    waiting: BTreeSet<SocketAddr>,
-    failed: Option<Status>,
-    /// For copies: to whom, once our bytes are read.
-    targets: Vec<SocketAddr>,
-    fill: bool,
 }
 
 #[derive(PartialEq, Eq, Clone, Copy, Debug)]
@@ -84,7 +72,7 @@ pub(super) struct Primary {
     awaited: BTreeSet<SocketAddr>,
     next_sequence: u64,
     committed: u64,
-    flights: BTreeMap<u64, Flight>,
+    flights: Flights,
     /// Reads under way: a write over them waits.
     queue: Queue<ClientRequest>,
     /// Ranges to send again before becoming active.
@@ -112,7 +100,7 @@ impl Primary {
             awaited: BTreeSet::new(),
             next_sequence: 1,
             committed: 0,
-            flights: BTreeMap::new(),
+            flights: Flights::default(),
             queue: requests.into(),
             to_level: Vec::new(),
             to_clear: Vec::new(),
@@ -366,7 +354,7 @@ impl Replication {
             primary.to_fill.reverse();
             self.stats.fills += 1;
         }
-        let learners: Vec<SocketAddr> = primary.learners.iter().copied().collect();
+        let learners: Peers = primary.learners.iter().copied().collect();
         primary.phase = Phase::Levelling;
         if !learners.is_empty() {
             // They may hold anything: they start from nothing. All later sends to them come behind this one.
@@ -377,7 +365,7 @@ impl Replication {
     }
 
     /// Makes holes of blocks that are holes here.
-    fn send_discard(&mut self, chunk: ChunkId, blocks: Range<u32>, targets: Vec<SocketAddr>, fill: bool) {
+    fn send_discard(&mut self, chunk: ChunkId, blocks: Range<u32>, targets: Peers, fill: bool) {
         let Some(known) = self.chunks.get_mut(&chunk) else { return };
         let Some(primary) = known.primary.as_mut() else { return };
         let sequence = primary.next_sequence;
@@ -388,7 +376,7 @@ impl Replication {
             local: true,
             waiting: targets.iter().copied().collect(),
             failed: None,
-            targets: Vec::new(),
+            targets: Peers::new(),
             fill,
         };
         primary.flights.insert(sequence, flight);
@@ -420,7 +408,7 @@ impl Replication {
         let me = self.me;
         loop {
             let Some(known) = self.chunks.get_mut(&chunk) else { return };
-            let targets: Vec<SocketAddr> = secondaries(&known.grant, me).map(|r| r.addr).collect();
+            let targets: Peers = secondaries(&known.grant, me).map(|r| r.addr).collect();
             let Some(primary) = known.primary.as_mut().filter(|p| p.phase == Phase::Levelling) else {
                 return;
             };
@@ -461,7 +449,7 @@ impl Replication {
             else {
                 return;
             };
-            let targets: Vec<SocketAddr> = primary.learners.iter().copied().collect();
+            let targets: Peers = primary.learners.iter().copied().collect();
             let filling = primary.flights.values().filter(|f| f.fill).count();
             let Some(range) = primary.to_fill.last().cloned() else {
                 if filling == 0 {
@@ -487,7 +475,7 @@ impl Replication {
         &mut self,
         chunk: ChunkId,
         blocks: Range<u32>,
-        targets: Vec<SocketAddr>,
+        targets: Peers,
         fill: bool,
         store: &mut Store,
         io: &mut dyn Io,
@@ -500,7 +488,7 @@ impl Replication {
             blocks: blocks.clone(),
             request: None,
             local: false,
-            waiting: BTreeSet::new(),
+            waiting: Peers::new(),
             failed: None,
             targets,
             fill,
@@ -527,7 +515,7 @@ impl Replication {
         let epoch = self.chunks.get(&chunk).map_or(Epoch(0), |k| k.epoch);
         let Some(primary) = self.current(chunk, activation) else { return };
         let committed = Sequence(primary.committed);
-        let Some(flight) = primary.flights.get_mut(&sequence) else { return };
+        let Some(flight) = primary.flights.get_mut(sequence) else { return };
         flight.local = true;
         flight.waiting = flight.targets.iter().copied().collect();
         let targets = std::mem::take(&mut flight.targets);
@@ -587,7 +575,8 @@ impl Replication {
     fn start_write(&mut self, chunk: ChunkId, request: ClientRequest, store: &mut Store, io: &mut dyn Io) {
         let me = self.me;
         let Some(known) = self.chunks.get_mut(&chunk) else { return };
-        let (epoch, grant) = (known.epoch, known.grant.clone());
+        let epoch = known.epoch;
+        let members: Peers = secondaries(&known.grant, me).map(|r| r.addr).collect();
         let Some(primary) = known.primary.as_mut() else { return };
         let sequence = primary.next_sequence;
         primary.next_sequence += 1;
@@ -597,7 +586,6 @@ impl Replication {
             committed: Sequence(primary.committed),
             lease: request.lease,
         };
-        let members: Vec<SocketAddr> = secondaries(&grant, me).map(|r| r.addr).collect();
         let activation = primary.activation;
         let (blocks, body) = (request.blocks.clone(), request.body.clone());
         let mut head = Head::new(
@@ -613,15 +601,15 @@ impl Replication {
             blocks: blocks.clone(),
             request: Some(request),
             local: false,
-            waiting: members.iter().copied().collect(),
+            waiting: members.clone(),
             failed: None,
-            targets: Vec::new(),
+            targets: Peers::new(),
             fill: false,
         };
         primary.flights.insert(sequence, flight);
         let (payload, crcs) = match body {
             Body::Write { payload, crcs } => (payload, crcs),
-            _ => (Buf::empty(), Vec::new()),
+            _ => (Buf::empty(), BlockCrcs::new()),
         };
         let mut meta = DataMeta {
             lease: stamp.lease,
@@ -632,12 +620,12 @@ impl Replication {
         };
         for addr in members {
             let mut head = head;
-            meta.grant = None;
             if primary.expect_empty.remove(&addr) {
                 head.flags |= flags::EXPECT_EMPTY | flags::GRANT;
-                meta.grant = Some(grant.clone());
+                meta.grant = Some(known.grant.clone());
             }
-            self.actions.push(Action::ToPeer(addr, Frame::new(head, &meta.encode(), payload.clone())));
+            self.actions.push(Action::ToPeer(addr, Frame::data(head, &meta, payload.clone())));
+            meta.grant = None;
         }
         let ticket = self.ticket(Purpose::Flight { chunk, activation, sequence });
         let offset_bytes = blocks.start * BLOCK;
@@ -662,7 +650,7 @@ impl Replication {
         io: &mut dyn Io,
     ) {
         let Some(primary) = self.current(chunk, activation) else { return };
-        let Some(flight) = primary.flights.get_mut(&sequence) else { return };
+        let Some(flight) = primary.flights.get_mut(sequence) else { return };
         flight.local = true;
         if let Err(error) = result {
             flight.failed = Some(status_of(&error));
@@ -676,17 +664,17 @@ impl Replication {
     pub(super) fn on_stored(&mut self, from: SocketAddr, head: &Head, store: &mut Store, io: &mut dyn Io) {
         let known = self.chunks.get_mut(&head.chunk).filter(|k| k.epoch == head.epoch);
         let Some(primary) = known.and_then(|k| k.primary.as_mut()) else { return };
-        let Some(flight) = primary.flights.get_mut(&head.request) else { return };
+        let Some(flight) = primary.flights.get_mut(head.request) else { return };
         match head.status {
             Status::Ok => {
-                flight.waiting.remove(&from);
+                flight.has_stored(from);
                 self.settle(head.chunk, head.request, store, io);
             }
             Status::OldEpoch => self.actions.push(Action::ToMds(CsRequest::AskSet { chunk: head.chunk })),
             // It holds something, or has lost what it held: ask it, then send again.
             Status::NotEmpty | Status::UnknownChunk => self.reprepare(head.chunk, store, io),
             Status::NoSpace => {
-                flight.waiting.remove(&from);
+                flight.has_stored(from);
                 flight.failed = Some(Status::NoSpace);
                 self.settle(head.chunk, head.request, store, io);
             }
@@ -709,12 +697,12 @@ impl Replication {
     fn settle(&mut self, chunk: ChunkId, sequence: u64, store: &mut Store, io: &mut dyn Io) {
         let Some(primary) = self.chunks.get_mut(&chunk).and_then(|k| k.primary.as_mut()) else { return };
         let all_have = |f: &Flight| f.waiting.is_empty() || on(Sabotage::AckBeforeSecondaries);
-        let done = primary.flights.get(&sequence).is_some_and(|f| f.local && all_have(f));
+        let done = primary.flights.get(sequence).is_some_and(|f| f.local && all_have(f));
         if !done {
             return;
         }
-        let flight = primary.flights.remove(&sequence).expect("just seen");
-        let oldest = primary.flights.keys().next().copied().unwrap_or(primary.next_sequence);
+        let flight = primary.flights.remove(sequence).expect("just seen");
+        let oldest = primary.flights.oldest().unwrap_or(primary.next_sequence);
         // A failed write is somewhere and not everywhere: its tail must stay until it is levelled.
         if flight.failed.is_none() && primary.phase == Phase::Active {
             primary.unproven = false;

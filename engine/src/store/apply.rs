@@ -13,6 +13,7 @@ use super::{
 use crate::store::load::Waiter;
 use shards::journal::{Checkpoint, Position};
 use shards::{Buf, Durability, FileHandle, Io};
+use smallvec::{SmallVec, smallvec};
 use std::collections::VecDeque;
 use std::io;
 use wire::{BLOCK_BYTES, BlockCrc, ChunkId};
@@ -53,11 +54,12 @@ pub(super) struct Apply {
 pub(super) struct WriteBack {
     file: FileHandle,
     offset: u64,
-    parts: Vec<Buf>,
+    parts: Parts,
 }
 
 /// A write to `data`: offset and the blocks, neighbours joined.
-type Run = (u64, Vec<Buf>);
+type Run = (u64, Parts);
+type Parts = SmallVec<[Buf; 1]>;
 
 impl Store {
     /// Starts a round when the journal or the overlay has filled up.
@@ -166,7 +168,7 @@ impl Store {
                 {
                     parts.push(data);
                 }
-                _ => runs.push_back((offset, vec![data])),
+                _ => runs.push_back((offset, smallvec![data])),
             }
         }
         let apply = self.round();
@@ -187,7 +189,9 @@ impl Store {
     }
 
     fn write_back(&mut self, io: &mut dyn Io, write: WriteBack) {
-        let (file, offset, parts) = (write.file, write.offset, write.parts.clone());
+        let (file, offset) = (write.file, write.offset);
+        let mut parts = io.parts();
+        parts.extend_from_slice(&write.parts);
         let wait = self.expect(Waiting::Apply(Some(write)));
         io.write(file, offset, parts, Durability::Buffered, wait);
     }
@@ -255,7 +259,7 @@ impl Store {
         apply.touched = touched.into_iter().filter(|f| writes.iter().any(|w| w.0 == *f)).collect();
         apply.left = writes.len() as u32 + u32::from(wrote_data);
         for (file, offset, bytes) in writes {
-            self.write_back(io, WriteBack { file, offset, parts: vec![bytes] });
+            self.write_back(io, WriteBack { file, offset, parts: smallvec![bytes] });
         }
         if wrote_data {
             let wait = self.expect(Waiting::Apply(None));

@@ -42,7 +42,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::time::Duration;
-use wire::{BLOCK_BYTES, BlockCrc, ChunkId, Epoch, LeaseId, Sequence, TailEntry};
+use wire::{BLOCK_BYTES, BlockCrc, BlockCrcs, ChunkId, Epoch, LeaseId, Sequence, TailEntry};
 
 /// Unit of space: bytes, and blocks of it.
 pub const UNIT_BYTES: u64 = 64 << 10;
@@ -106,7 +106,7 @@ pub struct WriteOp {
     pub stamp: Stamp,
     pub offset_bytes: u32,
     pub payload: Buf,
-    pub crcs: Vec<BlockCrc>,
+    pub crcs: BlockCrcs,
 }
 
 /// Makes whole blocks zero and gives back their space.
@@ -132,8 +132,8 @@ pub struct ChunkInfo {
 #[derive(Debug)]
 pub enum Done {
     Stored,
-    Read { data: Buf, crcs: Vec<BlockCrc> },
-    Sums { crcs: Vec<BlockCrc> },
+    Read { data: Buf, crcs: BlockCrcs },
+    Sums { crcs: BlockCrcs },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -340,6 +340,8 @@ pub struct Store {
     census: Option<census::Census>,
     /// Chunks that came to be since [`Store::take_appeared`].
     appeared: BTreeSet<ChunkId>,
+    /// Empty; kept for its memory.
+    journal_outcomes: Vec<JournalOutcome>,
 }
 
 impl Store {
@@ -411,6 +413,7 @@ impl Store {
             outcomes: Vec::new(),
             census: None,
             appeared: BTreeSet::new(),
+            journal_outcomes: Vec::new(),
         })
     }
 
@@ -683,8 +686,9 @@ impl Store {
     }
 
     fn after_journal(&mut self, io: &mut dyn Io) {
-        let outcomes: Vec<JournalOutcome> = self.journal.outcomes().collect();
-        for outcome in outcomes {
+        let mut outcomes = std::mem::take(&mut self.journal_outcomes);
+        outcomes.extend(self.journal.outcomes());
+        for outcome in outcomes.drain(..) {
             match outcome {
                 JournalOutcome::Durable { token, position } => {
                     self.last_durable = position;
@@ -696,6 +700,7 @@ impl Store {
                 JournalOutcome::Broken(error) => self.break_down(error.into()),
             }
         }
+        self.journal_outcomes = outcomes;
         if self.finishing_open && self.apply.is_none() && self.journal.used_bytes() == 0 {
             self.finishing_open = false;
             self.outcomes.push(Outcome::Ready);

@@ -2,9 +2,10 @@
 
 use super::{Done, Store, StoreError, Ticket, UNIT_BLOCKS, UNIT_BYTES, Waiting};
 use shards::{Buf, BufMut, Io};
+use smallvec::SmallVec;
 use std::io;
 use std::ops::Range;
-use wire::{BLOCK_BYTES, BlockCrc, ChunkId};
+use wire::{BLOCK_BYTES, BlockCrc, BlockCrcs, ChunkId};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Want {
@@ -19,9 +20,12 @@ pub(super) struct Reading {
     want: Want,
     runs_left: u32,
     /// Data blocks read: first block and bytes.
-    parts: Vec<(u32, Buf)>,
+    parts: SmallVec<[(u32, Buf); 1]>,
     failed: Option<StoreError>,
 }
+
+/// First block, number of blocks, offset in `data`.
+type Runs = SmallVec<[(u32, u32, u64); 1]>;
 
 impl Store {
     pub(super) fn start_read(
@@ -40,7 +44,7 @@ impl Store {
             blocks: blocks.clone(),
             want,
             runs_left: runs.len() as u32,
-            parts: Vec::with_capacity(runs.len()),
+            parts: SmallVec::new(),
             failed: None,
         };
         if runs.is_empty() {
@@ -56,9 +60,9 @@ impl Store {
     }
 
     /// What must be read from `data`: first block, number of blocks, offset; neighbours on disk joined.
-    fn disk_runs(&self, id: ChunkId, blocks: &Range<u32>) -> Vec<(u32, u32, u64)> {
+    fn disk_runs(&self, id: ChunkId, blocks: &Range<u32>) -> Runs {
         let chunk = &self.chunks[&id];
-        let mut runs: Vec<(u32, u32, u64)> = Vec::new();
+        let mut runs = Runs::new();
         for block in blocks.clone() {
             if chunk.overlay.contains_key(&block) || chunk.crc(block) == BlockCrc::HOLE {
                 continue;
@@ -120,7 +124,7 @@ impl Store {
         }
         let chunk = &self.chunks[&reading.chunk];
         let blocks = reading.blocks.clone();
-        let crcs: Vec<BlockCrc> = blocks.clone().map(|b| chunk.crc(b)).collect();
+        let crcs: BlockCrcs = blocks.clone().map(|b| chunk.crc(b)).collect();
         if reading.want == Want::Sums {
             return Ok(Done::Sums { crcs });
         }

@@ -11,21 +11,26 @@
 //! | then | write: a CRC per block (the payload holds the blocks); extent: a CRC per block, then the place of each unit |
 
 use super::{Stamp, UNIT_BLOCKS};
+use shards::journal::RecordMeta;
+use smallvec::SmallVec;
 use std::ops::Range;
-use wire::{BLOCK_BYTES, BlockCrc, ChunkId, Epoch, LeaseId, Sequence, data::first_mismatch};
+use wire::{BLOCK_BYTES, BlockCrc, BlockCrcs, ChunkId, Epoch, LeaseId, Sequence, data::first_mismatch};
 
 const HEAD_BYTES: usize = 48;
+
+/// Units of one extent record.
+pub(super) type Places = SmallVec<[u32; 16]>;
 
 #[derive(Clone, PartialEq, Debug)]
 pub(super) enum Kind {
     /// The payload holds the blocks.
     Write {
-        crcs: Vec<BlockCrc>,
+        crcs: BlockCrcs,
     },
     /// Whole units that lie in `data` at these places.
     Extent {
-        crcs: Vec<BlockCrc>,
-        places: Vec<u32>,
+        crcs: BlockCrcs,
+        places: Places,
     },
     Discard,
     Epoch,
@@ -41,7 +46,7 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> RecordMeta {
         let number = match self.kind {
             Kind::Write { .. } => 1,
             Kind::Extent { .. } => 2,
@@ -49,21 +54,20 @@ impl Record {
             Kind::Epoch => 4,
             Kind::Delete => 5,
         };
-        let mut out =
-            Vec::with_capacity(HEAD_BYTES + 4 * (self.blocks.end - self.blocks.start) as usize + 64);
+        let mut out = RecordMeta::new();
         out.extend([number, 0, 0, 0]);
-        out.extend(self.stamp.epoch.0.to_le_bytes());
-        out.extend(self.chunk.0.to_le_bytes());
-        out.extend(self.stamp.sequence.0.to_le_bytes());
-        out.extend(self.stamp.committed.0.to_le_bytes());
-        out.extend(self.stamp.lease.0.to_le_bytes());
-        out.extend(self.blocks.start.to_le_bytes());
-        out.extend((self.blocks.end - self.blocks.start).to_le_bytes());
+        out.extend_from_slice(&self.stamp.epoch.0.to_le_bytes());
+        out.extend_from_slice(&self.chunk.0.to_le_bytes());
+        out.extend_from_slice(&self.stamp.sequence.0.to_le_bytes());
+        out.extend_from_slice(&self.stamp.committed.0.to_le_bytes());
+        out.extend_from_slice(&self.stamp.lease.0.to_le_bytes());
+        out.extend_from_slice(&self.blocks.start.to_le_bytes());
+        out.extend_from_slice(&(self.blocks.end - self.blocks.start).to_le_bytes());
         if let Kind::Write { crcs } | Kind::Extent { crcs, .. } = &self.kind {
-            crcs.iter().for_each(|c| out.extend(c.0.to_le_bytes()));
+            crcs.iter().for_each(|c| out.extend_from_slice(&c.0.to_le_bytes()));
         }
         if let Kind::Extent { places, .. } = &self.kind {
-            places.iter().for_each(|p| out.extend(p.to_le_bytes()));
+            places.iter().for_each(|p| out.extend_from_slice(&p.to_le_bytes()));
         }
         out
     }
@@ -123,14 +127,15 @@ pub(super) fn verify(meta: &[u8], payload: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use smallvec::smallvec;
 
     #[test]
     fn records_round_trip_and_are_pinned() {
         let stamp =
             Stamp { epoch: Epoch(2), sequence: Sequence(3), committed: Sequence(1), lease: LeaseId(9) };
         let kinds = [
-            (Kind::Write { crcs: vec![BlockCrc(7)] }, 1),
-            (Kind::Extent { crcs: vec![BlockCrc(1); 16], places: vec![4] }, 16),
+            (Kind::Write { crcs: smallvec![BlockCrc(7)] }, 1),
+            (Kind::Extent { crcs: smallvec![BlockCrc(1); 16], places: smallvec![4] }, 16),
             (Kind::Discard, 5),
             (Kind::Epoch, 0),
             (Kind::Delete, 0),
@@ -147,7 +152,7 @@ mod tests {
             chunk: ChunkId(8),
             stamp,
             blocks: 16..17,
-            kind: Kind::Write { crcs: vec![BlockCrc(7)] },
+            kind: Kind::Write { crcs: smallvec![BlockCrc(7)] },
         };
         let golden: Vec<u8> = [
             &[1u8, 0, 0, 0, 2, 0, 0, 0][..],
@@ -158,6 +163,6 @@ mod tests {
             &[16, 0, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0],
         ]
         .concat();
-        assert_eq!(record.encode(), golden);
+        assert_eq!(record.encode()[..], golden[..]);
     }
 }

@@ -4,21 +4,24 @@
 //! (small path: journal records with the payload). All parts run at once; the operation is done when every record is
 //! durable in the journal and, for units, the data file is synced.
 
-use super::record::{Kind, Record};
+use super::record::{Kind, Places, Record};
 use super::{
     Chunk, DiscardOp, Done, OverlayBlock, PAGE_BLOCKS, PAGE_UNITS, Stamp, Store, StoreError, Ticket,
     UNIT_BLOCKS, Waiting, WriteOp, bits, pages_of,
 };
 use shards::journal::{Full, PayloadCheck, Position};
 use shards::{Buf, Durability, Io};
-use std::collections::VecDeque;
+use smallvec::{SmallVec, smallvec};
 use std::io;
 use std::ops::Range;
-use wire::{BLOCK_BYTES, BlockCrc, ChunkId, Epoch};
+use wire::{BLOCK_BYTES, BlockCrc, BlockCrcs, ChunkId, Epoch};
 
 /// Blocks of one extent record, and of one small record.
 const MOST_EXTENT_BLOCKS: u32 = 256;
 const UNIT_LEN: usize = UNIT_BLOCKS as usize * BLOCK_BYTES;
+
+/// Records with their payloads, in order.
+type Records = SmallVec<[(Record, Buf); 1]>;
 
 /// A mutation under way.
 pub(super) struct Write {
@@ -27,7 +30,7 @@ pub(super) struct Write {
     stamp: Stamp,
     blocks: Range<u32>,
     /// Records the journal has not taken yet.
-    to_append: VecDeque<(Record, Buf)>,
+    to_append: Records,
     /// Records not durable, plus data writes and the sync not done.
     parts_left: u32,
     data_writes_left: u32,
@@ -40,7 +43,7 @@ pub(super) struct Write {
 
 /// What memory becomes when the mutation is durable.
 enum Change {
-    Data { small: Vec<(u32, Buf, BlockCrc)>, units: Vec<(u32, u32)>, crcs: Vec<BlockCrc> },
+    Data { small: SmallVec<[(u32, Buf, BlockCrc); 1]>, units: SmallVec<[(u32, u32); 16]>, crcs: BlockCrcs },
     Discard,
     Epoch,
     Delete,
@@ -74,10 +77,13 @@ impl Store {
         let part = |range: &Range<u32>| {
             let from = (range.start - first) as usize;
             let to = (range.end - first) as usize;
-            (op.payload.slice(from * BLOCK_BYTES..to * BLOCK_BYTES), op.crcs[from..to].to_vec())
+            (
+                op.payload.slice(from * BLOCK_BYTES..to * BLOCK_BYTES),
+                BlockCrcs::from_slice(&op.crcs[from..to]),
+            )
         };
-        let mut records = VecDeque::new();
-        let mut small = Vec::new();
+        let mut records = Records::new();
+        let mut small = SmallVec::new();
         for range in pieces(&blocks, &whole) {
             let (payload, crcs) = part(&range);
             for (i, crc) in crcs.iter().enumerate() {
@@ -85,16 +91,16 @@ impl Store {
                 small.push((range.start + i as u32, block, *crc));
             }
             let kind = Kind::Write { crcs };
-            records.push_back((Record { chunk: op.chunk, stamp: op.stamp, blocks: range, kind }, payload));
+            records.push((Record { chunk: op.chunk, stamp: op.stamp, blocks: range, kind }, payload));
         }
-        let mut units = Vec::new();
-        let mut data = Vec::new();
+        let mut units = SmallVec::new();
+        let mut data: SmallVec<[(u32, Buf); 2]> = SmallVec::new();
         // Where the file was written before, the device's own flush makes a write durable at little cost. Where the file
         // grows, the file system has to commit as well: one sync for all writes that wait is better there.
         let written_before = self.units.frontier();
         for range in split(&whole, MOST_EXTENT_BLOCKS) {
             let (payload, crcs) = part(&range);
-            let mut places = Vec::new();
+            let mut places = Places::new();
             for (first, count) in self.take_runs((range.end - range.start) / UNIT_BLOCKS) {
                 let from = places.len() * UNIT_LEN;
                 data.push((first, payload.slice(from..from + count as usize * UNIT_LEN)));
@@ -102,8 +108,7 @@ impl Store {
             }
             units.extend((range.start / UNIT_BLOCKS..).zip(places.iter().copied()));
             let kind = Kind::Extent { crcs, places };
-            records
-                .push_back((Record { chunk: op.chunk, stamp: op.stamp, blocks: range, kind }, Buf::empty()));
+            records.push((Record { chunk: op.chunk, stamp: op.stamp, blocks: range, kind }, Buf::empty()));
         }
         let in_place = units.iter().all(|(_, place)| *place < written_before);
         let change = Change::Data { small, units, crcs: op.crcs };
@@ -111,13 +116,15 @@ impl Store {
         let id = self.begin(io, ticket, op.chunk, op.stamp, blocks, records, change, data.len() as u32);
         for (place, payload) in data {
             let wait = self.expect(Waiting::LargeData { id, durability });
-            io.write(self.data, u64::from(place) * super::UNIT_BYTES, vec![payload], durability, wait);
+            let mut parts = io.parts();
+            parts.push(payload);
+            io.write(self.data, u64::from(place) * super::UNIT_BYTES, parts, durability, wait);
         }
     }
 
     /// Takes units, counted before, in as few runs as possible.
-    fn take_runs(&mut self, count: u32) -> Vec<(u32, u32)> {
-        let mut runs = Vec::new();
+    fn take_runs(&mut self, count: u32) -> SmallVec<[(u32, u32); 2]> {
+        let mut runs = SmallVec::new();
         let mut left = count;
         while left > 0 {
             let (first, count) = self.units.take_run(left).expect("free units were counted");
@@ -137,7 +144,7 @@ impl Store {
             op.chunk,
             op.stamp,
             blocks,
-            [(record, Buf::empty())].into(),
+            smallvec![(record, Buf::empty())],
             Change::Discard,
             0,
         );
@@ -146,12 +153,12 @@ impl Store {
     pub(super) fn start_set_epoch(&mut self, io: &mut dyn Io, ticket: Ticket, chunk: ChunkId, epoch: Epoch) {
         let stamp = Stamp { epoch, ..Stamp::default() };
         let record = Record { chunk, stamp, blocks: 0..0, kind: Kind::Epoch };
-        self.begin(io, ticket, chunk, stamp, 0..1, [(record, Buf::empty())].into(), Change::Epoch, 0);
+        self.begin(io, ticket, chunk, stamp, 0..1, smallvec![(record, Buf::empty())], Change::Epoch, 0);
     }
 
     pub(super) fn start_delete(&mut self, io: &mut dyn Io, ticket: Ticket, chunk: ChunkId) {
         let record = Record { chunk, stamp: Stamp::default(), blocks: 0..0, kind: Kind::Delete };
-        let records = [(record, Buf::empty())].into();
+        let records = smallvec![(record, Buf::empty())];
         self.begin(io, ticket, chunk, Stamp::default(), 0..u32::MAX, records, Change::Delete, 0);
     }
 
@@ -179,7 +186,7 @@ impl Store {
         chunk: ChunkId,
         stamp: Stamp,
         blocks: Range<u32>,
-        to_append: VecDeque<(Record, Buf)>,
+        to_append: Records,
         change: Change,
         data_writes: u32,
     ) -> u64 {
@@ -209,12 +216,12 @@ impl Store {
     /// Gives the journal the records of a write; `Full` leaves the rest for later.
     fn append(&mut self, io: &mut dyn Io, id: u64) -> Result<(), Full> {
         let Some(write) = self.writes.get_mut(&id) else { return Ok(()) };
-        while let Some((record, payload)) = write.to_append.front() {
+        while let Some((record, payload)) = write.to_append.first() {
             // What frees space must find room even when writes don't.
             let urgent = !matches!(record.kind, Kind::Write { .. });
             let meta = record.encode();
             self.journal.append(io, &meta, payload.clone(), PayloadCheck::Caller, id, urgent)?;
-            write.to_append.pop_front();
+            write.to_append.remove(0);
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use super::PayloadCheck;
 use crate::buf::{BLOCK_BYTES, Buf, BufMut};
+use smallvec::SmallVec;
 use std::io;
 
 pub const SUPERBLOCK_MAGIC: [u8; 8] = *b"PSJSUPER";
@@ -129,9 +130,12 @@ impl Superblock {
     }
 }
 
+/// A record's metadata: that of small writes takes no memory of its own.
+pub type RecordMeta = SmallVec<[u8; 72]>;
+
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Descriptor {
-    pub meta: Vec<u8>,
+    pub meta: RecordMeta,
     pub payload_bytes: u32,
     pub payload_crc: u32,
     pub check: PayloadCheck,
@@ -143,7 +147,12 @@ impl Descriptor {
             PayloadCheck::Journal => crc32fast::hash(payload),
             PayloadCheck::Caller => 0,
         };
-        Descriptor { meta: meta.to_vec(), payload_bytes: payload.len() as u32, payload_crc, check }
+        Descriptor {
+            meta: RecordMeta::from_slice(meta),
+            payload_bytes: payload.len() as u32,
+            payload_crc,
+            check,
+        }
     }
 
     fn encoded_bytes(&self) -> usize {
@@ -242,7 +251,7 @@ impl BatchHeader {
             let meta_len = u16::from_le_bytes([head[0], head[1]]) as usize;
             let meta_at = at + DESCRIPTOR_HEAD_BYTES;
             let descriptor = Descriptor {
-                meta: b.get(meta_at..meta_at + meta_len).ok_or_else(short)?.to_vec(),
+                meta: RecordMeta::from_slice(b.get(meta_at..meta_at + meta_len).ok_or_else(short)?),
                 payload_bytes: u32_at(head, 4),
                 payload_crc: u32_at(head, 8),
                 check: if head[2] == 1 { PayloadCheck::Caller } else { PayloadCheck::Journal },

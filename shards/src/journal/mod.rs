@@ -17,7 +17,7 @@ mod format;
 mod replay;
 
 use format::{BatchHeader, Descriptor, RING_START, Superblock, header_blocks};
-pub use format::{Checkpoint, JournalError, MAX_META_BYTES};
+pub use format::{Checkpoint, JournalError, MAX_META_BYTES, RecordMeta};
 use replay::Replay;
 
 use crate::buf::{BLOCK_BYTES, Buf, BufMut};
@@ -65,7 +65,7 @@ pub enum Outcome {
     /// While opening: a record, in the order of appending.
     Replayed {
         position: Position,
-        meta: Vec<u8>,
+        meta: RecordMeta,
         payload: Buf,
     },
     /// Created or replayed: appends are taken.
@@ -118,6 +118,9 @@ pub struct Journal {
     pending: VecDeque<Record>,
     pending_bytes: u64,
     in_flight: VecDeque<Batch>,
+    /// Lists that earlier batches used, for their memory.
+    spare_tokens: Vec<Vec<u64>>,
+    spare_descriptors: Vec<Descriptor>,
     places: VecDeque<Place>,
     /// Where the next batch goes.
     next_position: u64,
@@ -177,6 +180,8 @@ impl Journal {
             pending: VecDeque::new(),
             pending_bytes: 0,
             in_flight: VecDeque::new(),
+            spare_tokens: Vec::new(),
+            spare_descriptors: Vec::new(),
             places: VecDeque::new(),
             next_position: 0,
             next_sequence: 1,
@@ -378,20 +383,32 @@ impl Journal {
     }
 
     fn start_batch(&mut self, io: &mut dyn Io) {
-        let (mut records, mut payload_bytes) = (Vec::new(), 0u64);
+        let mut batch = Batch {
+            sequence: self.next_sequence,
+            tokens: self.spare_tokens.pop().unwrap_or_default(),
+            position: 0,
+            done: false,
+        };
+        let mut descriptors = std::mem::take(&mut self.spare_descriptors);
+        let mut parts = io.parts();
+        parts.push(Buf::empty()); // For the header.
+        let mut payload_bytes = 0u64;
         while let Some(next) = self.pending.front() {
             let more = next.payload.len() as u64;
-            if !records.is_empty()
+            if !descriptors.is_empty()
                 && (payload_bytes + more > MOST_BATCH_BYTES.min(self.ring_bytes / 8)
-                    || records.len() == MOST_BATCH_RECORDS)
+                    || descriptors.len() == MOST_BATCH_RECORDS)
             {
                 break;
             }
             payload_bytes += more;
             self.pending_bytes -= more + BLOCK_BYTES as u64;
-            records.extend(self.pending.pop_front());
+            let record = self.pending.pop_front().expect("looked at above");
+            batch.tokens.push(record.token);
+            descriptors.push(record.descriptor);
+            parts.extend(Some(record.payload).filter(|p| !p.is_empty()));
         }
-        let header_bytes = (header_blocks(records.iter().map(|r| &r.descriptor)) * BLOCK_BYTES) as u64;
+        let header_bytes = (header_blocks(descriptors.iter()) * BLOCK_BYTES) as u64;
         let bytes = header_bytes + payload_bytes;
         let in_ring = self.next_position % self.ring_bytes;
         if in_ring + bytes > self.ring_bytes {
@@ -409,24 +426,19 @@ impl Journal {
             durable: self.durable,
             payload_bytes,
             life: self.life,
-            descriptors: records.iter().map(|r| r.descriptor.clone()).collect(),
+            descriptors,
         };
-        let (header, crc) = header.encode();
-        let place = Place {
+        let crc;
+        (parts[0], crc) = header.encode();
+        self.spare_descriptors = header.descriptors;
+        self.spare_descriptors.clear();
+        self.places.push_back(Place {
             position: self.next_position,
             sequence: self.next_sequence,
             previous_crc: self.previous_crc,
-        };
-        self.places.push_back(place);
-        self.in_flight.push_back(Batch {
-            sequence: self.next_sequence,
-            tokens: records.iter().map(|r| r.token).collect(),
-            position: self.next_position,
-            done: false,
         });
-        let mut parts = Vec::with_capacity(1 + records.len());
-        parts.push(header);
-        parts.extend(records.into_iter().map(|r| r.payload).filter(|p| !p.is_empty()));
+        batch.position = self.next_position;
+        self.in_flight.push_back(batch);
         let offset = RING_START + self.next_position % self.ring_bytes;
         io.write(
             self.file,
@@ -445,10 +457,11 @@ impl Journal {
             batch.done = true;
         }
         while self.in_flight.front().is_some_and(|b| b.done) {
-            let batch = self.in_flight.pop_front().expect("looked at above");
+            let mut batch = self.in_flight.pop_front().expect("looked at above");
             self.durable = batch.sequence;
             let position = Position(batch.position);
-            self.outcomes.extend(batch.tokens.into_iter().map(|token| Outcome::Durable { token, position }));
+            self.outcomes.extend(batch.tokens.drain(..).map(|token| Outcome::Durable { token, position }));
+            self.spare_tokens.push(batch.tokens);
         }
         self.pump(io);
     }

@@ -23,7 +23,7 @@ fn gather(journal: &mut Journal, seen: &mut Seen) {
         match outcome {
             Outcome::Ready => seen.ready = true,
             Outcome::Replayed { position, meta, payload } => {
-                seen.replayed.push((position, meta, payload.to_vec()))
+                seen.replayed.push((position, meta.to_vec(), payload.to_vec()))
             }
             Outcome::Durable { token, position } => seen.durable.push((token, position)),
             Outcome::Trimmed => {}
@@ -215,7 +215,7 @@ fn golden_batch_header_and_superblock() {
         payload_bytes: 4096,
         life: 9,
         descriptors: vec![Descriptor {
-            meta: b"hi".to_vec(),
+            meta: RecordMeta::from_slice(b"hi"),
             payload_bytes: 4096,
             payload_crc: 7,
             check: PayloadCheck::Caller,

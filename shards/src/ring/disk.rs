@@ -73,6 +73,44 @@ pub(super) struct DiskOp {
     iovecs: Vec<libc::iovec>,
 }
 
+/// Ended operations, kept for their memory.
+#[derive(Default)]
+pub(super) struct Spares {
+    #[allow(clippy::vec_box)] // The boxes themselves are what is used again.
+    ops: Vec<Box<DiskOp>>,
+    parts: Vec<Vec<Buf>>,
+}
+
+/// More than this are never needed at once for long.
+const MOST_SPARES: usize = 256;
+
+impl Spares {
+    fn take_op(&mut self, op: DiskOp) -> Box<DiskOp> {
+        let Some(mut spare) = self.ops.pop() else { return Box::new(op) };
+        let iovecs = std::mem::take(&mut spare.iovecs);
+        *spare = DiskOp { iovecs, ..op };
+        spare
+    }
+
+    fn keep_op(&mut self, mut op: Box<DiskOp>) {
+        if let What::Write { parts, .. } = &mut op.what {
+            let mut parts = std::mem::take(parts);
+            parts.clear();
+            if self.parts.len() < MOST_SPARES {
+                self.parts.push(parts);
+            }
+        }
+        op.what = What::Sync;
+        if self.ops.len() < MOST_SPARES {
+            self.ops.push(op);
+        }
+    }
+
+    pub fn take_parts(&mut self) -> Vec<Buf> {
+        self.parts.pop().unwrap_or_default()
+    }
+}
+
 impl DiskOp {
     fn new(fd: RawFd, op: OpId, offset: u64, total: usize, what: What) -> DiskOp {
         DiskOp { fd, op, offset, total, done: 0, what, iovecs: Vec::new() }
@@ -157,7 +195,7 @@ impl World {
             self.happenings.push_back(Happening::Disk { op: op.op, result: Ok(Buf::empty()) });
             return;
         }
-        let mut op = Box::new(op);
+        let mut op = self.spares.take_op(op);
         let entry = op.entry();
         self.submit(Operation::Disk(op), entry);
     }
@@ -168,8 +206,7 @@ impl World {
             if matches!(-result, libc::EINTR | libc::EAGAIN) {
                 return self.again(op);
             }
-            self.happenings.push_back(Happening::Disk { op: op.op, result: Err(error) });
-            return;
+            return self.disk_ended(op, Err(error));
         }
         op.done += result as usize;
         let ended = match &op.what {
@@ -177,8 +214,7 @@ impl World {
             What::Read { .. } => op.done >= op.total || result == 0 || !op.done.is_multiple_of(BLOCK_BYTES),
             What::Write { .. } if result == 0 => {
                 let error = io::Error::new(io::ErrorKind::WriteZero, "the disk took no byte");
-                self.happenings.push_back(Happening::Disk { op: op.op, result: Err(error) });
-                return;
+                return self.disk_ended(op, Err(error));
             }
             What::Write { .. } => op.done >= op.total,
             _ => true,
@@ -186,15 +222,20 @@ impl World {
         if !ended {
             return self.again(op);
         }
-        let (id, done) = (op.op, op.done);
-        let data = match op.what {
-            What::Read { mut buf } => {
+        self.disk_ended(op, Ok(()));
+    }
+
+    fn disk_ended(&mut self, mut op: Box<DiskOp>, result: io::Result<()>) {
+        let done = op.done;
+        let data = match &mut op.what {
+            What::Read { buf } => {
                 buf[done..].fill(0);
-                buf.freeze()
+                std::mem::replace(buf, BufMut::scratch(0)).freeze()
             }
             _ => Buf::empty(),
         };
-        self.happenings.push_back(Happening::Disk { op: id, result: Ok(data) });
+        self.happenings.push_back(Happening::Disk { op: op.op, result: result.map(|()| data) });
+        self.spares.keep_op(op);
     }
 
     fn again(&mut self, mut op: Box<DiskOp>) {

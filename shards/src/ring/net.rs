@@ -5,7 +5,7 @@
 //! into them, and what follows into staging again, by one recvmsg.
 
 use super::world::{Happening, Operation, World};
-use crate::buf::{Buf, BufMut};
+use crate::buf::BufMut;
 use crate::node::{ConnId, HEAD_BYTES, RawFrame};
 use io_uring::{cqueue, opcode, squeue, types};
 use std::collections::VecDeque;
@@ -19,6 +19,8 @@ const STAGING_BYTES: usize = 32 << 10;
 /// Most bytes gathered into one send.
 const SEND_BYTES: usize = 2 << 20;
 const SEND_PARTS: usize = 256;
+/// Ended sends kept for their memory.
+const MOST_SPARE_SENDS: usize = 64;
 const CONNECT_TIMEOUT_S: u64 = 3;
 /// How long a starting server waits for a port in use.
 const PORT_PATIENCE: Duration = Duration::from_secs(3);
@@ -169,13 +171,13 @@ impl ReceiveOp {
                     break;
                 }
                 let p = self.partial.take().expect("looked at above");
-                emit(RawFrame { head: p.head, meta: freeze(p.meta), payload: freeze(p.payload) });
+                emit(RawFrame { head: p.head, meta: p.meta.freeze(), payload: p.payload.freeze() });
             }
             let rest = &self.staging[at..self.have];
             let Some(head) = rest.first_chunk::<HEAD_BYTES>() else { break };
             let lengths = framing(head)?;
             let body = &rest[HEAD_BYTES..];
-            let mut meta = BufMut::scratch(lengths.meta_bytes);
+            let mut meta = BufMut::metadata(lengths.meta_bytes);
             let mut payload = BufMut::scratch(lengths.payload_bytes);
             let meta_have = body.len().min(meta.len());
             meta[..meta_have].copy_from_slice(&body[..meta_have]);
@@ -190,11 +192,32 @@ impl ReceiveOp {
     }
 }
 
-fn freeze(buf: BufMut) -> Buf {
-    if buf.is_empty() { Buf::empty() } else { buf.freeze() }
-}
-
 impl SendOp {
+    fn new() -> Box<SendOp> {
+        Box::new(SendOp {
+            conn: ConnId(0),
+            frames: Vec::new(),
+            total: 0,
+            sent: 0,
+            iovecs: Vec::new(),
+            message: empty_message(),
+        })
+    }
+
+    /// Takes as many frames as one send should carry, at least one.
+    fn fill(&mut self, conn: ConnId, queue: &mut VecDeque<RawFrame>) {
+        (self.conn, self.total, self.sent) = (conn, 0, 0);
+        while self.frames.len() * 3 + 3 <= SEND_PARTS {
+            match queue.front() {
+                Some(next) if self.total == 0 || self.total + frame_bytes(next) <= SEND_BYTES => {
+                    self.total += frame_bytes(next);
+                    self.frames.extend(queue.pop_front());
+                }
+                _ => break,
+            }
+        }
+    }
+
     fn entry(&mut self, fd: RawFd) -> squeue::Entry {
         self.iovecs.clear();
         let mut skip = self.sent;
@@ -369,29 +392,13 @@ impl World {
             if c.dead || c.sending {
                 continue;
             }
-            let (mut frames, mut total) = (Vec::new(), 0);
-            while frames.len() * 3 + 3 <= SEND_PARTS {
-                match c.queue.front() {
-                    Some(next) if total == 0 || total + frame_bytes(next) <= SEND_BYTES => {
-                        total += frame_bytes(next);
-                        frames.extend(c.queue.pop_front());
-                    }
-                    _ => break,
-                }
-            }
-            if frames.is_empty() {
+            if c.queue.is_empty() {
                 continue;
             }
             c.sending = true;
             let fd = c.fd;
-            let mut send = Box::new(SendOp {
-                conn,
-                frames,
-                total,
-                sent: 0,
-                iovecs: Vec::new(),
-                message: empty_message(),
-            });
+            let mut send = self.spare_sends.pop().unwrap_or_else(SendOp::new);
+            send.fill(conn, &mut c.queue);
             let entry = send.entry(fd);
             self.submit(Operation::Send(send), entry);
         }
@@ -419,6 +426,10 @@ impl World {
             shutdown(c.fd);
         } else {
             self.want_send(conn);
+        }
+        send.frames.clear();
+        if self.spare_sends.len() < MOST_SPARE_SENDS {
+            self.spare_sends.push(send);
         }
     }
 

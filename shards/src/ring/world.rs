@@ -84,6 +84,9 @@ pub(super) struct World {
     /// Connections with frames queued and no send under way.
     pub wants_send: Vec<ConnId>,
     pub files: Files,
+    pub spares: disk::Spares,
+    #[allow(clippy::vec_box)] // The boxes themselves are what is used again.
+    pub spare_sends: Vec<Box<SendOp>>,
     timers: BinaryHeap<Reverse<(Timestamp, u64, TimerId)>>,
     next_timer: u64,
     mailbox_fd: RawFd,
@@ -107,6 +110,8 @@ impl World {
             next_conn: 1,
             wants_send: Vec::new(),
             files: Files::default(),
+            spares: disk::Spares::default(),
+            spare_sends: Vec::new(),
             timers: BinaryHeap::new(),
             next_timer: 0,
             mailbox_fd: -1,
@@ -235,6 +240,10 @@ impl Io for World {
 
     fn read(&mut self, file: FileHandle, offset: u64, len: usize, op: OpId) {
         self.start_disk(DiskOp::read(self.files.fd(file), offset, len, op));
+    }
+
+    fn parts(&mut self) -> Vec<Buf> {
+        self.spares.take_parts()
     }
 
     fn write(&mut self, file: FileHandle, offset: u64, parts: Vec<Buf>, durability: Durability, op: OpId) {
