@@ -11,7 +11,7 @@ use crate::replication::{Action, Replication};
 use crate::scrub::Scrub;
 use crate::store::{Outcome, Store, StoreConfig};
 use shards::{ConnId, Event, Io, Node, OpId, TimerId, Timestamp};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use wire::auth::ClusterKey;
@@ -98,8 +98,7 @@ struct Session {
     next_request: u64,
     /// Unanswered, by request id.
     pending: BTreeMap<u64, CsRequest>,
-    /// Chunks this master was told of.
-    reported: BTreeSet<ChunkId>,
+    /// When chunks that have appeared are told next.
     report_at: Timestamp,
 }
 
@@ -603,39 +602,33 @@ impl CsShard {
 
     /// Tells a new master all chunks.
     fn report(&mut self, io: &mut dyn Io) {
-        self.session.reported.clear();
-        let mut pages = self.unreported();
-        if pages.is_empty() {
-            pages.push(Vec::new());
-        }
-        self.send_report(io, pages);
+        let Some(store) = self.store.as_mut() else { return };
+        store.take_appeared();
+        let all = store.chunks().collect();
+        self.send_report(io, all, true);
     }
 
     fn report_new(&mut self, io: &mut dyn Io) {
-        if self.session.registered && io.now() >= self.session.report_at {
-            let pages = self.unreported();
-            self.send_report(io, pages);
+        if !self.session.registered || io.now() < self.session.report_at {
+            return;
         }
+        let Some(store) = self.store.as_mut() else { return };
+        let appeared = store.take_appeared();
+        self.send_report(io, appeared, false);
     }
 
-    fn unreported(&self) -> Vec<Vec<ChunkReport>> {
-        let Some(store) = self.store.as_ref() else { return Vec::new() };
-        let new: Vec<ChunkReport> = store
-            .chunks()
-            .filter(|chunk| !self.session.reported.contains(chunk))
-            .map(|chunk| ChunkReport {
-                chunk,
-                epoch: store.chunk(chunk).map_or_else(Default::default, |i| i.epoch),
-            })
-            .collect();
-        new.chunks(REPORT_PAGE).map(<[_]>::to_vec).collect()
-    }
-
-    fn send_report(&mut self, io: &mut dyn Io, pages: Vec<Vec<ChunkReport>>) {
+    fn send_report(&mut self, io: &mut dyn Io, chunks: Vec<ChunkId>, even_none: bool) {
         self.session.report_at = io.now().after(REPORT_NEW_EVERY);
+        let Some(store) = self.store.as_ref() else { return };
+        let epoch = |chunk| store.chunk(chunk).map_or_else(Default::default, |i| i.epoch);
+        let report = |&chunk: &ChunkId| ChunkReport { chunk, epoch: epoch(chunk) };
+        let mut pages: Vec<Vec<ChunkReport>> =
+            chunks.chunks(REPORT_PAGE).map(|page| page.iter().map(report).collect()).collect();
+        if pages.is_empty() && even_none {
+            pages.push(Vec::new());
+        }
         let last = pages.len().saturating_sub(1);
         for (number, chunks) in pages.into_iter().enumerate() {
-            self.session.reported.extend(chunks.iter().map(|c| c.chunk));
             self.send_mds(io, 0, &CsRequest::Report { chunks, last: number == last });
         }
     }
@@ -655,14 +648,7 @@ impl CsShard {
                 match action {
                     Action::Reply(conn, frame) => io.send(conn, frame.encode()),
                     Action::ToPeer(addr, frame) => self.send_peer(io, addr, frame),
-                    Action::ToMds(request) => {
-                        if let CsRequest::Deleted { chunks } = &request {
-                            chunks.iter().for_each(|c| {
-                                self.session.reported.remove(c);
-                            });
-                        }
-                        self.ask_mds(io, request)
-                    }
+                    Action::ToMds(request) => self.ask_mds(io, request),
                 }
             }
             self.spare_actions = actions;
@@ -833,6 +819,7 @@ fn load(replication: &Replication, scrub: &Scrub, store: &Store) -> Load {
         journal_total_bytes,
         cpu_us: 0,
         scrubbed_bytes: progress.done_bytes,
+        scrub_total_bytes: progress.total_bytes,
         scrub_passes: progress.passes,
         scrub_damaged: progress.damaged,
         cache_hits: cache.hits,

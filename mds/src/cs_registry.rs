@@ -326,6 +326,7 @@ impl CsRegistry {
         let sum = |of: &dyn Fn(&Session) -> u64| server.map_or(0, |s| s.shards.values().map(of).sum::<u64>());
         let addrs = server.map_or_else(Vec::new, |s| s.addrs.values().copied().collect());
         let latency = server.and_then(|s| s.shards.values().map(|s| s.load.io_latency_us).max());
+        let passes = server.and_then(|s| s.shards.values().map(|s| s.load.scrub_passes).min());
         let status = match live {
             _ if record.dropped => CsStatus::Dropped,
             Liveness::Active => CsStatus::Active,
@@ -352,6 +353,10 @@ impl CsRegistry {
             write_bytes_per_s: sum(&|s| s.rates.write_bytes),
             read_ops_per_s: sum(&|s| s.rates.reads),
             write_ops_per_s: sum(&|s| s.rates.writes),
+            scrubbed_bytes: sum(&|s| s.load.scrubbed_bytes),
+            scrub_total_bytes: sum(&|s| s.load.scrub_total_bytes),
+            scrub_passes: passes.unwrap_or(0),
+            scrub_damaged: sum(&|s| s.load.scrub_damaged),
         }
     }
 }

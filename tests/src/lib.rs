@@ -1,3 +1,4 @@
 //! Whole-system tests: the deterministic simulator, and real processes with a real mount.
 
+pub mod lossy_disk;
 pub mod simulator;

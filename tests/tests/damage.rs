@@ -52,10 +52,24 @@ fn a_thousand_flipped_bits_are_found_by_the_scrub_and_repaired() {
     c.up_with(&[]);
     c.wait_healthy();
     assert_eq!(events(&c, "hard error"), 0, "nobody has looked yet");
+    let stat = c.json(&["stat"]);
+    assert!(
+        stat["cs"][1]["scrub_damaged"] == 0 && stat["cs"][1]["scrub_total_bytes"].as_u64() >= Some(16 << 20)
+    );
     c.admin(&["set-config", "cs.scrub.period=1"]);
     wait_until("the damage to be found", Duration::from_secs(60), || {
         events(&c, "CS#2 has reported hard error") > 3
     });
+    let progress = || {
+        let cs = &c.json(&["stat"])["cs"][1];
+        let number = |field: &str| cs[field].as_u64().expect("a number");
+        (number("scrubbed_bytes") + number("scrub_passes"), number("scrub_damaged"))
+    };
+    wait_until("the scrub's progress in stat", Duration::from_secs(10), || {
+        progress().0 > 0 && progress().1 > 0
+    });
+    let text = c.admin(&["stat"]);
+    assert!(text.contains("SCRUB") && text.contains("% of pass "), "{text}");
     c.admin(&["set-config", "cs.scrub.period=0"]);
     // Whatever the scrub has not come to yet, the deep comparison finds.
     let etc = c.dir.path("etc");

@@ -80,8 +80,10 @@ pub struct Load {
     pub journal_used_bytes: u64,
     pub journal_total_bytes: u64,
     pub cpu_us: u64,
-    /// Scrub: bytes verified in this pass, passes ended, damaged places found since the start of the process.
+    /// Scrub: bytes verified in this pass and bytes there are, passes ended, damaged places found since the start of the
+    /// process.
     pub scrubbed_bytes: u64,
+    pub scrub_total_bytes: u64,
     pub scrub_passes: u64,
     pub scrub_damaged: u64,
     /// Read cache: reads of a unit of 64 KiB (or part of one) it answered and did not, what it holds, its size.

@@ -418,6 +418,23 @@ pub struct CsInfo {
     pub write_bytes_per_s: u64,
     pub read_ops_per_s: u64,
     pub write_ops_per_s: u64,
+    /// Scrub: bytes verified in this pass and bytes there are, passes that all shards have ended, damaged places found
+    /// since the start of the process.
+    pub scrubbed_bytes: u64,
+    pub scrub_total_bytes: u64,
+    pub scrub_passes: u64,
+    pub scrub_damaged: u64,
+}
+
+impl CsInfo {
+    /// How much of the running pass of the scrub is done.
+    pub fn scrub_percent(&self) -> f64 {
+        match self.scrub_total_bytes {
+            0 => 0.0,
+            // What changes during a pass may be read twice.
+            total => (100.0 * self.scrubbed_bytes as f64 / total as f64).min(100.0),
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]

@@ -8,7 +8,7 @@
 //! referenced (its data is being written) and stays taken for a while after (a write-back may still be under way).
 //! Only references are kept on disk: whatever else was taken is free after a start.
 
-use super::page::{Round, UNITS_PER_PAGE, encode_units};
+use super::page::{PageKind, Round, UNITS_PER_PAGE, Written, encode_units, mark};
 use shards::Buf;
 use std::collections::BTreeSet;
 
@@ -23,8 +23,11 @@ pub(super) struct Units {
     single_cursor: u32,
     /// Pages of `units` that differ from disk.
     dirty: BTreeSet<u32>,
-    /// Which place of each page was written last.
-    places: Vec<u8>,
+    written: Vec<Written>,
+    /// Referenced units that a census has not met (census.rs); empty when none is under way.
+    suspects: Vec<u64>,
+    /// Of [`mark`] over all pages.
+    sum: u64,
 }
 
 const WORDS_PER_PAGE: usize = UNITS_PER_PAGE as usize / 64;
@@ -45,7 +48,9 @@ impl Units {
             run_cursor: 0,
             single_cursor: 0,
             dirty: (0..pages).collect(),
-            places: vec![1; pages as usize],
+            written: vec![Written::NEVER; pages as usize],
+            suspects: Vec::new(),
+            sum: 0,
         }
     }
 
@@ -58,11 +63,16 @@ impl Units {
     }
 
     pub fn pages(&self) -> u32 {
-        self.places.len() as u32
+        self.written.len() as u32
     }
 
     /// Takes over a page read from disk. Units beyond the capacity must not be referenced.
-    pub fn load(&mut self, page: u32, place: u8, words: impl Iterator<Item = u64>) -> Result<(), String> {
+    pub fn load(
+        &mut self,
+        page: u32,
+        written: Written,
+        words: impl Iterator<Item = u64>,
+    ) -> Result<(), String> {
         let at = page as usize * WORDS_PER_PAGE;
         for (i, word) in words.enumerate() {
             let first = (at + i) as u64 * 64;
@@ -84,7 +94,8 @@ impl Units {
             }
         }
         self.dirty.remove(&page);
-        self.places[page as usize] = place;
+        self.written[page as usize] = written;
+        self.sum ^= mark(PageKind::Units, page.into(), written.round);
         Ok(())
     }
 
@@ -169,12 +180,14 @@ impl Units {
     pub fn refer(&mut self, unit: u32) {
         debug_assert!(self.is_taken(unit), "a free unit {unit} is named by a map");
         self.referenced[unit as usize / 64] |= 1 << (unit % 64);
+        self.clear(unit);
         self.dirty.insert(unit / UNITS_PER_PAGE);
     }
 
     /// No map page names it any more; it stays taken until [`Units::release`].
     pub fn unrefer(&mut self, unit: u32) {
         self.referenced[unit as usize / 64] &= !(1 << (unit % 64));
+        self.clear(unit);
         self.dirty.insert(unit / UNITS_PER_PAGE);
     }
 
@@ -196,6 +209,32 @@ impl Units {
         true
     }
 
+    /// Suspects every referenced unit of having no owner.
+    pub fn suspect_all(&mut self) {
+        self.suspects = self.referenced.clone();
+    }
+
+    /// It has one, or is no longer what it was.
+    pub fn clear(&mut self, unit: u32) {
+        if let Some(word) = self.suspects.get_mut(unit as usize / 64) {
+            *word &= !(1 << (unit % 64));
+        }
+    }
+
+    /// Ends the suspicion; returns who was left.
+    pub fn clear_all(&mut self) -> Vec<u32> {
+        let suspects = std::mem::take(&mut self.suspects);
+        let left = |(at, &word): (usize, &u64)| {
+            (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| at as u32 * 64 + bit)
+        };
+        suspects.iter().enumerate().flat_map(left).collect()
+    }
+
+    /// What the pages add to the checkpoint's sum.
+    pub fn sum(&self) -> u64 {
+        self.sum
+    }
+
     /// The pages that changed, for write-back: number, place to write, bytes.
     pub fn changed_pages(&mut self, round: Round) -> Vec<(u64, u8, Buf)> {
         let dirty = std::mem::take(&mut self.dirty);
@@ -204,9 +243,12 @@ impl Units {
             .map(|page| {
                 let at = page as usize * WORDS_PER_PAGE;
                 let words = &self.referenced[at..(at + WORDS_PER_PAGE).min(self.referenced.len())];
-                let place = &mut self.places[page as usize];
-                *place = 1 - *place;
-                (u64::from(page), *place, encode_units(u64::from(page), round, words))
+                let written = &mut self.written[page as usize];
+                let number = u64::from(page);
+                self.sum ^=
+                    mark(PageKind::Units, number, written.round) ^ mark(PageKind::Units, number, round);
+                *written = written.next(round);
+                (number, written.place, encode_units(number, round, words))
             })
             .collect()
     }
@@ -261,7 +303,7 @@ mod tests {
     #[test]
     fn the_frontier_lies_behind_what_a_start_finds() {
         let mut units = Units::new(UNITS_PER_PAGE);
-        units.load(0, 0, [0, 0b1000].into_iter()).unwrap();
+        units.load(0, Written::NEVER, [0, 0b1000].into_iter()).unwrap();
         assert_eq!(
             (units.frontier(), units.take_run(64), units.take_run(64)),
             (68, Some((0, 64)), Some((68, 64)))
@@ -278,12 +320,12 @@ mod tests {
         assert!(units.changed_pages(Round(2)).is_empty());
         let mut back = Units::new(UNITS_PER_PAGE + 10);
         for (number, place, bytes) in pages {
-            back.load(number as u32, place, decode_units(&bytes)).unwrap();
+            back.load(number as u32, Written { place, round: Round(1) }, decode_units(&bytes)).unwrap();
         }
         assert_eq!(back.free(), UNITS_PER_PAGE + 9);
         assert!(back.claim(first) && !back.claim(second));
         assert_eq!(back.changed_pages(Round(3)).iter().map(|p| (p.0, p.1)).collect::<Vec<_>>(), [(0, 1)]);
         let mut small = Units::new(1);
-        assert!(small.load(0, 0, [2].into_iter()).is_err());
+        assert!(small.load(0, Written::NEVER, [2].into_iter()).is_err());
     }
 }

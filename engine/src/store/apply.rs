@@ -6,13 +6,13 @@
 //! journal and makes the round's pages valid, in one atomic write. A crash before that leaves the state of the round
 //! before, on which the journal is replayed; pages the crashed round left behind are never looked at (page.rs, `find`).
 
-use super::page::{self, INDEX_ENTRIES, IndexEntry, Round};
+use super::page::{self, INDEX_ENTRIES, IndexEntry, PageKind, Round};
 use super::{
     OVERLAY_BYTES, PAGE_BLOCKS, PAGE_UNITS, Store, StoreError, UNIT_BLOCKS, UNIT_BYTES, Waiting, bits,
 };
 use crate::cache::Version;
 use crate::store::load::Waiter;
-use shards::journal::Position;
+use shards::journal::{Checkpoint, Position};
 use shards::{Buf, Durability, FileHandle, Io};
 use smallvec::{SmallVec, smallvec};
 use std::collections::VecDeque;
@@ -42,6 +42,8 @@ pub(super) struct Apply {
     blocks: Vec<(ChunkId, u32, BlockCrc, u64)>,
     /// Everything in front of it was in memory when the round began.
     cut: Position,
+    /// Of the pages as this round wrote them; chunks that come in meanwhile may need more pages.
+    checkpoint: Checkpoint,
     cleared_slots: Vec<u32>,
     /// Page files written to.
     touched: Vec<FileHandle>,
@@ -88,6 +90,7 @@ impl Store {
             runs: VecDeque::new(),
             blocks: Vec::new(),
             cut: unfinished.unwrap_or(behind_durable).min(behind_durable),
+            checkpoint: Checkpoint::default(),
             cleared_slots: Vec::new(),
             touched: Vec::new(),
             no_room: Vec::new(),
@@ -251,7 +254,9 @@ impl Store {
             writes.push((self.units_file, page::offset(number, place), bytes));
         }
         let touched = [self.index, self.maps, self.units_file];
+        let checkpoint = self.checkpoint(round);
         let apply = self.round();
+        apply.checkpoint = checkpoint;
         apply.touched = touched.into_iter().filter(|f| writes.iter().any(|w| w.0 == *f)).collect();
         apply.left = writes.len() as u32 + u32::from(wrote_data);
         for (file, offset, bytes) in writes {
@@ -299,9 +304,11 @@ impl Store {
                     let before = Version { chunk: id, round: page.round.0 };
                     page.units().for_each(|unit| cache.page_written(unit, before, round.0));
                 }
-                (page.place, page.round) = (1 - page.place, round);
-                let in_file = page::map_number(chunk.slot, number);
-                writes.push((self.maps, page::offset(in_file, page.place), page.encode(id, in_file, round)));
+                page.round = round;
+                chunk.places ^= 1 << number;
+                let (in_file, place) =
+                    (page::map_number(chunk.slot, number), (chunk.places >> number & 1) as u8);
+                writes.push((self.maps, page::offset(in_file, place), page.encode(id, in_file, round)));
                 if !std::mem::replace(&mut page.listed, true) {
                     self.page_clock.push_back((id, number));
                 }
@@ -329,10 +336,13 @@ impl Store {
             let slots = &self.slots[first..self.slots.len().min(first + INDEX_ENTRIES as usize)];
             let entries: Vec<Option<IndexEntry>> =
                 slots.iter().map(|owner| self.index_entry(*owner)).collect();
-            let place = &mut self.index_places[number as usize];
-            *place = 1 - *place;
-            let bytes = page::encode_index(u64::from(number), round, &entries);
-            writes.push((self.index, page::offset(u64::from(number), *place), bytes));
+            let written = &mut self.index_written[number as usize];
+            let number = u64::from(number);
+            let mark = |round| page::mark(PageKind::Index, number, round);
+            self.index_sum ^= mark(written.round) ^ mark(round);
+            *written = written.next(round);
+            let bytes = page::encode_index(number, round, &entries);
+            writes.push((self.index, page::offset(number, written.place), bytes));
         }
         writes
     }
@@ -340,7 +350,7 @@ impl Store {
     fn index_entry(&self, owner: Option<ChunkId>) -> Option<IndexEntry> {
         let id = owner?;
         let chunk = self.chunks.get(&id).filter(|c| c.born)?;
-        Some(IndexEntry { chunk: id, info: chunk.info.clone(), pages: chunk.exists })
+        Some(IndexEntry { chunk: id, info: chunk.info.clone(), pages: chunk.exists, places: chunk.places })
     }
 
     fn sync_pages(&mut self, io: &mut dyn Io) {
@@ -360,8 +370,7 @@ impl Store {
     fn commit(&mut self, io: &mut dyn Io) {
         let apply = self.round();
         apply.step = Step::Commit;
-        let (round, cut) = (apply.round, apply.cut);
-        let checkpoint = self.checkpoint(round, Round(round.0 + 1));
+        let (cut, checkpoint) = (apply.cut, apply.checkpoint);
         self.journal.trim_with(io, cut.min(self.journal.end()), checkpoint);
     }
 
@@ -370,7 +379,8 @@ impl Store {
         let Some(apply) = self.apply.take_if(|a| a.step == Step::Commit) else { return };
         self.committed_round = apply.round;
         self.free_slots.extend(apply.cleared_slots);
-        for unit in std::mem::take(&mut self.free_later) {
+        let forgotten = self.failed_units.extract_if(.., |(at, _)| *at < apply.cut).map(|(_, unit)| unit);
+        for unit in std::mem::take(&mut self.free_later).into_iter().chain(forgotten) {
             self.units.release(unit);
         }
         if self.dirty {

@@ -1,12 +1,12 @@
 //! Map pages on demand: what a request needs is read before it starts, and what nobody used lately is forgotten.
 
-use super::page::{self, Found, MapPage, PAIR_BYTES, PageKind};
+use super::page::{self, MapPage, PageKind};
 use super::write::whole_units;
 use super::{Chunk, PAGE_BLOCKS, Request, Store, StoreError, Waiting, bits, pages_of};
 use shards::{Buf, Io};
 use std::io;
 use std::ops::Range;
-use wire::ChunkId;
+use wire::{BLOCK_BYTES, ChunkId};
 
 /// A request that waits for map pages. It holds its blocks meanwhile.
 pub(super) struct Load {
@@ -21,6 +21,7 @@ pub(super) enum Waiter {
     Request(u64),
     Round,
     Opening,
+    Census,
 }
 
 /// Pages looked at in one sweep of the cache.
@@ -61,9 +62,9 @@ impl Store {
         let waiters = self.page_waiters.entry((chunk, number)).or_default();
         waiters.push(waiter);
         if waiters.len() == 1 {
-            let at = page::offset(page::map_number(self.chunks[&chunk].slot, number), 0);
+            let at = self.chunks[&chunk].page_offset(number);
             let wait = self.expect(Waiting::MapPage { chunk, page: number });
-            io.read(self.maps, at, PAIR_BYTES, wait);
+            io.read(self.maps, at, BLOCK_BYTES, wait);
         }
     }
 
@@ -79,6 +80,7 @@ impl Store {
                     Some(error) => self.break_down(error),
                 },
                 Waiter::Opening => self.opening_page_done(io, failed),
+                Waiter::Census => self.census_page_done(io, failed),
             }
         }
     }
@@ -89,40 +91,43 @@ impl Store {
         if chunk.exists >> number & 1 == 0 || chunk.pages.contains_key(&number) {
             return Ok(()); // Deleted, and perhaps made anew, meanwhile.
         }
-        let pair = result.map_err(|source| StoreError::Io { file: file(), source })?;
+        let bytes = result.map_err(|source| StoreError::Io { file: file(), source })?;
         let in_file = page::map_number(chunk.slot, number);
-        match page::find(&pair, PageKind::Map, in_file, id, self.committed_round) {
-            Found::Page { place } => {
-                chunk.pages.insert(number, MapPage::decode(page::body(&pair, place), place));
-                self.page_clock.push_back((id, number));
-                Ok(())
-            }
-            found => Err(StoreError::Corrupt {
+        page::check(&bytes, PageKind::Map, in_file, id, self.committed_round).map_err(|bad| {
+            StoreError::Corrupt {
                 file: file(),
-                offset: page::offset(in_file, 0),
-                expected: format!("map page {number} of chunk {id} in one of two places"),
-                found: if found == Found::Never { "zeros" } else { "no whole page that was committed" }
-                    .into(),
-            }),
-        }
+                offset: chunk.page_offset(number),
+                expected: format!("map page {number} of chunk {id}"),
+                found: bad.text().into(),
+            }
+        })?;
+        chunk.pages.insert(number, MapPage::decode(&bytes));
+        self.page_clock.push_back((id, number));
+        Ok(())
     }
 
     fn request_page_done(&mut self, io: &mut dyn Io, id: u64, number: u32, failed: Option<StoreError>) {
         let Some(load) = self.loads.get_mut(&id) else { return };
         load.left -= 1;
+        let mut given_up = false;
         if let Some(error) = failed {
             if forgets(&load.request, number) {
-                // Its units stay taken until they are missed; the chunk can be emptied all the same.
+                // The chunk can be emptied all the same; its units have to be found (census.rs).
                 tracing::error!(%error, chunk = load.chunk.0, page = number, "a damaged map page is given up");
                 let chunk = self.chunks.get_mut(&load.chunk).expect("a request holds it");
                 chunk.pages.insert(number, MapPage::default());
                 chunk.dirty |= 1 << number;
                 self.dirty_chunks.insert(load.chunk);
+                given_up = true;
             } else {
                 load.failed = Some(error);
             }
         }
-        if load.left > 0 {
+        let left = load.left;
+        if given_up {
+            self.start_census(io);
+        }
+        if left > 0 {
             return;
         }
         let load = self.loads.remove(&id).expect("just seen");
@@ -165,6 +170,11 @@ impl Store {
 }
 
 impl Chunk {
+    /// Where the valid version of a map page stands in `maps`.
+    fn page_offset(&self, number: u32) -> u64 {
+        page::offset(page::map_number(self.slot, number), (self.places >> number & 1) as u8)
+    }
+
     /// Whether something under way relies on the page being in memory, or it is not on disk yet.
     fn needs_page(&self, number: u32) -> bool {
         let blocks: Range<u32> = number * PAGE_BLOCKS..(number + 1) * PAGE_BLOCKS;

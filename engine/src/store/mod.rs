@@ -20,8 +20,11 @@
 
 mod alloc;
 mod apply;
+mod census;
 mod load;
 mod page;
+#[cfg(feature = "plant")]
+mod plant;
 mod read;
 mod record;
 mod replay;
@@ -34,7 +37,7 @@ use crate::cache::{Cache, CacheConfig, CacheStat};
 use alloc::Units;
 use apply::Apply;
 use load::Load;
-use page::{MapPage, PageKind, Round};
+use page::{MapPage, PageKind, Round, Written};
 use replay::Opening;
 use shards::journal::{Checkpoint, Journal, JournalError, Outcome as JournalOutcome, Position};
 use shards::{Buf, Durability, FileHandle, Io, OpId, OpenHow, TimerId, Timestamp};
@@ -215,6 +218,8 @@ struct Chunk {
     /// Map pages that exist, that differ from disk, and those in memory (all of the second are).
     exists: u128,
     dirty: u128,
+    /// In which of its places each map page was written last.
+    places: u128,
     pages: BTreeMap<u32, MapPage>,
     overlay: BTreeMap<u32, OverlayBlock>,
     index_dirty: bool,
@@ -310,8 +315,9 @@ pub struct Store {
     free_slots: Vec<u32>,
     /// Slots of deleted chunks, which a round must clear before they are used again.
     dead_slots: Vec<u32>,
-    /// Which place of each index page was written last, and which pages differ from disk.
-    index_places: Vec<u8>,
+    /// Where each index page was written last, their part of the checkpoint's sum, and which pages differ from disk.
+    index_written: Vec<Written>,
+    index_sum: u64,
     dirty_index: BTreeSet<u32>,
     /// Chunks with anything for the next round: blocks in memory, changed pages, changed info.
     dirty_chunks: BTreeSet<ChunkId>,
@@ -342,7 +348,13 @@ pub struct Store {
     timer_set: bool,
     /// Units to free when the running apply has ended.
     free_later: Vec<u32>,
+    /// Units of large writes that failed, with the place of their last record in the journal.
+    failed_units: Vec<(Position, u32)>,
     outcomes: Vec<Outcome>,
+    /// A walk that looks for units without an owner.
+    census: Option<census::Census>,
+    /// Chunks that came to be since [`Store::take_appeared`].
+    appeared: BTreeSet<ChunkId>,
     /// Empty; kept for its memory.
     journal_outcomes: Vec<JournalOutcome>,
 }
@@ -399,7 +411,8 @@ impl Store {
             slots: Vec::new(),
             free_slots: Vec::new(),
             dead_slots: Vec::new(),
-            index_places: Vec::new(),
+            index_written: Vec::new(),
+            index_sum: 0,
             dirty_index: BTreeSet::new(),
             dirty_chunks: BTreeSet::new(),
             committed_round: Round(0),
@@ -423,7 +436,10 @@ impl Store {
             dirty: false,
             timer_set: false,
             free_later: Vec::new(),
+            failed_units: Vec::new(),
             outcomes,
+            census: None,
+            appeared: BTreeSet::new(),
             journal_outcomes: Vec::new(),
         })
     }
@@ -524,6 +540,12 @@ impl Store {
 
     pub fn chunks(&self) -> impl Iterator<Item = ChunkId> + '_ {
         self.chunks.keys().copied()
+    }
+
+    /// Chunks that came to be since the last call and are still here.
+    pub fn take_appeared(&mut self) -> Vec<ChunkId> {
+        let appeared = std::mem::take(&mut self.appeared);
+        appeared.into_iter().filter(|id| self.chunks.contains_key(id)).collect()
     }
 
     pub fn chunk_count(&self) -> usize {
@@ -760,10 +782,11 @@ impl Store {
         }
     }
 
-    /// What the journal keeps for us (docs/formats.md): valid round, last round that may have been begun, pages of
-    /// `index` and `units` that must exist.
-    fn checkpoint(&self, committed: Round, begun: Round) -> Checkpoint {
-        Checkpoint([committed.0, begun.0, self.index_places.len() as u64, u64::from(self.units.pages())])
+    /// What the journal keeps for us (docs/formats.md) of a round whose pages are written: the round, the last one that may
+    /// have been begun, pages of `index` and `units` that must exist, and the sum over their rounds.
+    fn checkpoint(&self, round: Round) -> Checkpoint {
+        let pages = self.index_written.len() as u64 | u64::from(self.units.pages()) << 32;
+        Checkpoint([round.0, round.0 + 1, pages, self.index_sum ^ self.units.sum()])
     }
 
     /// Starts a request, or queues it behind overlapping ones of its chunk.
@@ -830,14 +853,15 @@ impl Store {
         let slot = self.free_slots.pop().unwrap_or_else(|| {
             self.slots.push(None);
             let slot = self.slots.len() as u32 - 1;
-            if slot / page::INDEX_ENTRIES == self.index_places.len() as u32 {
-                self.dirty_index.insert(self.index_places.len() as u32);
-                self.index_places.push(1);
+            if slot / page::INDEX_ENTRIES == self.index_written.len() as u32 {
+                self.dirty_index.insert(self.index_written.len() as u32);
+                self.index_written.push(Written::NEVER);
             }
             slot
         });
         self.slots[slot as usize] = Some(id);
         self.chunks.insert(id, Chunk::new(slot));
+        self.appeared.insert(id);
     }
 
     fn free_unit(&mut self, unit: u32) {
@@ -900,6 +924,7 @@ impl Chunk {
             born: false,
             exists: 0,
             dirty: 0,
+            places: 0,
             pages: BTreeMap::new(),
             overlay: BTreeMap::new(),
             index_dirty: false,

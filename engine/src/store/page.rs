@@ -1,8 +1,12 @@
 //! Pages of the metadata files `index`, `maps` and `units`: 4 KiB each, with two places on disk.
 //!
 //! Every page carries the number of the round that wrote it (apply.rs). A round writes each page to the place that does
-//! not hold the last committed version, and becomes valid as a whole when the journal's checkpoint names it: a page is
-//! taken from the newest of its two places whose round is committed. Layouts are in docs/formats.md.
+//! not hold the last committed version, and becomes valid as a whole when the journal's checkpoint names it.
+//!
+//! The other place holds an older version that is whole as well, so a damaged page must not quietly become what it was.
+//! Which place of a map page is valid stands in its chunk's index entry. Of `index` and `units` the newest committed
+//! version is taken, and the checkpoint has a sum over the rounds of all their pages ([`mark`]) that proves it to be the
+//! newest there was. Layouts are in docs/formats.md.
 
 use super::{ChunkInfo, MOST_PAGES, PAGE_BLOCKS, PAGE_UNITS, merged_to};
 use shards::{Buf, BufMut};
@@ -19,7 +23,7 @@ pub(super) enum PageKind {
 impl PageKind {
     fn magic(self) -> &'static [u8; 8] {
         match self {
-            PageKind::Index => b"PSINDEX2",
+            PageKind::Index => b"PSINDEX3",
             PageKind::Map => b"PSCMAP_2",
             PageKind::Units => b"PSUNITS2",
         }
@@ -46,6 +50,7 @@ pub(super) const PAIR_BYTES: usize = 2 * BLOCK_BYTES;
 /// Chunks in one page of `index`, and bytes of each entry.
 pub(super) const INDEX_ENTRIES: u32 = 31;
 const ENTRY_BYTES: usize = 128;
+const PLACES_AT: usize = 56 + 16 * STORED_TAIL;
 /// Entries of a chunk's tail that are kept on disk; more are merged into larger ranges.
 const STORED_TAIL: usize = 3;
 /// Units in one page of `units`, a bit each.
@@ -55,6 +60,7 @@ const CRCS_AT: usize = BODY_AT + 4 * PAGE_UNITS as usize;
 const _: () = assert!(CRCS_AT + 4 * PAGE_BLOCKS as usize <= BLOCK_BYTES);
 const _: () = assert!(BODY_AT + ENTRY_BYTES * INDEX_ENTRIES as usize <= BLOCK_BYTES);
 const _: () = assert!(UNITS_PER_PAGE % 64 == 0);
+const _: () = assert!(PLACES_AT + 16 <= ENTRY_BYTES);
 
 /// Offset of a page's place (0 or 1) in its file.
 pub(super) fn offset(number: u64, place: u8) -> u64 {
@@ -66,33 +72,82 @@ pub(super) fn map_number(slot: u32, page: u32) -> u64 {
     u64::from(slot) * u64::from(MOST_PAGES) + u64::from(page)
 }
 
-/// A page's committed bytes and where they stand.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found {
-    Page {
-        place: u8,
-    },
-    /// Both places were never written: zeros.
-    Never,
-    /// Something stands there, but no committed version of this page.
+/// The place of a page and the round that wrote it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Written {
+    pub place: u8,
+    pub round: Round,
+}
+
+impl Written {
+    /// Of a page that is in memory only.
+    pub const NEVER: Written = Written { place: 1, round: Round(0) };
+
+    /// Where the next round writes the page.
+    pub fn next(self, round: Round) -> Written {
+        Written { place: 1 - self.place, round }
+    }
+}
+
+/// Whether a place was never written, or what stands there is no committed version of the page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bad {
+    Zeros,
     Damaged,
 }
 
-/// Looks for the newest committed version of a page in its two places.
-pub(super) fn find(pair: &[u8], kind: PageKind, number: u64, owner: ChunkId, committed: Round) -> Found {
-    let round_in = |place: usize| {
-        let b = &pair[place * BLOCK_BYTES..(place + 1) * BLOCK_BYTES];
-        let ours = is_whole(b, kind.magic())
-            && u64_at(b, 24) == number
-            && u64_at(b, OWNER_AT) == owner.0
-            && Round(u64_at(b, 16)) <= committed;
-        ours.then(|| u64_at(b, 16))
-    };
-    match (round_in(0), round_in(1)) {
-        (None, None) if pair.iter().all(|&b| b == 0) => Found::Never,
-        (None, None) => Found::Damaged,
-        (first, second) => Found::Page { place: u8::from(second > first) },
+impl Bad {
+    pub fn text(self) -> &'static str {
+        match self {
+            Bad::Zeros => "zeros",
+            Bad::Damaged => "no whole page that was committed",
+        }
     }
+}
+
+/// Looks at one place of a page: the round of the committed version there.
+pub(super) fn check(
+    b: &[u8],
+    kind: PageKind,
+    number: u64,
+    owner: ChunkId,
+    committed: Round,
+) -> Result<Round, Bad> {
+    let round = Round(u64_at(b, 16));
+    let ours = is_whole(b, kind.magic())
+        && u64_at(b, 24) == number
+        && u64_at(b, OWNER_AT) == owner.0
+        && round <= committed;
+    match ours {
+        true => Ok(round),
+        false if b.iter().all(|&b| b == 0) => Err(Bad::Zeros),
+        false => Err(Bad::Damaged),
+    }
+}
+
+/// Looks for the newest committed version of a page of `index` or `units` in its two places.
+pub(super) fn find(pair: &[u8], kind: PageKind, number: u64, committed: Round) -> Result<Written, Bad> {
+    let look = |place| check(body(pair, place), kind, number, ChunkId(0), committed);
+    match (look(0), look(1)) {
+        (Ok(first), Ok(second)) if second > first => Ok(Written { place: 1, round: second }),
+        (Ok(round), _) => Ok(Written { place: 0, round }),
+        (_, Ok(round)) => Ok(Written { place: 1, round }),
+        (Err(Bad::Zeros), Err(Bad::Zeros)) => Err(Bad::Zeros),
+        _ => Err(Bad::Damaged),
+    }
+}
+
+/// What a page of `index` or `units` adds (by xor) to the checkpoint's sum; nothing before it is written.
+pub(super) fn mark(kind: PageKind, number: u64, round: Round) -> u64 {
+    if round == Round(0) {
+        return 0;
+    }
+    let mixed = [kind as u64, number, round.0].into_iter().fold(0u64, |sum, word| {
+        let x = (sum ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x ^ x >> 31
+    });
+    mixed.wrapping_mul(0x94d0_49bb_1331_11eb)
 }
 
 /// Bytes of a page's place within its pair.
@@ -126,8 +181,6 @@ pub(super) struct MapPage {
     /// 0: none; else unit + 1.
     units: [u32; PAGE_UNITS as usize],
     crcs: Box<[BlockCrc; PAGE_BLOCKS as usize]>,
-    /// Which place holds the version written last.
-    pub place: u8,
     /// The round that wrote it last.
     pub round: Round,
     /// Looked at since the last sweep of the page cache; listed in it.
@@ -140,7 +193,6 @@ impl Default for MapPage {
         MapPage {
             units: [0; PAGE_UNITS as usize],
             crcs: Box::new([BlockCrc::HOLE; PAGE_BLOCKS as usize]),
-            place: 1,
             round: Round(0),
             used: true,
             listed: false,
@@ -185,10 +237,10 @@ impl MapPage {
         seal(b, PageKind::Map, round, number, chunk)
     }
 
-    /// Decodes a page that [`find`] found.
-    pub fn decode(b: &[u8], place: u8) -> MapPage {
+    /// Decodes a page that [`check`] found good.
+    pub fn decode(b: &[u8]) -> MapPage {
         let round = Round(u64_at(b, 16));
-        let mut page = MapPage { place, round, listed: true, ..MapPage::default() };
+        let mut page = MapPage { round, listed: true, ..MapPage::default() };
         for (i, unit) in page.units.iter_mut().enumerate() {
             *unit = u32_at(b, BODY_AT + 4 * i);
         }
@@ -204,8 +256,9 @@ impl MapPage {
 pub(super) struct IndexEntry {
     pub chunk: ChunkId,
     pub info: ChunkInfo,
-    /// Map pages that exist, a bit each.
+    /// Map pages that exist, a bit each, and in which of their places.
     pub pages: u128,
+    pub places: u128,
 }
 
 /// Encodes page `number` of `index`; `None` for slots without a chunk.
@@ -231,6 +284,7 @@ fn put_entry(b: &mut [u8], entry: &IndexEntry) {
     b[24..32].copy_from_slice(&info.committed.0.to_le_bytes());
     b[32..40].copy_from_slice(&info.largest_lease.0.to_le_bytes());
     b[40..56].copy_from_slice(&entry.pages.to_le_bytes());
+    b[PLACES_AT..PLACES_AT + 16].copy_from_slice(&entry.places.to_le_bytes());
     for (i, t) in tail.iter().enumerate() {
         let at = 56 + 16 * i;
         b[at..at + 8].copy_from_slice(&t.sequence.0.to_le_bytes());
@@ -258,7 +312,8 @@ pub(super) fn decode_index(b: &[u8]) -> impl Iterator<Item = (u32, IndexEntry)> 
                 tail: tail.collect(),
                 largest_lease: LeaseId(u64_at(b, 32)),
             },
-            pages: u128::from_le_bytes(b[40..56].try_into().expect("16 bytes")),
+            pages: u128_at(b, 40),
+            places: u128_at(b, PLACES_AT),
         };
         (b[12] == 1).then(|| (i, entry()))
     })
@@ -282,6 +337,10 @@ fn u32_at(b: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(b[at..at + 4].try_into().expect("4 bytes"))
 }
 
+fn u128_at(b: &[u8], at: usize) -> u128 {
+    u128::from_le_bytes(b[at..at + 16].try_into().expect("16 bytes"))
+}
+
 fn u64_at(b: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(b[at..at + 8].try_into().expect("8 bytes"))
 }
@@ -289,10 +348,6 @@ fn u64_at(b: &[u8], at: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn pair(first: &[u8], second: &[u8]) -> Vec<u8> {
-        [first, second].concat()
-    }
 
     #[test]
     fn pages_round_trip_and_are_pinned() {
@@ -304,7 +359,7 @@ mod tests {
         assert_eq!((bytes[16], bytes[24], bytes[32]), (7, 3, 9));
         assert_eq!(bytes[64 + 4 * 31..][..4], [6, 0, 0, 0]);
         assert_eq!(bytes[192 + 4 * 511..][..4], [0xef, 0xbe, 0xad, 0xde]);
-        let back = MapPage::decode(&bytes, 0);
+        let back = MapPage::decode(&bytes);
         assert_eq!((back.unit(31), back.crc(511)), (Some(5), BlockCrc(0xdead_beef)));
 
         let tail = vec![TailEntry { sequence: Sequence(5), first_block: 1, block_count: 2 }];
@@ -315,14 +370,15 @@ mod tests {
             committed: Sequence(4),
             largest_lease: LeaseId(8),
         };
-        let entry = IndexEntry { chunk: ChunkId(1), info, pages: 1 << 127 | 1 };
+        let entry = IndexEntry { chunk: ChunkId(1), info, pages: 1 << 127 | 1, places: 1 << 126 };
         let bytes = encode_index(0, Round(1), &[None, Some(entry.clone())]);
-        assert_eq!(&bytes[..8], b"PSINDEX2");
+        assert_eq!(&bytes[..8], b"PSINDEX3");
         let at = 64 + 128;
         assert_eq!((bytes[at], bytes[at + 8], bytes[at + 12], bytes[at + 13]), (1, 2, 1, 1));
         assert_eq!((bytes[at + 16], bytes[at + 24], bytes[at + 32]), (5, 4, 8));
         assert_eq!((bytes[at + 40], bytes[at + 55]), (1, 0x80));
         assert_eq!(bytes[at + 56..at + 72], [5, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0]);
+        assert_eq!((bytes[at + 104], bytes[at + 119]), (0, 0x40));
         assert_eq!(decode_index(&bytes).collect::<Vec<_>>(), [(1, entry)]);
 
         let bytes = encode_units(2, Round(1), &[1, u64::MAX]);
@@ -332,18 +388,31 @@ mod tests {
 
     #[test]
     fn only_committed_whole_pages_of_the_right_place_are_found() {
-        let page = |round| MapPage::default().encode(ChunkId(9), 3, Round(round));
-        let look = |pair: &[u8], committed| find(pair, PageKind::Map, 3, ChunkId(9), Round(committed));
-        let both = pair(&page(4), &page(5));
-        assert_eq!(look(&both, 5), Found::Page { place: 1 });
-        assert_eq!(look(&both, 4), Found::Page { place: 0 }, "round 5 was not committed");
-        assert_eq!(look(&both, 3), Found::Damaged);
+        let page = |round| encode_units(3, Round(round), &[7]);
+        let look = |pair: &[u8], committed| find(pair, PageKind::Units, 3, Round(committed));
+        let both = [&page(4)[..], &page(5)[..]].concat();
+        assert_eq!(look(&both, 5), Ok(Written { place: 1, round: Round(5) }));
+        assert_eq!(look(&both, 4), Ok(Written { place: 0, round: Round(4) }), "round 5 was not committed");
+        assert_eq!(look(&both, 3), Err(Bad::Damaged));
         let mut torn = both.clone();
         torn[4096 + 300] ^= 1;
-        assert_eq!(look(&torn, 5), Found::Page { place: 0 });
-        assert_eq!(find(&both, PageKind::Map, 2, ChunkId(9), Round(5)), Found::Damaged, "misdirected");
-        assert_eq!(find(&both, PageKind::Map, 3, ChunkId(8), Round(5)), Found::Damaged, "another chunk's");
-        assert_eq!(find(&both, PageKind::Index, 3, ChunkId(9), Round(5)), Found::Damaged);
-        assert_eq!(look(&[0; PAIR_BYTES], 5), Found::Never);
+        assert_eq!(look(&torn, 5), Ok(Written { place: 0, round: Round(4) }), "the sum has to tell");
+        assert_eq!(find(&both, PageKind::Units, 2, Round(5)), Err(Bad::Damaged), "misdirected");
+        assert_eq!(find(&both, PageKind::Index, 3, Round(5)), Err(Bad::Damaged));
+        assert_eq!(look(&[0; PAIR_BYTES], 5), Err(Bad::Zeros));
+        let map = MapPage::default().encode(ChunkId(9), 3, Round(4));
+        let owned = |owner| check(&map, PageKind::Map, 3, ChunkId(owner), Round(4));
+        assert_eq!((owned(9), owned(8)), (Ok(Round(4)), Err(Bad::Damaged)), "another chunk's");
+    }
+
+    #[test]
+    fn the_sum_tells_an_older_version_from_the_newest() {
+        let of = |rounds: [u64; 3]| {
+            (0..).zip(rounds).fold(0, |sum, (n, round)| sum ^ mark(PageKind::Index, n, Round(round)))
+        };
+        assert_ne!(of([4, 5, 6]), of([4, 5, 5]));
+        assert_ne!(of([4, 5, 6]), of([5, 4, 6]), "two pages that changed their rounds");
+        assert_ne!(mark(PageKind::Index, 1, Round(1)), mark(PageKind::Units, 1, Round(1)));
+        assert_eq!((mark(PageKind::Index, 9, Round(0)), of([1, 0, 0])), (0, 2_454_314_395_245_205_331));
     }
 }

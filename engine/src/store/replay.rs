@@ -2,30 +2,30 @@
 //!
 //! Only the map pages that records touch are read. Extents need a look at the data: their record and their units are
 //! written at the same time, so a crash can leave the record without the data. A unit is taken over if each of its blocks
-//! matches the record, or is covered by a later record, or the write is known to have been acknowledged (its sequence is
-//! committed): then a mismatch is damage, which the checksum will report, and not a torn write. Otherwise the chunk keeps
-//! what it had before.
+//! matches the record, or is covered by a later small write or discard (which may have reached the unit), or the write is
+//! known to have been acknowledged (its sequence is committed): then a mismatch is damage, which the checksum will report,
+//! and not a torn write. Otherwise the chunk keeps what it had before.
 //!
 //! Which units are referenced after the redo: those of the valid round, without what the touched pages named before, with
 //! what they name now. (A record may name a unit that has long passed to another chunk; whatever moved it there is a later
 //! record, so no touched page names it in the end. Hence a page's units are counted only when all records are redone.)
 
 use super::load::Waiter;
-use super::page::{self, Found, INDEX_ENTRIES, IndexEntry, PAIR_BYTES, PageKind, Round};
+use super::page::{self, INDEX_ENTRIES, IndexEntry, PAIR_BYTES, PageKind, Round, Written};
 use super::record::{Kind, Record};
 use super::write::{discard, forget_overlay};
 use super::{
     Chunk, OverlayBlock, PAGE_BLOCKS, PAGE_UNITS, Store, StoreConfig, StoreError, UNIT_BLOCKS, UNIT_BYTES,
     Waiting, bits, pages_of,
 };
-use shards::journal::Position;
+use shards::journal::{Checkpoint, Position};
 use shards::{Buf, Io};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use wire::{BLOCK_BYTES, BlockCrc, ChunkId, Sequence};
 
 const MARK_NAME: &str = "pstorage chunk store ";
-const MARK: &[u8] = b"pstorage chunk store 2\n";
+const MARK: &[u8] = b"pstorage chunk store 3\n";
 /// Pairs of pages read at once from `index` and `units`.
 const PAIRS_AT_ONCE: u64 = 128;
 /// Map pages, or extent units, read at once.
@@ -53,9 +53,8 @@ pub(super) fn check_mark(path: &str, bytes: &[u8]) -> Result<(), StoreError> {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Reading {
     Mark,
-    /// Pages from this one on.
-    Index(u64),
-    Units(u64),
+    /// Pages of `index` or `units` from this one on.
+    Pages(PageKind, u64),
     /// Unit of an extent: index of the record, unit within it.
     Extent(usize, u32),
 }
@@ -66,6 +65,11 @@ pub(super) struct Opening {
     bad_record: Option<String>,
     index_pages: u64,
     units_pages: u64,
+    /// Over the rounds of those pages: as the checkpoint has it, and as found.
+    expected_sum: u64,
+    sum: u64,
+    /// A place of a page that holds something else: damage, or what a crash left of a round.
+    odd: Option<(PageKind, u64)>,
     /// Map pages to read.
     pages: Vec<(ChunkId, u32)>,
     /// Extent units to check.
@@ -101,14 +105,14 @@ impl Store {
             return self.break_down(StoreError::Corrupt { file, offset: 0, expected, found });
         }
         self.last_durable = Position(self.journal.end().0.saturating_sub(1));
-        let [committed, begun, index_pages, units_pages] = self.journal.durable_checkpoint().0;
+        let [committed, begun, pages, sum] = self.journal.durable_checkpoint().0;
         (self.committed_round, self.last_round) = (Round(committed), Round(begun));
-        self.index_places = vec![1; index_pages as usize];
-        (self.opening().index_pages, self.opening().units_pages) = (index_pages, units_pages);
+        let (index_pages, units_pages) = (pages & u64::from(u32::MAX), pages >> 32);
+        self.index_written = vec![Written::NEVER; index_pages as usize];
+        let opening = self.opening();
+        (opening.index_pages, opening.units_pages, opening.expected_sum) = (index_pages, units_pages, sum);
         // Before this life writes any page, its rounds must be told from those of a life that crashed.
-        let mut announced = self.checkpoint(Round(committed), Round(begun + 1));
-        announced.0[3] = units_pages;
-        self.journal.trim_with(io, Position(0), announced);
+        self.journal.trim_with(io, Position(0), Checkpoint([committed, begun + 1, pages, sum]));
     }
 
     pub(super) fn announced(&mut self, io: &mut dyn Io) {
@@ -126,11 +130,10 @@ impl Store {
         };
         let done = match reading {
             Reading::Mark => {
-                self.read_index(io, 0);
+                self.read_pages(io, PageKind::Index, 0);
                 Ok(())
             }
-            Reading::Index(first) => self.take_index(io, first, &data),
-            Reading::Units(first) => self.take_units(io, first, &data),
+            Reading::Pages(kind, first) => self.take_pages(io, kind, first, &data),
             Reading::Extent(record, unit) => {
                 self.take_extent_unit(record, unit, &data);
                 self.opening().reads_left -= 1;
@@ -145,34 +148,77 @@ impl Store {
 
     // ---- the valid round ----
 
-    fn read_index(&mut self, io: &mut dyn Io, first: u64) {
-        let pages = self.opening().index_pages;
-        if first >= pages {
+    /// Reads the next pages of `index`, then those of `units`, then goes on to the journal's records.
+    fn read_pages(&mut self, io: &mut dyn Io, kind: PageKind, first: u64) {
+        let (file, pages) = match kind {
+            PageKind::Index => (self.index, self.opening().index_pages),
+            _ => (self.units_file, self.opening().units_pages),
+        };
+        if first < pages {
+            let count = PAIRS_AT_ONCE.min(pages - first);
+            let wait = self.expect(Waiting::Open(Reading::Pages(kind, first)));
+            return io.read(file, page::offset(first, 0), count as usize * PAIR_BYTES, wait);
+        }
+        if kind == PageKind::Index {
             let free = (0..self.slots.len() as u32).filter(|&s| self.slots[s as usize].is_none());
             self.free_slots = free.rev().collect();
-            return self.read_units(io, 0);
+            return self.read_pages(io, PageKind::Units, 0);
         }
-        let count = PAIRS_AT_ONCE.min(pages - first);
-        let wait = self.expect(Waiting::Open(Reading::Index(first)));
-        io.read(self.index, page::offset(first, 0), count as usize * PAIR_BYTES, wait);
+        match self.check_sum() {
+            Ok(()) => self.plan_pages(io),
+            Err(error) => self.break_down(error),
+        }
     }
 
-    fn take_index(&mut self, io: &mut dyn Io, first: u64, data: &Buf) -> Result<(), StoreError> {
+    fn take_pages(
+        &mut self,
+        io: &mut dyn Io,
+        kind: PageKind,
+        first: u64,
+        data: &Buf,
+    ) -> Result<(), StoreError> {
         for (number, pair) in (first..).zip(data.chunks_exact(PAIR_BYTES)) {
-            let place = self.find_page(PageKind::Index, number, pair)?;
-            self.index_places[number as usize] = place;
-            self.slots.resize(self.slots.len() + INDEX_ENTRIES as usize, None);
-            for (at, entry) in page::decode_index(page::body(pair, place)) {
-                self.take_entry(number, number as u32 * INDEX_ENTRIES + at, entry)?;
+            let written = self.find_page(kind, number, pair)?;
+            self.opening().sum ^= page::mark(kind, number, written.round);
+            let body = page::body(pair, written.place);
+            match kind {
+                PageKind::Index => self.take_index(number, written, body)?,
+                _ => self.take_units(number, written, body)?,
             }
         }
-        self.read_index(io, first + PAIRS_AT_ONCE);
+        self.read_pages(io, kind, first + PAIRS_AT_ONCE);
+        Ok(())
+    }
+
+    /// Every page was found in its newest committed version, not in an older one beside a damaged one.
+    fn check_sum(&self) -> Result<(), StoreError> {
+        let opening = self.opening.as_ref().expect("opening");
+        if opening.sum == opening.expected_sum {
+            return Ok(());
+        }
+        let (kind, number) = opening.odd.unwrap_or((PageKind::Index, 0));
+        Err(StoreError::Corrupt {
+            file: format!("{}/{}", self.config.dir, kind.file()),
+            offset: page::offset(number, 0),
+            expected: format!("all pages as round {} left them", self.committed_round.0),
+            found: "an older version of one, beside a damaged one".into(),
+        })
+    }
+
+    fn take_index(&mut self, number: u64, written: Written, body: &[u8]) -> Result<(), StoreError> {
+        self.index_written[number as usize] = written;
+        self.index_sum ^= page::mark(PageKind::Index, number, written.round);
+        self.slots.resize(self.slots.len() + INDEX_ENTRIES as usize, None);
+        for (at, entry) in page::decode_index(body) {
+            self.take_entry(number, number as u32 * INDEX_ENTRIES + at, entry)?;
+        }
         Ok(())
     }
 
     fn take_entry(&mut self, number: u64, slot: u32, entry: IndexEntry) -> Result<(), StoreError> {
         let mut chunk = Chunk::new(slot);
-        (chunk.born, chunk.info, chunk.exists) = (true, entry.info, entry.pages);
+        (chunk.born, chunk.info) = (true, entry.info);
+        (chunk.exists, chunk.places) = (entry.pages, entry.places);
         self.slots[slot as usize] = Some(entry.chunk);
         match self.chunks.insert(entry.chunk, chunk) {
             None => Ok(()),
@@ -185,49 +231,36 @@ impl Store {
         }
     }
 
-    fn read_units(&mut self, io: &mut dyn Io, first: u64) {
-        let pages = self.opening().units_pages;
-        if first >= pages {
-            return self.plan_pages(io);
-        }
-        let count = PAIRS_AT_ONCE.min(pages - first);
-        let wait = self.expect(Waiting::Open(Reading::Units(first)));
-        io.read(self.units_file, page::offset(first, 0), count as usize * PAIR_BYTES, wait);
+    fn take_units(&mut self, number: u64, written: Written, body: &[u8]) -> Result<(), StoreError> {
+        let words = page::decode_units(body);
+        let loaded = if number < u64::from(self.units.pages()) {
+            self.units.load(number as u32, written, words)
+        } else if words.fold(0, |any, word| any | word) == 0 {
+            Ok(())
+        } else {
+            Err(format!("units beyond the {} of the capacity", self.units.total()))
+        };
+        loaded.map_err(|found| StoreError::Corrupt {
+            file: format!("{}/{}", self.config.dir, PageKind::Units.file()),
+            offset: page::offset(number, written.place),
+            expected: "only units within the capacity of this chunk server (was it made smaller?)".into(),
+            found,
+        })
     }
 
-    fn take_units(&mut self, io: &mut dyn Io, first: u64, data: &Buf) -> Result<(), StoreError> {
-        for (number, pair) in (first..).zip(data.chunks_exact(PAIR_BYTES)) {
-            let place = self.find_page(PageKind::Units, number, pair)?;
-            let words = page::decode_units(page::body(pair, place));
-            let loaded = if number < u64::from(self.units.pages()) {
-                self.units.load(number as u32, place, words)
-            } else if words.fold(0, |any, word| any | word) == 0 {
-                Ok(())
-            } else {
-                Err(format!("units beyond the {} of the capacity", self.units.total()))
-            };
-            loaded.map_err(|found| StoreError::Corrupt {
-                file: format!("{}/{}", self.config.dir, PageKind::Units.file()),
-                offset: page::offset(number, place),
-                expected: "only units within the capacity of this chunk server (was it made smaller?)".into(),
-                found,
-            })?;
+    fn find_page(&mut self, kind: PageKind, number: u64, pair: &[u8]) -> Result<Written, StoreError> {
+        let committed = self.committed_round;
+        let found = page::find(pair, kind, number, committed).map_err(|bad| StoreError::Corrupt {
+            file: format!("{}/{}", self.config.dir, kind.file()),
+            offset: page::offset(number, 0),
+            expected: format!("page {number} in one of two places"),
+            found: bad.text().into(),
+        })?;
+        let other = page::check(page::body(pair, 1 - found.place), kind, number, ChunkId(0), committed);
+        if other == Err(page::Bad::Damaged) {
+            self.opening().odd.get_or_insert((kind, number));
         }
-        self.read_units(io, first + PAIRS_AT_ONCE);
-        Ok(())
-    }
-
-    fn find_page(&self, kind: PageKind, number: u64, pair: &[u8]) -> Result<u8, StoreError> {
-        match page::find(pair, kind, number, ChunkId(0), self.committed_round) {
-            Found::Page { place } => Ok(place),
-            found => Err(StoreError::Corrupt {
-                file: format!("{}/{}", self.config.dir, kind.file()),
-                offset: page::offset(number, 0),
-                expected: format!("page {number} in one of two places"),
-                found: if found == Found::Never { "zeros" } else { "no whole page that was committed" }
-                    .into(),
-            }),
-        }
+        Ok(found)
     }
 
     // ---- the journal ----
@@ -301,9 +334,11 @@ impl Store {
         let Kind::Extent { crcs, .. } = &record.kind else { unreachable!("only extents are listed") };
         let first = record.blocks.start + unit * UNIT_BLOCKS;
         let later = &opening.records[index + 1..];
+        // A later extent lies in units of its own: it has changed nothing here, and may itself be torn.
         let covered = |block: u32| {
             later.iter().any(|(r, _)| {
-                r.chunk == record.chunk && (r.blocks.contains(&block) || matches!(r.kind, Kind::Delete))
+                let overwrites = !matches!(r.kind, Kind::Extent { .. }) && r.blocks.contains(&block);
+                r.chunk == record.chunk && (overwrites || r.kind == Kind::Delete)
             })
         };
         let whole = (0..UNIT_BLOCKS).all(|i| {

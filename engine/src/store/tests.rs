@@ -1,5 +1,8 @@
 //! The store over a virtual disk: round trips, random work with crashes, corruption, space.
 
+mod cuts;
+mod flips;
+
 use super::*;
 use shards::sim::{CrashKind, FaultEffect, FaultOn, FaultRule, TestIo};
 use std::collections::BTreeSet;
@@ -32,6 +35,8 @@ struct Bench {
     finished: Vec<(u64, Result<Done, StoreError>)>,
     broken: Option<String>,
     next: u64,
+    /// What writes say is committed.
+    committed: Sequence,
 }
 
 impl Bench {
@@ -48,7 +53,16 @@ impl Bench {
     fn open(mut io: TestIo, config: &StoreConfig) -> Bench {
         let store = Store::open(&mut io, config).unwrap();
         let (config, cache_lost) = (config.clone(), Vec::new());
-        let mut bench = Bench { io, config, cache_lost, store, finished: Vec::new(), broken: None, next: 1 };
+        let mut bench = Bench {
+            io,
+            config,
+            cache_lost,
+            store,
+            finished: Vec::new(),
+            broken: None,
+            next: 1,
+            committed: Sequence(0),
+        };
         while !bench.store.is_ready() && bench.broken.is_none() && bench.step(false) {}
         bench
     }
@@ -100,7 +114,12 @@ impl Bench {
         let bytes: Vec<u8> = values.iter().flat_map(|&v| vec![v; BLOCK_BYTES]).collect();
         let op = WriteOp {
             chunk: ChunkId(chunk),
-            stamp: Stamp { epoch: Epoch(1), sequence: Sequence(sequence), ..Stamp::default() },
+            stamp: Stamp {
+                epoch: Epoch(1),
+                sequence: Sequence(sequence),
+                committed: self.committed,
+                ..Stamp::default()
+            },
             offset_bytes: first * BLOCK_BYTES as u32,
             crcs: block_crcs(&bytes).collect(),
             payload: Buf::from_slice(&bytes),
@@ -138,7 +157,7 @@ impl Bench {
                 Ok(data
                     .chunks(BLOCK_BYTES)
                     .map(|b| {
-                        assert!(b.iter().all(|&x| x == b[0]), "a torn block");
+                        assert!(b[1..] == b[..BLOCK_BYTES - 1], "a torn block");
                         b[0]
                     })
                     .collect())
@@ -153,12 +172,12 @@ impl Bench {
         for (id, chunk) in &self.store.chunks {
             for number in bits(chunk.exists) {
                 let in_file = page::map_number(chunk.slot, number);
-                let at = page::offset(in_file, 0);
-                let pair =
-                    self.io.disk().peek("shard-000/maps", at, page::PAIR_BYTES).expect("the file is there");
-                let found = page::find(&pair, PageKind::Map, in_file, *id, self.store.committed_round);
-                let page::Found::Page { place } = found else { panic!("seed {seed}: {found:?}") };
-                for unit in MapPage::decode(page::body(&pair, place), place).units() {
+                let at = page::offset(in_file, (chunk.places >> number & 1) as u8);
+                let bytes =
+                    self.io.disk().peek("shard-000/maps", at, BLOCK_BYTES).expect("the file is there");
+                let found = page::check(&bytes, PageKind::Map, in_file, *id, self.store.committed_round);
+                assert!(found.is_ok(), "seed {seed}: {found:?}");
+                for unit in MapPage::decode(&bytes).units() {
                     assert!(named.insert(unit), "seed {seed}: unit {unit} has two owners");
                     assert!(self.store.units.is_referenced(unit), "seed {seed}: unit {unit} counts as free");
                 }
@@ -294,6 +313,39 @@ fn flipped_bits_are_reported_and_never_returned() {
     disk.flip_bit("shard-000/index", 4096 + 300, 1);
     let b = Bench::open(TestIo::with_disk(disk, 1), &config());
     assert!(b.broken.unwrap().contains("index is corrupt at offset 0: expected page 0"));
+}
+
+#[test]
+fn units_of_a_map_page_that_was_given_up_are_found_and_freed() {
+    let mut b = Bench::new();
+    for chunk in 1..=6 {
+        let t = b.write(chunk, 0, &[chunk as u8; 160], 1);
+        b.ok(t);
+        let t = b.write(chunk, PAGE_BLOCKS, &[chunk as u8; 32], 2);
+        b.ok(t);
+    }
+    b.apply();
+    let mut b = b.crash(1);
+    let free = b.store.units.free();
+    let at = page::map_number(b.store.chunks[&ChunkId(2)].slot, 0);
+    [0, 1].iter().for_each(|&place| {
+        b.io.disk().flip_bit("shard-000/maps", page::offset(at, place) + 300, 1);
+    });
+    assert!(b.read(2, 0, 1).unwrap_err().is_damage());
+    let emptied = b.discard(2, 0, PAGE_BLOCKS, 3);
+    // Others change meanwhile.
+    b.write(3, 16, &[9; 48], 3);
+    b.write(7, 0, &[7; 16], 1);
+    b.ok(emptied);
+    b.apply();
+    b.apply();
+    b.check_units(0);
+    assert_eq!(b.store.units.free(), free + 10 - 1);
+    let mut b = b.crash(2);
+    assert_eq!((b.broken.clone(), b.read(2, 0, 1).unwrap()), (None, vec![0]));
+    assert_eq!(b.read(3, 0, 160).unwrap()[16..65], [[9; 48].as_slice(), &[3]].concat());
+    assert_eq!((b.read(6, 0, 160).unwrap(), b.read(7, 0, 16).unwrap()), (vec![6; 160], vec![7; 16]));
+    b.check_units(0);
 }
 
 /// What a block may hold: the last acknowledged value, or any unacknowledged one since.

@@ -36,6 +36,7 @@ pub(super) struct Write {
     data_writes_left: u32,
     /// Position of the first record in the journal: it must not be trimmed before this is done.
     pub first_position: Option<Position>,
+    last_position: Position,
     change: Change,
     failed: Option<StoreError>,
 }
@@ -163,14 +164,18 @@ impl Store {
 
     fn fail_early(&mut self, io: &mut dyn Io, ticket: Ticket, chunk: ChunkId, error: StoreError) {
         self.finish(ticket, Err(error));
-        // A chunk made for this write and never written stays out of sight.
+        self.end_hold(io, chunk, 0);
+    }
+
+    /// Ends an operation's hold on its blocks. A chunk made for it and never written stays out of sight.
+    fn end_hold(&mut self, io: &mut dyn Io, chunk: ChunkId, id: u64) {
+        self.release(io, chunk, id);
         let unused = |c: &Chunk| !c.born && c.active.is_empty() && c.queued.is_empty();
         if self.chunks.get(&chunk).is_some_and(unused) {
-            let chunk = self.chunks.remove(&chunk).expect("just seen");
-            self.slots[chunk.slot as usize] = None;
-            self.free_slots.push(chunk.slot);
-        } else {
-            self.release(io, chunk, 0);
+            let gone = self.chunks.remove(&chunk).expect("just seen");
+            self.dirty_chunks.remove(&chunk);
+            self.slots[gone.slot as usize] = None;
+            self.free_slots.push(gone.slot);
         }
     }
 
@@ -197,6 +202,7 @@ impl Store {
             data_writes_left: data_writes,
             to_append,
             first_position: None,
+            last_position: Position(0),
             change,
             failed: None,
         };
@@ -232,6 +238,7 @@ impl Store {
     pub(super) fn record_durable(&mut self, io: &mut dyn Io, id: u64, position: Position) {
         if let Some(write) = self.writes.get_mut(&id) {
             write.first_position.get_or_insert(position);
+            write.last_position = position;
         }
         self.part_done(io, id);
     }
@@ -294,7 +301,7 @@ impl Store {
         let result = self.take_effect(write);
         self.mark_dirty(io);
         self.finish(ticket, result);
-        self.release(io, chunk, id);
+        self.end_hold(io, chunk, id);
     }
 
     /// The mutation is durable: memory follows.
@@ -302,8 +309,12 @@ impl Store {
         let mut freed = Vec::new();
         let chunk = self.chunks.get_mut(&write.chunk).expect("its operation held it");
         if let Some(error) = write.failed {
-            // The extent record may be durable while its data is not. Its units stay taken until the next start,
-            // whose replay drops the record: were they used again now, that replay could take one for the other.
+            // The extent record may be durable while its data is not. Its units stay taken until the journal is trimmed
+            // behind the record: were they used again before, a replay could take one for the other.
+            if let Change::Data { units, .. } = write.change {
+                let places = units.into_iter().map(|(_, place)| place);
+                self.failed_units.extend(places.map(|place| (write.last_position, place)));
+            }
             return Err(error);
         }
         chunk.stamp(&write.stamp);

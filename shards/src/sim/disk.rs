@@ -34,7 +34,7 @@ pub enum CrashKind {
 
 /// An operation on an open file (by its number on the disk) or a blob.
 #[derive(Clone, Debug)]
-pub(super) enum DiskOp {
+pub enum DiskOp {
     Read { file: usize, offset: u64, len: usize },
     Write { file: usize, offset: u64, parts: Vec<Buf>, durability: Durability },
     Sync { file: usize },
@@ -76,6 +76,8 @@ pub struct VirtualDisk {
     in_flight: BTreeMap<u64, InFlight>,
     next_ticket: u64,
     last_version: u64,
+    /// A write or sync has begun or ended since [`VirtualDisk::take_changed`].
+    changed: bool,
     capacity_bytes: u64,
     faults: Faults,
 }
@@ -88,6 +90,7 @@ impl Default for VirtualDisk {
             in_flight: BTreeMap::new(),
             next_ticket: 1,
             last_version: 0,
+            changed: false,
             capacity_bytes: 64 << 30,
             faults: Faults::default(),
         }
@@ -105,6 +108,12 @@ impl VirtualDisk {
 
     pub fn clear_faults(&mut self) {
         self.faults.clear();
+    }
+
+    /// Whether a write or sync has begun or ended since the last call: a crash now may leave something that no crash
+    /// before could. For tests that cut at every write.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
     }
 
     /// Turns one bit of a file (or blob), as a decaying disk does. Says whether there is such a file.
@@ -165,11 +174,13 @@ impl VirtualDisk {
         files + self.blobs.values().map(|b| b.len() as u64).sum::<u64>()
     }
 
-    pub(super) fn space(&self) -> (u64, u64) {
+    /// Total and free bytes.
+    pub fn space(&self) -> (u64, u64) {
         (self.capacity_bytes, self.capacity_bytes.saturating_sub(self.used_bytes()))
     }
 
-    pub(super) fn open(&mut self, path: &str, how: OpenHow) -> io::Result<usize> {
+    /// The number of a file, which is made if `how` says so.
+    pub fn open(&mut self, path: &str, how: OpenHow) -> io::Result<usize> {
         if let Some(at) = self.files.iter().position(|f| f.path == path) {
             return Ok(at);
         }
@@ -180,7 +191,7 @@ impl VirtualDisk {
         Ok(self.files.len() - 1)
     }
 
-    pub(super) fn file_len(&self, file: usize) -> u64 {
+    pub fn file_len(&self, file: usize) -> u64 {
         self.files[file].seen.len
     }
 
@@ -192,6 +203,35 @@ impl VirtualDisk {
         let mut bytes = vec![0; file.seen.len as usize];
         file.seen.read(0, &mut bytes);
         Some(bytes)
+    }
+
+    /// Gives a file another name; whoever had that is nameless from now on, and lives on for those who have it open.
+    /// Durable at once, as the real driver syncs the directory.
+    pub fn rename(&mut self, file: usize, to: &str) {
+        if let Some(old) = self.files.iter_mut().find(|f| f.path == to) {
+            old.path.clear();
+        }
+        self.files[file].path = to.into();
+    }
+
+    /// Sets a file's length, durably.
+    pub fn set_len(&mut self, file: usize, len: u64) {
+        let File { seen, durable, versions, .. } = &mut self.files[file];
+        for image in [seen, durable] {
+            image.zero(len, image.len.saturating_sub(len));
+            image.len = len;
+        }
+        versions.retain(|page, _| page * PAGE_BYTES < len);
+    }
+
+    /// Bytes that a file takes.
+    pub fn allocated(&self, file: usize) -> u64 {
+        self.files[file].seen.used_bytes().max(self.files[file].allocated)
+    }
+
+    /// Whether the operation has not ended; a crash ends all.
+    pub fn is_in_flight(&self, ticket: u64) -> bool {
+        self.in_flight.contains_key(&ticket)
     }
 
     pub(super) fn remove(&mut self, path: &str) {
@@ -220,7 +260,7 @@ impl VirtualDisk {
     }
 
     /// Takes an operation. Returns its ticket and how much longer than usual it takes.
-    pub(super) fn submit(&mut self, op: DiskOp) -> (u64, Duration) {
+    pub fn submit(&mut self, op: DiskOp) -> (u64, Duration) {
         let path_of = |file: &usize| self.files[*file].path.as_str();
         let (on, path, range) = match &op {
             DiskOp::Read { file, offset, len } => {
@@ -235,6 +275,7 @@ impl VirtualDisk {
             DiskOp::PutBlob { path, bytes } => (FaultOn::PutBlob, path.as_str(), 0..bytes.len() as u64),
         };
         let effect = self.faults.due(on, path, range);
+        self.changed |= on != FaultOn::Read;
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         self.in_flight.insert(ticket, InFlight { op, effect, covers: self.last_version });
@@ -243,8 +284,9 @@ impl VirtualDisk {
     }
 
     /// Ends an operation: its effect becomes visible (and durable, if it says so).
-    pub(super) fn complete(&mut self, ticket: u64) -> io::Result<Buf> {
+    pub fn complete(&mut self, ticket: u64) -> io::Result<Buf> {
         let InFlight { op, effect, covers } = self.in_flight.remove(&ticket).expect("operation in flight");
+        self.changed |= !matches!(op, DiskOp::Read { .. });
         match (op, effect) {
             (DiskOp::Write { file, offset, parts, .. }, Some(FaultEffect::Eio)) => {
                 let bytes = join(&parts);
@@ -256,6 +298,17 @@ impl VirtualDisk {
             (_, Some(FaultEffect::NoSpace)) => Err(enospc()),
             (DiskOp::Read { .. }, Some(FaultEffect::Lost)) => Err(eio()),
             (_, Some(FaultEffect::Lost)) => Ok(Buf::empty()),
+            (DiskOp::Write { file, offset, parts, durability }, Some(FaultEffect::Misdirected(by))) => {
+                self.apply(DiskOp::Write { file, offset: offset + by, parts, durability }, covers)?;
+                Ok(Buf::empty())
+            }
+            (DiskOp::Write { file, offset, parts, durability }, Some(FaultEffect::WriteFlip)) => {
+                let mut bytes = BufMut::from_slice(&join(&parts));
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 0x10;
+                self.apply(DiskOp::Write { file, offset, parts: vec![bytes.freeze()], durability }, covers)?;
+                Ok(Buf::empty())
+            }
             (DiskOp::Read { file, offset, len }, effect) => {
                 let mut bytes = BufMut::scratch(len);
                 self.files[file].seen.read(offset, &mut bytes);
@@ -562,6 +615,13 @@ mod tests {
         disk.fault(FaultRule::next(FaultOn::Write, "", FaultEffect::Lost).at(0..1));
         go(&mut disk, put(3)).0.unwrap();
         assert_eq!(go(&mut disk, read()).0.unwrap()[0], 1, "lost write");
+        disk.fault(FaultRule::next(FaultOn::Write, "", FaultEffect::Misdirected(8192)));
+        go(&mut disk, put(4)).0.unwrap();
+        assert_eq!(disk.peek("d/f", 8192, 1).unwrap(), [4]);
+        disk.fault(FaultRule::next(FaultOn::Write, "", FaultEffect::WriteFlip));
+        go(&mut disk, put(5)).0.unwrap();
+        assert_eq!(disk.peek("d/f", 2047, 2).unwrap(), [5, 5 ^ 0x10]);
+        go(&mut disk, put(1)).0.unwrap();
         disk.fault(FaultRule::next(FaultOn::Any, "", FaultEffect::Stall(Duration::from_secs(1))));
         assert_eq!(go(&mut disk, read()).1, Duration::from_secs(1));
         assert!(disk.flip_bit("d/f", 7, 0));

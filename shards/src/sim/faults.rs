@@ -26,6 +26,10 @@ pub enum FaultEffect {
     Lost,
     /// The read returns data with one bit turned; the disk holds the right bytes.
     ReadFlip,
+    /// The write lands this many bytes behind its place.
+    Misdirected(u64),
+    /// One bit of the write is turned on its way.
+    WriteFlip,
     /// The operation takes this much longer.
     Stall(Duration),
 }

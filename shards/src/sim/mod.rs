@@ -13,7 +13,7 @@ mod rng;
 mod test_io;
 mod world;
 
-pub use disk::{CrashKind, SECTOR_BYTES, VirtualDisk};
+pub use disk::{CrashKind, DiskOp, SECTOR_BYTES, VirtualDisk};
 pub use faults::{FaultEffect, FaultOn, FaultRule};
 pub use rng::Rng;
 pub use test_io::{NetAsk, TestIo};

@@ -79,7 +79,9 @@ pub fn stat(context: &Context) -> Outcome {
         ]);
     }
     println!("{t}\n");
-    let mut t = table(&["CSID", "STATUS", "SPACE", "FREE", "REPLICAS", "QDEPTH", "TIER", "HOST", "FLAGS"]);
+    let mut t = table(&[
+        "CSID", "STATUS", "SPACE", "FREE", "REPLICAS", "QDEPTH", "TIER", "HOST", "FLAGS", "SCRUB", "DAMAGED",
+    ]);
     for cs in &s.cs {
         let status = format!("{:?}", cs.status).to_lowercase();
         t.add_row([
@@ -92,6 +94,8 @@ pub fn stat(context: &Context) -> Outcome {
             cs.tier.to_string(),
             cs.host.clone(),
             cs.flags.clone(),
+            format!("{:.0}% of pass {}", cs.scrub_percent(), cs.scrub_passes + 1),
+            cs.scrub_damaged.to_string(),
         ]);
     }
     println!("{t}");
