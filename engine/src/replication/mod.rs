@@ -85,6 +85,8 @@ struct Known {
     epoch: Epoch,
     grant: Grant,
     primary: Option<Primary>,
+    /// The metadata service itself has told this set.
+    told: bool,
     /// It stands in `Replication::busy`.
     listed: bool,
 }
@@ -285,7 +287,7 @@ impl Replication {
         let leads = grant.primary().is_some_and(|p| p.cs == self.me);
         let old = self.chunks.remove(&chunk).and_then(|k| k.primary);
         let carried = old.map(Primary::unanswered).unwrap_or_default();
-        let mut next = Known { epoch, grant: grant.clone(), primary: None, listed: false };
+        let mut next = Known { epoch, grant: grant.clone(), primary: None, told: false, listed: false };
         if leads {
             self.next_activation += 1;
             next.primary = Some(Primary::new(self.next_activation, carried));
@@ -331,6 +333,9 @@ impl Replication {
     fn on_set(&mut self, set: &ChunkSet, store: &mut Store, io: &mut dyn Io) {
         self.adopt(set.chunk, set.epoch, &set.grant, store, io);
         if self.epoch_of(set.chunk, store) == set.epoch {
+            if let Some(known) = self.chunks.get_mut(&set.chunk) {
+                known.told = true;
+            }
             self.learn_addresses(set.chunk, &set.grant, true, store, io);
         }
     }

@@ -175,6 +175,12 @@ impl Replication {
                 return self.reply(conn, &head, done, Status::BadRequest);
             }
         };
+        if store.may_have_been_deleted(head.chunk) && !self.chunks.get(&head.chunk).is_some_and(|k| k.told) {
+            // The client's map may be from the time before we were replaced: leading on its word would put our holes in
+            // the place of what the others hold.
+            self.actions.push(Action::ToMds(CsRequest::AskSet { chunk: head.chunk }));
+            return self.reply(conn, &head, done, Status::Busy);
+        }
         if let Some(grant) = &meta.grant {
             self.adopt(head.chunk, head.epoch, grant, store, io);
         }

@@ -348,6 +348,8 @@ pub struct Store {
     timer_set: bool,
     /// Units to free when the running apply has ended.
     free_later: Vec<u32>,
+    /// Of all chunks ever deleted here.
+    highest_deleted: ChunkId,
     /// Units of large writes that failed, with the place of their last record in the journal.
     failed_units: Vec<(Position, u32)>,
     outcomes: Vec<Outcome>,
@@ -436,6 +438,7 @@ impl Store {
             dirty: false,
             timer_set: false,
             free_later: Vec::new(),
+            highest_deleted: ChunkId(0),
             failed_units: Vec::new(),
             outcomes,
             census: None,
@@ -511,7 +514,7 @@ impl Store {
         self.submit(io, Request::SetEpoch(ticket, chunk, epoch));
     }
 
-    /// Forgets a chunk. Deleting one that is not here is done at once.
+    /// Forgets a chunk, and remembers that it was deleted.
     pub fn delete(&mut self, io: &mut dyn Io, ticket: Ticket, chunk: ChunkId) {
         self.submit(io, Request::Delete(ticket, chunk));
     }
@@ -546,6 +549,12 @@ impl Store {
     pub fn take_appeared(&mut self) -> Vec<ChunkId> {
         let appeared = std::mem::take(&mut self.appeared);
         appeared.into_iter().filter(|id| self.chunks.contains_key(id)).collect()
+    }
+
+    /// Whether a chunk of which nothing is here may have been here and deleted: ids grow and are never used again, so one
+    /// above all that were deleted is new. Survives restarts.
+    pub fn may_have_been_deleted(&self, id: ChunkId) -> bool {
+        id <= self.highest_deleted && self.chunk(id).is_none_or(|info| info.last_sequence == Sequence(0))
     }
 
     pub fn chunk_count(&self) -> usize {
@@ -786,7 +795,8 @@ impl Store {
     /// have been begun, pages of `index` and `units` that must exist, and the sum over their rounds.
     fn checkpoint(&self, round: Round) -> Checkpoint {
         let pages = self.index_written.len() as u64 | u64::from(self.units.pages()) << 32;
-        Checkpoint([round.0, round.0 + 1, pages, self.index_sum ^ self.units.sum()])
+        let sum = self.index_sum ^ self.units.sum();
+        Checkpoint([round.0, round.0 + 1, pages, sum, self.highest_deleted.0])
     }
 
     /// Starts a request, or queues it behind overlapping ones of its chunk.
@@ -801,7 +811,9 @@ impl Store {
                 Request::Read(ticket, ..) | Request::Sums(ticket, ..) => {
                     return self.finish(*ticket, Err(StoreError::UnknownChunk(id)));
                 }
-                Request::Delete(ticket, _) => return self.finish(*ticket, Ok(Done::Stored)),
+                Request::Delete(ticket, _) if id <= self.highest_deleted => {
+                    return self.finish(*ticket, Ok(Done::Stored));
+                }
                 _ => self.add_chunk(id),
             }
         }

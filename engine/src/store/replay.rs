@@ -105,14 +105,15 @@ impl Store {
             return self.break_down(StoreError::Corrupt { file, offset: 0, expected, found });
         }
         self.last_durable = Position(self.journal.end().0.saturating_sub(1));
-        let [committed, begun, pages, sum] = self.journal.durable_checkpoint().0;
+        let [committed, begun, pages, sum, deleted] = self.journal.durable_checkpoint().0;
+        self.highest_deleted = ChunkId(deleted);
         (self.committed_round, self.last_round) = (Round(committed), Round(begun));
         let (index_pages, units_pages) = (pages & u64::from(u32::MAX), pages >> 32);
         self.index_written = vec![Written::NEVER; index_pages as usize];
         let opening = self.opening();
         (opening.index_pages, opening.units_pages, opening.expected_sum) = (index_pages, units_pages, sum);
         // Before this life writes any page, its rounds must be told from those of a life that crashed.
-        self.journal.trim_with(io, Position(0), Checkpoint([committed, begun + 1, pages, sum]));
+        self.journal.trim_with(io, Position(0), Checkpoint([committed, begun + 1, pages, sum, deleted]));
     }
 
     pub(super) fn announced(&mut self, io: &mut dyn Io) {
@@ -377,6 +378,7 @@ impl Store {
 
     fn redo_record(&mut self, record: Record, payload: Buf, good_units: &[u32]) {
         if record.kind == Kind::Delete {
+            self.highest_deleted = self.highest_deleted.max(record.chunk);
             self.dirty_chunks.remove(&record.chunk);
             if let Some(chunk) = self.chunks.remove(&record.chunk) {
                 self.dead_slots.push(chunk.slot);

@@ -346,6 +346,7 @@ impl Store {
             }
             Change::Epoch => {}
             Change::Delete => {
+                self.highest_deleted = self.highest_deleted.max(write.chunk);
                 let mut chunk = self.chunks.remove(&write.chunk).expect("just seen");
                 self.dirty_chunks.remove(&write.chunk);
                 self.overlay_blocks -= chunk.overlay.len();

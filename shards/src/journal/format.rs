@@ -63,7 +63,7 @@ pub(super) struct Superblock {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Checkpoint(pub [u64; CHECKPOINT_WORDS]);
 
-pub const CHECKPOINT_WORDS: usize = 4;
+pub const CHECKPOINT_WORDS: usize = 5;
 const CHECKPOINT_AT: usize = 72;
 
 fn u32_at(b: &[u8], at: usize) -> u32 {

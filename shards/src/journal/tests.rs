@@ -246,7 +246,7 @@ fn golden_batch_header_and_superblock() {
         position: 3,
         sequence: 4,
         previous_crc: 5,
-        checkpoint: Checkpoint([6, 0, 0, 9]),
+        checkpoint: Checkpoint([6, 0, 0, 9, 0]),
     };
     let bytes = block.encode();
     assert_eq!(&bytes[0..12], b"PSJSUPER\x01\0\0\0");
