@@ -3,7 +3,7 @@
 use super::world::{BlobDone, Happening, Operation, World};
 use crate::buf::{BLOCK_BYTES, Buf, BufMut};
 use crate::node::{Durability, FileHandle, OpId, OpenHow};
-use io_uring::{opcode, types};
+use io_uring::{Submitter, opcode, squeue, types};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
@@ -14,9 +14,23 @@ use std::sync::mpsc;
 /// Most parts one writev takes (UIO_MAXIOV).
 const MOST_PARTS: usize = 1024;
 
+/// Files that the ring may know by number: the kernel then need not look each up and hold it for every operation.
+pub(super) const MOST_REGISTERED: u32 = 64;
+
 #[derive(Default)]
 pub(super) struct Files {
     open: Vec<File>,
+    /// The first so many of them are registered with the ring, under their own numbers.
+    registered: usize,
+    /// The kernel would not take them: not asked again.
+    refused: bool,
+}
+
+/// A file as operations name it.
+#[derive(Clone, Copy)]
+pub(super) struct Target {
+    fd: RawFd,
+    registered: bool,
 }
 
 impl Files {
@@ -44,8 +58,21 @@ impl Files {
         Ok(self.open[file.0 as usize].metadata()?.len())
     }
 
-    pub fn fd(&self, file: FileHandle) -> RawFd {
-        self.open[file.0 as usize].as_raw_fd()
+    pub fn target(&self, file: FileHandle) -> Target {
+        let number = file.0 as usize;
+        match number < self.registered {
+            true => Target { fd: number as RawFd, registered: true },
+            false => Target { fd: self.open[number].as_raw_fd(), registered: false },
+        }
+    }
+
+    /// Tells the ring the files that were opened since the last time. Where the kernel refuses, they go on without.
+    pub fn register(&mut self, submitter: &Submitter) {
+        while !self.refused && self.registered < self.open.len().min(MOST_REGISTERED as usize) {
+            let fd = self.open[self.registered].as_raw_fd();
+            self.refused = submitter.register_files_update(self.registered as u32, &[fd]).is_err();
+            self.registered += usize::from(!self.refused);
+        }
     }
 }
 
@@ -67,7 +94,7 @@ enum What {
 }
 
 pub(super) struct DiskOp {
-    fd: RawFd,
+    file: Target,
     op: OpId,
     offset: u64,
     /// Bytes to move, and moved so far.
@@ -117,29 +144,35 @@ impl Spares {
 }
 
 impl DiskOp {
-    fn new(fd: RawFd, op: OpId, offset: u64, total: usize, what: What) -> DiskOp {
-        DiskOp { fd, op, offset, total, done: 0, what, iovecs: Vec::new() }
+    fn new(file: Target, op: OpId, offset: u64, total: usize, what: What) -> DiskOp {
+        DiskOp { file, op, offset, total, done: 0, what, iovecs: Vec::new() }
     }
 
-    pub fn read(fd: RawFd, offset: u64, len: usize, op: OpId) -> DiskOp {
-        DiskOp::new(fd, op, offset, len, What::Read { buf: BufMut::scratch(len) })
+    pub fn read(file: Target, offset: u64, len: usize, op: OpId) -> DiskOp {
+        DiskOp::new(file, op, offset, len, What::Read { buf: BufMut::scratch(len) })
     }
 
-    pub fn write(fd: RawFd, offset: u64, parts: Vec<Buf>, durability: Durability, op: OpId) -> DiskOp {
+    pub fn write(file: Target, offset: u64, parts: Vec<Buf>, durability: Durability, op: OpId) -> DiskOp {
         let total = parts.iter().map(|p| p.len()).sum();
-        DiskOp::new(fd, op, offset, total, What::Write { parts, durable: durability == Durability::Durable })
+        DiskOp::new(
+            file,
+            op,
+            offset,
+            total,
+            What::Write { parts, durable: durability == Durability::Durable },
+        )
     }
 
-    pub fn sync(fd: RawFd, op: OpId) -> DiskOp {
-        DiskOp::new(fd, op, 0, 0, What::Sync)
+    pub fn sync(file: Target, op: OpId) -> DiskOp {
+        DiskOp::new(file, op, 0, 0, What::Sync)
     }
 
-    pub fn punch(fd: RawFd, offset: u64, len: u64, op: OpId) -> DiskOp {
-        DiskOp::new(fd, op, offset, 0, What::Punch { len })
+    pub fn punch(file: Target, offset: u64, len: u64, op: OpId) -> DiskOp {
+        DiskOp::new(file, op, offset, 0, What::Punch { len })
     }
 
-    pub fn allocate(fd: RawFd, len: u64, op: OpId) -> DiskOp {
-        DiskOp::new(fd, op, 0, 0, What::Allocate { len })
+    pub fn allocate(file: Target, len: u64, op: OpId) -> DiskOp {
+        DiskOp::new(file, op, 0, 0, What::Allocate { len })
     }
 
     /// The iovecs of what is still to be written.
@@ -161,8 +194,13 @@ impl DiskOp {
         }
     }
 
-    fn entry(&mut self) -> io_uring::squeue::Entry {
-        let fd = types::Fd(self.fd);
+    fn entry(&mut self) -> squeue::Entry {
+        let flags = if self.file.registered { squeue::Flags::FIXED_FILE } else { squeue::Flags::empty() };
+        self.operation().flags(flags)
+    }
+
+    fn operation(&mut self) -> squeue::Entry {
+        let fd = types::Fd(self.file.fd);
         let at = self.offset + self.done as u64;
         self.gather();
         match &mut self.what {

@@ -112,6 +112,10 @@ fn run<N: Node>(config: RingConfig, node: N, shared: Arc<Shared<N::Message>>) ->
         pin(core);
     }
     let ring = build_ring(config.entries).map_err(explain_no_ring)?;
+    // Without a table nothing can be registered in it, and files are named by their descriptors.
+    if let Err(error) = ring.submitter().register_files_sparse(disk::MOST_REGISTERED) {
+        tracing::debug!(%error, "files_not_registered");
+    }
     let waker = shared.clone();
     let world = World::new(&config, Box::new(move |op, result| waker.post(Post::Blob { op, result })));
     Loop { config, ring, node, world, shared, outcome: None, ended_at: None }.run()
@@ -231,6 +235,7 @@ impl<N: Node> Loop<N> {
 
     /// Submits everything asked for and waits for a completion, unless there is something to do already.
     fn enter(&mut self) -> Result<(), RunError> {
+        self.world.files.register(&self.ring.submitter());
         self.world.start_sends();
         loop {
             let pushed_all = self.push();

@@ -239,7 +239,7 @@ impl Io for World {
     }
 
     fn read(&mut self, file: FileHandle, offset: u64, len: usize, op: OpId) {
-        self.start_disk(DiskOp::read(self.files.fd(file), offset, len, op));
+        self.start_disk(DiskOp::read(self.files.target(file), offset, len, op));
     }
 
     fn parts(&mut self) -> Vec<Buf> {
@@ -247,19 +247,19 @@ impl Io for World {
     }
 
     fn write(&mut self, file: FileHandle, offset: u64, parts: Vec<Buf>, durability: Durability, op: OpId) {
-        self.start_disk(DiskOp::write(self.files.fd(file), offset, parts, durability, op));
+        self.start_disk(DiskOp::write(self.files.target(file), offset, parts, durability, op));
     }
 
     fn sync(&mut self, file: FileHandle, op: OpId) {
-        self.start_disk(DiskOp::sync(self.files.fd(file), op));
+        self.start_disk(DiskOp::sync(self.files.target(file), op));
     }
 
     fn punch(&mut self, file: FileHandle, offset: u64, len: u64, op: OpId) {
-        self.start_disk(DiskOp::punch(self.files.fd(file), offset, len, op));
+        self.start_disk(DiskOp::punch(self.files.target(file), offset, len, op));
     }
 
     fn allocate(&mut self, file: FileHandle, len: u64, op: OpId) {
-        self.start_disk(DiskOp::allocate(self.files.fd(file), len, op));
+        self.start_disk(DiskOp::allocate(self.files.target(file), len, op));
     }
 
     fn put_blob(&mut self, path: &str, bytes: Vec<u8>, op: OpId) {
