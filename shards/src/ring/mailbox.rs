@@ -46,8 +46,13 @@ impl<M> Shared<M> {
         }
     }
 
-    pub fn take(&self) -> VecDeque<Post<M>> {
-        std::mem::take(&mut *self.queue.lock().expect("no panic under this lock"))
+    /// What has come, in exchange for an empty list.
+    pub fn take(&self, empty: VecDeque<Post<M>>) -> VecDeque<Post<M>> {
+        std::mem::replace(&mut *self.queue.lock().expect("no panic under this lock"), empty)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.queue.lock().expect("no panic under this lock").is_empty()
     }
 
     /// Announces that the loop is about to sleep; false when there is something to do first.
