@@ -5,18 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 dir=${1:-/var/tmp}
 shift || true
-cargo build --release -q -p pstorage-tools -p mds -p engine -p client -p perf --bin pstorage --bin pstorage-mdsd \
-    --bin pstorage-csd --bin pstorage-mount --bin engine-scale
-bin=target/release
-work=$(mktemp -d "$dir/engine-scale.XXXXXX")
-cleanup() {
-    for cluster in few many; do
-        $bin/pstorage local down "$work/$cluster" >/dev/null || true
-        mountpoint -q "$work/$cluster/mnt" && return
-    done
-    rm -rf "$work"
-}
-trap cleanup EXIT
+source perf/cluster.sh "$dir" engine-scale
 for cluster in few many; do
     $bin/pstorage local up "$work/$cluster" --mds 1 --cs 1 --shards 1 --replicas 1 --capacity-gb 16 >&2
 done

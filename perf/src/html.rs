@@ -98,6 +98,17 @@ const LEFT: f64 = 60.0;
 const TOP: f64 = 20.0;
 const BOTTOM: f64 = 25.0;
 
+/// A line across a plot with a label at its left end.
+fn axis(out: &mut String, y: f64, label: &str) {
+    let _ = write!(
+        out,
+        "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{WIDTH}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>\
+         <text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>",
+        LEFT - 6.0,
+        y + 4.0,
+    );
+}
+
 fn frame(title: &str, height: f64) -> String {
     format!(
         "<svg width=\"{WIDTH}\" height=\"{height}\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">\
@@ -112,15 +123,7 @@ fn rate_plot(group: &[Measurement]) -> String {
     let (low, high) = (HEIGHT - BOTTOM, TOP);
     let mut out = frame("operations per second over time", HEIGHT);
     for part in [0.0, 0.5, 1.0] {
-        let y = low - (low - high) * part;
-        let _ = write!(
-            out,
-            "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{WIDTH}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>\
-             <text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
-            LEFT - 6.0,
-            y + 4.0,
-            number(most * part)
-        );
+        axis(&mut out, low - (low - high) * part, &number(most * part));
     }
     for (i, m) in group.iter().enumerate() {
         let points: Vec<String> = m
@@ -207,15 +210,7 @@ fn distribution_plot(group: &[Measurement]) -> String {
         |bucket: f64| LEFT + (WIDTH - LEFT - 30.0) * (bucket - buckets.start as f64) / buckets.len() as f64;
     let mut out = frame("latencies: share of operations", HEIGHT);
     for part in [0.0, 1.0] {
-        let y = low - (low - high) * part;
-        let _ = write!(
-            out,
-            "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{WIDTH}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>\
-             <text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">{:.0} %</text>",
-            LEFT - 6.0,
-            y + 4.0,
-            most * part * 100.0
-        );
+        axis(&mut out, low - (low - high) * part, &format!("{:.0} %", most * part * 100.0));
     }
     for decade in (buckets.start..=buckets.end).filter(|b| b % 4 == 0) {
         let _ = write!(

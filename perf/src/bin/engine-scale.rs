@@ -95,11 +95,7 @@ fn compare(args: &Args, few: &Clients, many: &Clients) -> Result<f64, String> {
         }
         let rate = |(few, many): &(Outcome, Outcome)| many.figures.ops_per_s / few.figures.ops_per_s;
         let cpu = |(few, many): &(Outcome, Outcome)| many.server_cpu_us / few.server_cpu_us;
-        let cpu_ratio = {
-            let mut all: Vec<f64> = pairs.iter().map(cpu).collect();
-            all.sort_by(f64::total_cmp);
-            all[all.len() / 2]
-        };
+        let cpu_ratio = median(pairs.iter().map(cpu).collect(), |ratio| *ratio);
         let middle = median(pairs, rate);
         worst = worst.max(1.0 - rate(&middle)).max(cpu_ratio - 1.0);
         println!(
