@@ -2,6 +2,7 @@
 //!
 //! A completion runs on the core's thread and must not block: it hands the result on (a channel, a FUSE reply).
 
+use crate::core::CacheCounts;
 use crate::error::Result;
 use shards::Buf;
 use wire::mds_api::{AttrChange, ChunkMap, FileAttr, FileKind, LeaseMode, MdsReply, MdsRequest};
@@ -72,14 +73,7 @@ pub struct CacheStats {
     pub block_bytes: u64,
     pub blocks: u64,
     pub used_blocks: u64,
-    /// Reads of programs answered from the cache, and those that were not.
-    pub hits: u64,
-    pub misses: u64,
-    pub hit_bytes: u64,
-    pub admitted: u64,
-    pub evicted: u64,
-    pub invalidated: u64,
-    pub checksum_errors: u64,
+    pub counts: CacheCounts,
     pub io_errors: u64,
 }
 

@@ -16,7 +16,7 @@ pub mod error;
 pub mod fuse;
 pub mod setup;
 
-pub use self::core::ClientCore;
+pub use self::core::{CacheCounts, ClientCore};
 pub use call::{CacheState, CacheStats, Call, Done, FileMap, OpenFile, Stats};
 pub use cluster::{Cluster, File};
 pub use config::{CacheConfig, ClientConfig};

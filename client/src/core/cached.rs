@@ -97,7 +97,6 @@ impl Cached {
     }
 
     fn stats(&self) -> CacheStats {
-        let c = &self.cache.counts;
         CacheStats {
             state: match self.phase {
                 Phase::Active => CacheState::Active,
@@ -109,13 +108,7 @@ impl Cached {
             block_bytes: BLOCK_BYTES,
             blocks: self.cache.slots().into(),
             used_blocks: self.cache.used_slots().into(),
-            hits: c.hits,
-            misses: c.misses,
-            hit_bytes: c.hit_bytes,
-            admitted: c.admitted,
-            evicted: c.evicted,
-            invalidated: c.invalidated,
-            checksum_errors: c.checksum_errors,
+            counts: self.cache.counts,
             io_errors: self.io_errors,
         }
     }

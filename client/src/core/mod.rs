@@ -36,7 +36,7 @@ mod parts;
 use crate::call::{Call, Done, Stats};
 use crate::config::{ClientConfig, TICK};
 use crate::error::{ClientError, Result};
-pub use cache::ADMIT_AT_USES;
+pub use cache::{ADMIT_AT_USES, Counts as CacheCounts};
 use cached::Cached;
 pub use cached::check_cache_size;
 use leases::File;

@@ -112,8 +112,9 @@ impl Info {
         };
         let path = self.cache_path.as_ref().map_or(String::new(), |p| p.display().to_string());
         let mut out = format!("path: {path}\nstate: {state}\nchecksum: crc32\n");
-        let asked = c.hits + c.misses;
-        let percent = if asked == 0 { 0.0 } else { c.hits as f64 / asked as f64 * 100.0 };
+        let n = &c.counts;
+        let asked = n.hits + n.misses;
+        let percent = if asked == 0 { 0.0 } else { n.hits as f64 / asked as f64 * 100.0 };
         let _ = writeln!(out, "hit_percent: {percent:.1}");
         lines(
             &mut out,
@@ -122,13 +123,13 @@ impl Info {
                 ("block_bytes", c.block_bytes),
                 ("blocks", c.blocks),
                 ("used_blocks", c.used_blocks),
-                ("hits", c.hits),
-                ("misses", c.misses),
-                ("hit_bytes", c.hit_bytes),
-                ("admitted", c.admitted),
-                ("evicted", c.evicted),
-                ("invalidated", c.invalidated),
-                ("checksum_errors", c.checksum_errors),
+                ("hits", n.hits),
+                ("misses", n.misses),
+                ("hit_bytes", n.hit_bytes),
+                ("admitted", n.admitted),
+                ("evicted", n.evicted),
+                ("invalidated", n.invalidated),
+                ("checksum_errors", n.checksum_errors),
                 ("io_errors", c.io_errors),
             ],
         );
