@@ -58,7 +58,7 @@ fn status_errno(status: Status) -> i32 {
         Status::NotDirectory => libc::ENOTDIR,
         Status::IsDirectory => libc::EISDIR,
         Status::NotEmptyDirectory => libc::ENOTEMPTY,
-        Status::FileBusy => libc::EBUSY,
+        Status::FileBusy | Status::HolderAway => libc::EBUSY,
         Status::InvalidArgument => libc::EINVAL,
         Status::NoAttribute => libc::ENODATA,
         Status::NotSupported => libc::EOPNOTSUPP,

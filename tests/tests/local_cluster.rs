@@ -4,7 +4,7 @@ mod common;
 
 use common::{Cluster, Load, pattern, read, run, write_synced};
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[test]
 fn a_cluster_stores_files_and_survives_kill_9() {
@@ -48,13 +48,19 @@ fn a_cluster_stores_files_and_survives_kill_9() {
     // Everything at once.
     let synced = pattern(7, 700);
     write_synced(&c.mnt("synced"), &synced);
+    let held = fs::File::options().append(true).open(c.mnt("synced")).unwrap();
     for service in ["mount", "cs1", "cs2", "cs3", "mds1", "mds2", "mds3"] {
         c.kill(service);
     }
     let state = run("pstorage", &["local", "status", c.root()]);
     assert_eq!(state.ok().matches("down").count(), 7, "{}", state.text);
     c.up();
+    let up_at = Instant::now();
+    drop(held);
+    // The killed mount still had it open: whoever opens it waits for the end of that session, and is not refused.
     assert!(read(&c.mnt("synced")) == synced, "synced data was lost");
+    println!("opened after the killed mount's session had ended, {:?} after the start", up_at.elapsed());
+    assert!(up_at.elapsed() < Duration::from_secs(20), "{:?}", up_at.elapsed());
     assert!(read(&c.mnt("image")) == image, "older data was lost");
     assert_eq!(fs::read(c.mnt("d/moved")).unwrap(), b"hello");
     load.verify(&c.mnt("under-fire"));

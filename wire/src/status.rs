@@ -56,6 +56,8 @@ statuses! {
     NameTooLong = 43, "name too long";
     StaleHandle = 44, "the session or handle is no longer valid";
     ReadOnly = 45, "read-only";
+    /// Another client holds a conflicting lease and has no connection: ask again, its session ends or it comes back.
+    HolderAway = 46, "the file is in use by a client that does not answer";
     // Handshake.
     WrongPassword = 64, "wrong password or key";
     WrongCluster = 65, "the server belongs to another cluster";

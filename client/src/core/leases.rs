@@ -22,6 +22,9 @@ use wire::{FileId, LeaseId, Status};
 
 /// Pause before asking again for something another client or a recovery holds.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// A session whose client is away ends after one timeout, or after two if the master changes meanwhile; and one more for
+/// the election.
+const HOLDER_TIMEOUTS: u32 = 3;
 
 pub(super) struct File {
     pub attr: FileAttr,
@@ -250,7 +253,7 @@ impl ClientCore {
                 Ok(MdsReply::Opened { attr, lease, written_by }) => {
                     core.lease_granted(io, file, mode, lease, attr, written_by);
                 }
-                Err(e) if e.status() == Some(Status::FileBusy) && io.now() < until => {
+                Err(e) if core.may_come_free(&e, io.now(), until) => {
                     core.after(
                         io,
                         ASK_AGAIN,
@@ -261,6 +264,16 @@ impl ClientCore {
                 Ok(other) => core.lease_refused(io, file, mode, unexpected(&other)),
             }),
         );
+    }
+
+    /// Whether to ask again for a lease that was refused: until `until` if its holder is there, and else until the
+    /// holder's session has ended for sure.
+    fn may_come_free(&self, refusal: &ClientError, now: Timestamp, until: Timestamp) -> bool {
+        match refusal.status() {
+            Some(Status::FileBusy) => now < until,
+            Some(Status::HolderAway) => now < until.after(HOLDER_TIMEOUTS * self.mds.lease_timeout()),
+            _ => false,
+        }
     }
 
     fn lease_granted(

@@ -95,6 +95,11 @@ impl Mds {
             || self.client.is_some() && now < self.confirmed.after(self.lease_timeout)
     }
 
+    /// How long a session lives without being heard of.
+    pub fn lease_timeout(&self) -> Duration {
+        self.lease_timeout
+    }
+
     fn keep_alive_every(&self) -> Duration {
         KEEP_ALIVE.min(self.lease_timeout / 4)
     }

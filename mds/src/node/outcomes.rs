@@ -50,7 +50,11 @@ impl Server {
         let Some(master) = &mut self.master else { return };
         let waiter = master.proposals.remove(&index).filter(|(t, _)| *t == term).map(|(_, w)| w);
         if let Reply::Wire(MdsReply::Session { client, .. }) = &outcome.reply {
-            master.sessions.opened(*client, io.now());
+            let conn = match &waiter {
+                Some(Waiter::Client { conn, .. }) => Some(*conn),
+                _ => None,
+            };
+            master.sessions.opened(*client, conn, io.now());
         }
         self.answer(waiter.unwrap_or(Waiter::Nobody), outcome.reply, io);
         for effect in outcome.effects {

@@ -56,10 +56,11 @@ impl Server {
                 self.change_sets(conn, head, false, vec![chunk], vec![SetChange { chunk, epoch, action }]);
             }
             MdsRequest::Allocate { client, file, lease, first, count } => {
-                self.heard(client, io);
+                self.heard(client, conn, io);
                 self.allocate(conn, head, Asked { client, file, lease, first, count }, patience, io);
             }
             MdsRequest::RemoveMds { id } if self.refuse_last_mds(conn, head, id, io) => {}
+            MdsRequest::Open { .. } if self.refuse_while_holders_are_away(conn, head, &request, io) => {}
             request => match Command::from_request(head.request, io.wall_ms(), &request) {
                 Some(command) => self.mutate(conn, head, &command, io),
                 None => self.read(conn, head, Request::Mds(request), patience, io),
@@ -67,15 +68,36 @@ impl Server {
         }
     }
 
-    fn heard(&mut self, client: ClientId, io: &mut dyn Io) {
+    fn heard(&mut self, client: ClientId, conn: ConnId, io: &mut dyn Io) {
         if let Some(master) = &mut self.master {
-            master.sessions.heard(client, io.now());
+            master.sessions.heard(client, conn, io.now());
         }
+    }
+
+    /// All who keep a client from opening a file are away: it may wait for the end of their sessions. (Whoever is there
+    /// is named by the refusal of the command.)
+    fn refuse_while_holders_are_away(
+        &mut self,
+        conn: ConnId,
+        head: Head,
+        open: &MdsRequest,
+        io: &mut dyn Io,
+    ) -> bool {
+        let (MdsRequest::Open { client, file, mode, .. }, Some(master)) = (open, &self.master) else {
+            return false;
+        };
+        let holders: Vec<ClientId> = self.state.holders_against(*client, *file, *mode).collect();
+        if holders.is_empty() || !holders.iter().all(|holder| master.sessions.is_away(*holder)) {
+            return false;
+        }
+        let detail = "the client that has it open is away; its lease ends soon".to_string();
+        self.refuse(conn, head, false, Status::HolderAway, detail, None, io);
+        true
     }
 
     fn mutate(&mut self, conn: ConnId, head: Head, command: &Command, io: &mut dyn Io) {
         if let Command::Client { client, .. } = command {
-            self.heard(*client, io);
+            self.heard(*client, conn, io);
         }
         if let Err(waiter) = self.propose(command, Waiter::Client { conn, head }) {
             self.refuse_waiter(waiter, io);
@@ -91,7 +113,7 @@ impl Server {
         io: &mut dyn Io,
     ) {
         if let Request::Mds(MdsRequest::KeepAlive { client }) = &request {
-            self.heard(*client, io);
+            self.heard(*client, conn, io);
         }
         if let Some(master) = &mut self.master {
             master.reads.push(Read { conn, head, request: limited(request), patience });

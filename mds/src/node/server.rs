@@ -345,6 +345,9 @@ impl Server {
 
     fn gone(&mut self, conn: ConnId, peer: Peer, why: &str, io: &mut dyn Io) {
         self.inbox.forget(conn);
+        if let Some(master) = &mut self.master {
+            master.sessions.disconnected(conn);
+        }
         if let Peer::CsShard { cs, shard, .. } = peer {
             tracing::info!(name: "cs_shard_disconnected", cs = cs.0, shard = shard.0, why);
             self.cs_disconnected(conn, io);

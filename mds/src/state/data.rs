@@ -90,6 +90,13 @@ pub(super) enum Answer {
     Maps(Vec<ChunkView>),
 }
 
+impl LeaseRecord {
+    /// Whether another client can't open the file in this mode beside it.
+    pub fn excludes(&self, client: ClientId, mode: LeaseMode) -> bool {
+        self.client != client && (mode == LeaseMode::Write || self.mode == LeaseMode::Write)
+    }
+}
+
 impl Inode {
     pub fn kind(&self) -> FileKind {
         match self.body {

@@ -68,9 +68,7 @@ impl State {
             return refuse(Status::StaleHandle, format!("session {client} has ended"));
         }
         let leases = &self.inode(file)?.leases;
-        let conflict = leases
-            .iter()
-            .find(|l| l.client != client && (mode == LeaseMode::Write || l.mode == LeaseMode::Write));
+        let conflict = leases.iter().find(|l| l.excludes(client, mode));
         if let Some(lease) = conflict {
             let holder = self.data.sessions.get(&lease.client).map_or("a client", |s| &s.host);
             let how = if lease.mode == LeaseMode::Write { "writing" } else { "reading" };
@@ -93,6 +91,17 @@ impl State {
             session.files.insert(file);
         }
         Ok(id)
+    }
+
+    /// Clients whose leases keep this one from opening the file.
+    pub fn holders_against(
+        &self,
+        client: ClientId,
+        file: FileId,
+        mode: LeaseMode,
+    ) -> impl Iterator<Item = ClientId> {
+        let leases = self.data.inodes.get(&file).map_or(&[][..], |i| &i.leases);
+        leases.iter().filter(move |l| l.excludes(client, mode)).map(|l| l.client)
     }
 
     /// Whether a client whose session ended may go on where it was: what it had under way would otherwise be
