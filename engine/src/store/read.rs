@@ -22,14 +22,16 @@ pub(super) struct Reading {
     /// What is read from `data` may go to the cache.
     cacheable: bool,
     runs_left: u32,
-    /// Data blocks read: first block and bytes.
-    parts: SmallVec<[(u32, Buf); 1]>,
+    /// What has come, from memory or from disk: first block and bytes. Blocks in memory are taken at the start: a round
+    /// may write them back before the rest is read.
+    parts: Parts,
     failed: Option<StoreError>,
 }
 
 /// Blocks in a row on disk: first block, number, offset in `data`.
 type Run = (u32, u32, u64);
 type Runs = SmallVec<[Run; 1]>;
+type Parts = SmallVec<[(u32, Buf); 1]>;
 
 /// Blocks that are read from the cache, and where they are if that fails.
 pub(super) struct CacheRun {
@@ -56,7 +58,7 @@ impl Store {
             want,
             cacheable,
             runs_left: (runs.len() + cached.len()) as u32,
-            parts: SmallVec::new(),
+            parts: if want == Want::Data { self.in_memory(id, &blocks) } else { SmallVec::new() },
             failed: None,
         };
         if reading.runs_left == 0 {
@@ -73,6 +75,12 @@ impl Store {
         for run in runs {
             self.read_run(io, read, run);
         }
+    }
+
+    /// Blocks of small writes that are not in `data` yet.
+    fn in_memory(&self, id: ChunkId, blocks: &Range<u32>) -> Parts {
+        let overlay = self.chunks[&id].overlay.range(blocks.clone());
+        overlay.map(|(block, newer)| (*block, newer.data.clone())).collect()
     }
 
     fn read_run(&mut self, io: &mut dyn Io, id: u64, (at_block, blocks, offset): Run) {
@@ -213,8 +221,7 @@ impl Store {
             return Ok(Done::Sums { crcs });
         }
         let len = crcs.len() * BLOCK_BYTES;
-        let no_overlay = chunk.overlay.range(blocks.clone()).next().is_none();
-        if no_overlay && reading.parts.len() == 1 && reading.parts[0].1.len() == len {
+        if reading.parts.len() == 1 && reading.parts[0].1.len() == len {
             let (_, data) = reading.parts.pop().expect("one part");
             return Ok(Done::Read { data, crcs });
         }
@@ -222,10 +229,6 @@ impl Store {
         for (first, part) in &reading.parts {
             let at = (first - blocks.start) as usize * BLOCK_BYTES;
             data[at..at + part.len()].copy_from_slice(part);
-        }
-        for (block, newer) in chunk.overlay.range(blocks.clone()) {
-            let at = (block - blocks.start) as usize * BLOCK_BYTES;
-            data[at..at + BLOCK_BYTES].copy_from_slice(&newer.data);
         }
         Ok(Done::Read { data: data.freeze(), crcs })
     }

@@ -254,6 +254,38 @@ fn overlapping_operations_take_effect_in_order() {
 }
 
 #[test]
+fn a_read_that_began_before_a_round_and_ends_behind_it_is_whole() {
+    let mut b = Bench::new();
+    let t = b.write(1, 0, &[1, 2, 3], 1);
+    b.ok(t);
+    b.apply();
+    let t = b.write(1, 1, &[9], 2);
+    b.ok(t);
+    b.store.read(&mut b.io, Ticket(5000), ChunkId(1), 0, 3 * BLOCK_BYTES as u32);
+    let reads = b.io.pending();
+    assert!(!reads.is_empty());
+    for timer in b.io.advance(APPLY_AFTER * 2) {
+        b.store.on_timer(&mut b.io, timer);
+    }
+    while let Some(op) = b.io.pending().into_iter().find(|op| !reads.contains(op)) {
+        let result = b.io.complete(op).expect("pending");
+        assert!(b.store.on_disk(&mut b.io, op, result));
+        b.gather();
+    }
+    assert_eq!(b.store.journal_fill().0, 0, "everything is applied");
+    b.settle();
+    let at = b.finished.iter().position(|f| f.0 == 5000).expect("the read ended");
+    match b.finished.remove(at).1 {
+        Ok(Done::Read { data, crcs }) => {
+            assert_eq!(wire::data::first_mismatch(&data, &crcs), None, "not what the checksums say");
+            let firsts: Vec<u8> = data.chunks(BLOCK_BYTES).map(|b| b[0]).collect();
+            assert_eq!(firsts, [1, 9, 3]);
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn discard_and_delete_give_space_back() {
     let mut b = Bench::new();
     let before = b.space().1;
