@@ -16,9 +16,10 @@ pub const FILE: &str = "control.json";
 pub const FORMAT: u32 = 2;
 const OLDEST_FORMAT: u32 = 1;
 
-/// Memory for map pages of all shards together. With the blocks that wait for write-back and what is in flight, a chunk
-/// server stays below 1 GB whatever its disk.
-const MAP_CACHE_BYTES: u64 = 256 << 20;
+/// Memory for map pages of all shards together, and for small writes that wait to be written back. With what is in flight
+/// a chunk server stays below 1 GB whatever its disk and its journal.
+const MAP_CACHE_BYTES: u64 = 192 << 20;
+const OVERLAY_BYTES: u64 = 192 << 20;
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct CsControl {
@@ -100,6 +101,7 @@ impl CsControl {
             journal_bytes: self.journal_bytes,
             capacity_bytes: self.capacity_bytes / u64::from(self.shards),
             map_cache_bytes: MAP_CACHE_BYTES / u64::from(self.shards),
+            overlay_bytes: OVERLAY_BYTES / u64::from(self.shards),
             cache,
         }
     }

@@ -45,6 +45,7 @@ fn config() -> CsShardConfig {
             journal_bytes: 64 << 20,
             capacity_bytes: 1 << 30,
             map_cache_bytes: 64 << 20,
+            overlay_bytes: 64 << 20,
             cache: None,
         },
         detect: Duration::from_secs(2),

@@ -133,7 +133,7 @@ impl LogFile {
         let mut events = Vec::new();
         for outcome in self.journal.outcomes() {
             match outcome {
-                Outcome::Durable { token, position } => {
+                Outcome::Durable { token, position, .. } => {
                     let last_entry = self.under_way.remove(&token).unwrap_or(0);
                     self.records.push_back((position, last_entry));
                     events.push(LogEvent::Durable(token));

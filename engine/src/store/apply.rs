@@ -6,16 +6,15 @@
 //! journal and makes the round's pages valid, in one atomic write. A crash before that leaves the state of the round
 //! before, on which the journal is replayed; pages the crashed round left behind are never looked at (page.rs, `find`).
 
+use super::overlay::{Held, Waits};
 use super::page::{self, INDEX_ENTRIES, IndexEntry, PageKind, Round};
-use super::{
-    OVERLAY_BYTES, PAGE_BLOCKS, PAGE_UNITS, Store, StoreError, UNIT_BLOCKS, UNIT_BYTES, Waiting, bits,
-};
+use super::{PAGE_BLOCKS, PAGE_UNITS, Store, StoreError, UNIT_BLOCKS, UNIT_BYTES, Waiting, bits};
 use crate::cache::Version;
 use crate::store::load::Waiter;
 use shards::journal::{Checkpoint, Position};
 use shards::{Buf, Durability, FileHandle, Io};
 use smallvec::{SmallVec, smallvec};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use wire::{BLOCK_BYTES, BlockCrc, ChunkId};
 
@@ -38,6 +37,8 @@ pub(super) struct Apply {
     round: Round,
     left: u32,
     runs: VecDeque<Run>,
+    /// Runs with blocks that are being read from the journal.
+    gathering: BTreeMap<u64, Gathering>,
     /// Blocks being written: chunk, block, checksum, generation.
     blocks: Vec<(ChunkId, u32, BlockCrc, u64)>,
     /// Everything in front of it was in memory when the round began.
@@ -59,8 +60,14 @@ pub(super) struct WriteBack {
 }
 
 /// A write to `data`: offset and the blocks, neighbours joined.
-type Run = (u64, Parts);
+type Run = (u64, SmallVec<[Held; 1]>);
 type Parts = SmallVec<[Buf; 1]>;
+
+struct Gathering {
+    offset: u64,
+    parts: Parts,
+    missing: usize,
+}
 
 impl Store {
     /// Starts a round when the journal or the overlay has filled up.
@@ -72,7 +79,8 @@ impl Store {
 
     fn is_pressed(&self) -> bool {
         let (used, total) = self.journal_fill();
-        used > total / 2 || self.overlay_blocks * BLOCK_BYTES > OVERLAY_BYTES || !self.stalled.is_empty()
+        let many = self.overlay.in_memory > self.config.most_blocks_in_memory() / 2;
+        used > total / 2 || many || !self.stalled.is_empty()
     }
 
     pub(super) fn start_apply(&mut self, io: &mut dyn Io) {
@@ -88,6 +96,7 @@ impl Store {
             round: self.last_round,
             left: 1,
             runs: VecDeque::new(),
+            gathering: BTreeMap::new(),
             blocks: Vec::new(),
             cut: unfinished.unwrap_or(behind_durable).min(behind_durable),
             checkpoint: Checkpoint::default(),
@@ -132,8 +141,8 @@ impl Store {
     /// The overlay as writes in the order of the disk. Blocks without a unit get one. Blocks that came in since the round
     /// began and whose page is not here wait for the next round: their records lie behind the cut.
     fn collect_blocks(&mut self) -> Result<(), StoreError> {
-        let mut placed = Vec::with_capacity(self.overlay_blocks);
-        let mut blocks = Vec::with_capacity(self.overlay_blocks);
+        let mut placed = Vec::with_capacity(self.overlay.blocks);
+        let mut blocks = Vec::with_capacity(self.overlay.blocks);
         for &id in &self.dirty_chunks {
             let chunk = self.chunks.get_mut(&id).expect("dirty chunks exist");
             let waiting: Vec<u32> = chunk.overlay.keys().copied().collect();
@@ -156,7 +165,7 @@ impl Store {
                 };
                 let offset =
                     u64::from(unit) * UNIT_BYTES + u64::from(block % UNIT_BLOCKS) * BLOCK_BYTES as u64;
-                placed.push((offset, newer.data));
+                placed.push((offset, newer.held));
                 blocks.push((id, block, newer.crc, newer.generation));
             }
         }
@@ -182,10 +191,50 @@ impl Store {
         while (self.round().left as usize) < most {
             let Some((offset, parts)) = self.round().runs.pop_front() else { break };
             self.round().left += 1;
-            self.write_back(io, WriteBack { file: self.data, offset, parts });
+            self.write_run(io, offset, &parts);
         }
         if self.round().left == 0 {
             self.write_pages(io);
+        }
+    }
+
+    /// Writes a run, or reads those of its blocks first that only the journal has. They are not verified here: should one
+    /// be damaged, then whoever reads it from its place finds out.
+    fn write_run(&mut self, io: &mut dyn Io, offset: u64, blocks: &[Held]) {
+        let run = self.fresh_id();
+        let mut missing = 0;
+        let mut parts = Parts::new();
+        for (part, block) in blocks.iter().enumerate() {
+            parts.push(match block {
+                Held::Memory(bytes) => bytes.clone(),
+                Held::Journal(at) => {
+                    missing += 1;
+                    let wait = self.expect(Waiting::Gather { run, part });
+                    io.read(self.journal.file(), *at, BLOCK_BYTES, wait);
+                    Buf::empty()
+                }
+            });
+        }
+        if missing == 0 {
+            return self.write_back(io, WriteBack { file: self.data, offset, parts });
+        }
+        self.round().gathering.insert(run, Gathering { offset, parts, missing });
+    }
+
+    pub(super) fn gathered(&mut self, io: &mut dyn Io, run: u64, part: usize, result: io::Result<Buf>) {
+        let bytes = match result {
+            Ok(bytes) => bytes,
+            Err(source) => {
+                let file = self.config.journal_path.clone();
+                return self.break_down(StoreError::Io { file, source });
+            }
+        };
+        let gathering = self.round().gathering.get_mut(&run).expect("its blocks are being read");
+        gathering.parts[part] = bytes;
+        gathering.missing -= 1;
+        if gathering.missing == 0 {
+            let Gathering { offset, parts, .. } = self.round().gathering.remove(&run).expect("just seen");
+            self.write_back(io, WriteBack { file: self.data, offset, parts });
         }
     }
 
@@ -277,8 +326,7 @@ impl Store {
             // Replaced or dropped meanwhile: what is newer has its own record or round.
             if chunk.overlay.get(&block).is_some_and(|o| o.generation == generation) {
                 assert!(chunk.unit(block / UNIT_BLOCKS).is_some(), "applied block without a place");
-                chunk.overlay.remove(&block);
-                self.overlay_blocks -= 1;
+                self.overlay -= Waits::sum(chunk.overlay.remove(&block).iter());
                 chunk.page(block / UNIT_BLOCKS).set_crc(block % PAGE_BLOCKS, crc);
                 if let (Some(cache), Some(unit)) = (&mut self.cache, chunk.unit(block / UNIT_BLOCKS)) {
                     cache.forget_block(unit, block % UNIT_BLOCKS);

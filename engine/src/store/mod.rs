@@ -22,6 +22,7 @@ mod alloc;
 mod apply;
 mod census;
 mod load;
+mod overlay;
 mod page;
 #[cfg(feature = "plant")]
 mod plant;
@@ -37,10 +38,12 @@ use crate::cache::{Cache, CacheConfig, CacheStat};
 use alloc::Units;
 use apply::Apply;
 use load::Load;
+use overlay::{OverlayBlock, Waits};
 use page::{MapPage, PageKind, Round, Written};
 use replay::Opening;
 use shards::journal::{Checkpoint, Journal, JournalError, Outcome as JournalOutcome, Position};
 use shards::{Buf, Durability, FileHandle, Io, OpId, OpenHow, TimerId, Timestamp};
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::ops::Range;
@@ -66,8 +69,6 @@ const CACHE_TIMER: TimerId = TimerId(NAMESPACE | 3);
 const SAVE_CACHE_EVERY: Duration = Duration::from_secs(10);
 /// Dirty state is written back at the latest this long after it came about.
 const APPLY_AFTER: Duration = Duration::from_secs(2);
-/// Bytes of small writes kept in memory before they are applied.
-const OVERLAY_BYTES: usize = 48 << 20;
 /// Room that must stay free on the file system for writes to be taken: what was acknowledged must always find room in
 /// the files, also when other shards (or other programs) fill the same file system meanwhile.
 const DISK_RESERVE_BYTES: u64 = 64 << 20;
@@ -91,6 +92,8 @@ pub struct StoreConfig {
     pub capacity_bytes: u64,
     /// Memory for map pages that are not being changed, bytes. Each describes 2 MiB of a chunk.
     pub map_cache_bytes: u64,
+    /// Memory for small writes that wait to be written to their places, bytes. More of them wait in the journal alone.
+    pub overlay_bytes: u64,
     /// Read cache on an SSD.
     pub cache: Option<CacheConfig>,
 }
@@ -200,14 +203,6 @@ pub enum Outcome {
     },
 }
 
-/// A block of a small write, not yet in `data`.
-#[derive(Clone)]
-struct OverlayBlock {
-    data: Buf,
-    crc: BlockCrc,
-    generation: u64,
-}
-
 /// A chunk in memory.
 struct Chunk {
     info: ChunkInfo,
@@ -275,8 +270,7 @@ impl Request {
 enum Waiting {
     ReadRun {
         id: u64,
-        at_block: u32,
-        blocks: u32,
+        run: read::Run,
     },
     CacheRun {
         id: u64,
@@ -287,6 +281,16 @@ enum Waiting {
         durability: Durability,
     },
     LargeSync,
+    /// Blocks that only the journal has.
+    JournalRun {
+        id: u64,
+        run: read::Run,
+    },
+    /// The same, for the running round.
+    Gather {
+        run: u64,
+        part: usize,
+    },
     MapPage {
         chunk: ChunkId,
         page: u32,
@@ -328,7 +332,8 @@ pub struct Store {
     page_clock: VecDeque<(ChunkId, u32)>,
     loads: HashMap<u64, Load>,
     page_waiters: HashMap<(ChunkId, u32), Vec<load::Waiter>>,
-    overlay_blocks: usize,
+    /// All chunks' overlays together.
+    overlay: Waits,
     generation: u64,
     next_id: u64,
     writes: HashMap<u64, write::Write>,
@@ -422,7 +427,7 @@ impl Store {
             page_clock: VecDeque::new(),
             loads: HashMap::new(),
             page_waiters: HashMap::new(),
-            overlay_blocks: 0,
+            overlay: Waits::default(),
             generation: 0,
             next_id: 1,
             writes: HashMap::new(),
@@ -615,7 +620,7 @@ impl Store {
     /// shares with `sharers - 1` others.
     pub fn space(&mut self, io: &mut dyn Io, sharers: u16) -> (u64, u64) {
         self.look_at_disk(io);
-        let free = u64::from(self.units.free()).saturating_sub(self.overlay_blocks as u64) * UNIT_BYTES;
+        let free = u64::from(self.units.free()).saturating_sub(self.overlay.blocks as u64) * UNIT_BYTES;
         let on_disk = self.disk_free_bytes.saturating_sub(DISK_RESERVE_BYTES);
         (u64::from(self.units.total()) * UNIT_BYTES, free.min(on_disk / u64::from(sharers.max(1))))
     }
@@ -635,7 +640,7 @@ impl Store {
     /// Takes `bytes` of the file system's room, or says that they would leave too little.
     fn take_disk_room(&mut self, io: &mut dyn Io, bytes: u64) -> bool {
         self.look_at_disk(io);
-        let waiting = (self.overlay_blocks * BLOCK_BYTES) as u64;
+        let waiting = (self.overlay.blocks * BLOCK_BYTES) as u64;
         let enough = bytes == 0 || self.disk_free_bytes >= bytes + waiting + DISK_RESERVE_BYTES;
         if enough {
             self.disk_free_bytes = self.disk_free_bytes.saturating_sub(bytes);
@@ -747,10 +752,12 @@ impl Store {
 
     fn completed(&mut self, io: &mut dyn Io, waiting: Waiting, result: io::Result<Buf>) {
         match waiting {
-            Waiting::ReadRun { id, at_block, blocks } => self.read_run_done(io, id, at_block, blocks, result),
+            Waiting::ReadRun { id, run } => self.read_run_done(io, id, run, result),
             Waiting::CacheRun { id, run } => self.cache_run_done(io, id, run, result),
             Waiting::LargeData { id, durability } => self.large_data_done(io, id, durability, result),
             Waiting::LargeSync => self.large_sync_done(io, result),
+            Waiting::JournalRun { id, run } => self.journal_run_done(io, id, run, result),
+            Waiting::Gather { run, part } => self.gathered(io, run, part, result),
             Waiting::MapPage { chunk, page } => self.page_read(io, chunk, page, result),
             Waiting::Open(reading) => self.open_step(io, reading, result),
             Waiting::Apply(write) => self.apply_step(io, write, result),
@@ -762,13 +769,15 @@ impl Store {
         outcomes.extend(self.journal.outcomes());
         for outcome in outcomes.drain(..) {
             match outcome {
-                JournalOutcome::Durable { token, position } => {
+                JournalOutcome::Durable { token, position, payload_at } => {
                     self.last_durable = position;
-                    self.record_durable(io, token, position);
+                    self.record_durable(io, token, position, payload_at);
                 }
                 JournalOutcome::Ready => self.journal_ready(io),
                 JournalOutcome::Trimmed => self.trimmed(io),
-                JournalOutcome::Replayed { meta, payload, .. } => self.replayed(&meta, payload),
+                JournalOutcome::Replayed { meta, payload, payload_at, .. } => {
+                    self.replayed(&meta, payload, payload_at)
+                }
                 JournalOutcome::Broken(error) => self.break_down(error.into()),
             }
         }

@@ -1,6 +1,9 @@
 //! Reads: overlay first, then the read cache, then the data file, holes as zeros; every block verified before it leaves.
 
-use super::{Chunk, Done, PAGE_BLOCKS, Store, StoreError, Ticket, UNIT_BLOCKS, UNIT_BYTES, Waiting};
+use super::overlay::Held;
+use super::{
+    Chunk, Done, PAGE_BLOCKS, Store, StoreConfig, StoreError, Ticket, UNIT_BLOCKS, UNIT_BYTES, Waiting,
+};
 use crate::cache::{Hit, Piece, Version};
 use shards::{Buf, BufMut, Io};
 use smallvec::SmallVec;
@@ -28,8 +31,8 @@ pub(super) struct Reading {
     failed: Option<StoreError>,
 }
 
-/// Blocks in a row on disk: first block, number, offset in `data`.
-type Run = (u32, u32, u64);
+/// Blocks in a row on disk: first block, number, offset in `data` (or in the journal).
+pub(super) type Run = (u32, u32, u64);
 type Runs = SmallVec<[Run; 1]>;
 type Parts = SmallVec<[(u32, Buf); 1]>;
 
@@ -50,6 +53,7 @@ impl Store {
         want: Want,
     ) {
         let (runs, cached, cacheable) = self.plan_read(id, &blocks, want);
+        let in_journal = self.journal_runs(id, &blocks);
         let read = self.fresh_id();
         let reading = Reading {
             ticket,
@@ -57,7 +61,7 @@ impl Store {
             blocks: blocks.clone(),
             want,
             cacheable,
-            runs_left: (runs.len() + cached.len()) as u32,
+            runs_left: (runs.len() + cached.len() + in_journal.len()) as u32,
             parts: if want == Want::Data { self.in_memory(id, &blocks) } else { SmallVec::new() },
             failed: None,
         };
@@ -75,17 +79,19 @@ impl Store {
         for run in runs {
             self.read_run(io, read, run);
         }
+        for run in in_journal {
+            self.read_journal_run(io, read, run);
+        }
     }
 
-    /// Blocks of small writes that are not in `data` yet.
-    fn in_memory(&self, id: ChunkId, blocks: &Range<u32>) -> Parts {
-        let overlay = self.chunks[&id].overlay.range(blocks.clone());
-        overlay.map(|(block, newer)| (*block, newer.data.clone())).collect()
+    fn read_run(&mut self, io: &mut dyn Io, id: u64, run: Run) {
+        let wait = self.expect(Waiting::ReadRun { id, run });
+        io.read(self.data, run.2, run.1 as usize * BLOCK_BYTES, wait);
     }
 
-    fn read_run(&mut self, io: &mut dyn Io, id: u64, (at_block, blocks, offset): Run) {
-        let wait = self.expect(Waiting::ReadRun { id, at_block, blocks });
-        io.read(self.data, offset, blocks as usize * BLOCK_BYTES, wait);
+    fn read_journal_run(&mut self, io: &mut dyn Io, id: u64, run: Run) {
+        let wait = self.expect(Waiting::JournalRun { id, run });
+        io.read(self.journal.file(), run.2, run.1 as usize * BLOCK_BYTES, wait);
     }
 
     /// What is read from `data` and from the cache, and whether the former may go to the latter. Who verifies the disk
@@ -121,6 +127,31 @@ impl Store {
         runs
     }
 
+    /// What must be read from the journal.
+    fn journal_runs(&self, id: ChunkId, blocks: &Range<u32>) -> Runs {
+        let mut runs = Runs::new();
+        for (&block, newer) in self.chunks[&id].overlay.range(blocks.clone()) {
+            if let Held::Journal(offset) = newer.held {
+                join(&mut runs, (block, 1, offset));
+            }
+        }
+        runs
+    }
+
+    pub(super) fn journal_run_done(&mut self, io: &mut dyn Io, id: u64, run: Run, result: io::Result<Buf>) {
+        let Some(reading) = self.reads.get_mut(&id) else { return };
+        let (chunk, blocks) = (reading.chunk, run.0..run.0 + run.1);
+        // A round may have written these blocks to their places meanwhile, and others stand in the journal now.
+        if self.journal_runs(chunk, &blocks)[..] != [run] {
+            let (runs, in_journal) = (self.disk_runs(chunk, &blocks), self.journal_runs(chunk, &blocks));
+            let reading = self.reads.get_mut(&id).expect("just seen");
+            reading.runs_left += (runs.len() + in_journal.len()) as u32 - 1;
+            runs.into_iter().for_each(|run| self.read_run(io, id, run));
+            return in_journal.into_iter().for_each(|run| self.read_journal_run(io, id, run));
+        }
+        self.part_came(io, id, run, |config| config.journal_path.clone(), false, result);
+    }
+
     /// What the cache returned is used if it is right, and read from `data` otherwise.
     pub(super) fn cache_run_done(
         &mut self,
@@ -145,19 +176,23 @@ impl Store {
     /// The first block of a read part that is not what its checksum says.
     fn first_bad(&self, id: u64, at_block: u32, data: &Buf) -> Option<u32> {
         let chunk = &self.chunks[&self.reads.get(&id)?.chunk];
-        let on_disk = |block: u32| chunk.pages[&(block / PAGE_BLOCKS)].crc(block % PAGE_BLOCKS);
-        (at_block..)
-            .zip(data.chunks_exact(BLOCK_BYTES))
-            .find(|(b, bytes)| !on_disk(*b).matches(bytes))
-            .map(|f| f.0)
+        let mut blocks = (at_block..).zip(data.chunks_exact(BLOCK_BYTES));
+        blocks.find(|(block, bytes)| !chunk.crc(*block).matches(bytes)).map(|f| f.0)
     }
 
-    pub(super) fn read_run_done(
+    pub(super) fn read_run_done(&mut self, io: &mut dyn Io, id: u64, run: Run, result: io::Result<Buf>) {
+        let cacheable = self.reads.get(&id).is_some_and(|r| r.cacheable);
+        self.part_came(io, id, run, |config| format!("{}/data", config.dir), cacheable, result);
+    }
+
+    /// Blocks came from a file: they are verified.
+    fn part_came(
         &mut self,
         io: &mut dyn Io,
         id: u64,
-        at_block: u32,
-        blocks: u32,
+        (at_block, blocks, _): Run,
+        file: fn(&StoreConfig) -> String,
+        cacheable: bool,
         result: io::Result<Buf>,
     ) {
         match result {
@@ -169,13 +204,13 @@ impl Store {
                     Some(block) => {
                         reading.failed = Some(StoreError::Checksum { chunk: reading.chunk, block });
                     }
-                    None if reading.cacheable => self.offer_to_cache(io, id, at_block, &data),
+                    None if cacheable => self.offer_to_cache(io, id, at_block, &data),
                     None => {}
                 }
                 self.part_read(io, id, at_block, data);
             }
             Err(source) => {
-                let file = format!("{}/data", self.config.dir);
+                let file = file(&self.config);
                 let Some(reading) = self.reads.get_mut(&id) else { return };
                 reading.failed = Some(StoreError::Io { file, source });
                 self.part_read(io, id, at_block, Buf::empty());

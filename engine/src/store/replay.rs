@@ -11,12 +11,13 @@
 //! record, so no touched page names it in the end. Hence a page's units are counted only when all records are redone.)
 
 use super::load::Waiter;
+use super::overlay::{Held, OverlayBlock, Waits};
 use super::page::{self, INDEX_ENTRIES, IndexEntry, PAIR_BYTES, PageKind, Round, Written};
 use super::record::{Kind, Record};
-use super::write::{discard, forget_overlay};
+use super::write::discard;
 use super::{
-    Chunk, OverlayBlock, PAGE_BLOCKS, PAGE_UNITS, Store, StoreConfig, StoreError, UNIT_BLOCKS, UNIT_BYTES,
-    Waiting, bits, pages_of,
+    Chunk, PAGE_BLOCKS, PAGE_UNITS, Store, StoreConfig, StoreError, UNIT_BLOCKS, UNIT_BYTES, Waiting, bits,
+    pages_of,
 };
 use shards::journal::{Checkpoint, Position};
 use shards::{Buf, Io};
@@ -61,7 +62,9 @@ pub(super) enum Reading {
 
 #[derive(Default)]
 pub(super) struct Opening {
-    records: Vec<(Record, Buf)>,
+    records: Vec<(Record, Held)>,
+    /// Bytes of payloads among them that are in memory.
+    held_bytes: u64,
     bad_record: Option<String>,
     index_pages: u64,
     units_pages: u64,
@@ -86,10 +89,13 @@ impl Opening {
 }
 
 impl Store {
-    pub(super) fn replayed(&mut self, meta: &[u8], payload: Buf) {
+    pub(super) fn replayed(&mut self, meta: &[u8], payload: Buf, payload_at: u64) {
         let Some(opening) = &mut self.opening else { return };
+        let fits = opening.held_bytes + payload.len() as u64 <= self.config.overlay_bytes;
+        opening.held_bytes += if fits { payload.len() as u64 } else { 0 };
+        let held = if fits { Held::Memory(payload) } else { Held::Journal(payload_at) };
         match Record::decode(meta) {
-            Ok(record) => opening.records.push((record, payload)),
+            Ok(record) => opening.records.push((record, held)),
             Err(why) => opening.bad_record = Some(why),
         }
     }
@@ -369,14 +375,14 @@ impl Store {
         if let Err(error) = settled {
             return self.break_down(error);
         }
-        self.overlay_blocks = self.chunks.values().map(|c| c.overlay.len()).sum();
+        self.overlay = Waits::sum(self.chunks.values().flat_map(|c| c.overlay.values()));
         // What was decided here about torn extents must not be decided again after their units got new owners:
         // apply everything and empty the journal before any request comes. `Ready` follows when the journal is empty.
         self.finishing_open = true;
         self.start_apply(io);
     }
 
-    fn redo_record(&mut self, record: Record, payload: Buf, good_units: &[u32]) {
+    fn redo_record(&mut self, record: Record, payload: Held, good_units: &[u32]) {
         if record.kind == Kind::Delete {
             self.highest_deleted = self.highest_deleted.max(record.chunk);
             self.dirty_chunks.remove(&record.chunk);
@@ -395,14 +401,14 @@ impl Store {
             Kind::Write { crcs } => {
                 for (i, (block, crc)) in record.blocks.clone().zip(crcs).enumerate() {
                     self.generation += 1;
-                    let data = payload.slice(i * BLOCK_BYTES..(i + 1) * BLOCK_BYTES);
-                    chunk.overlay.insert(block, OverlayBlock { data, crc, generation: self.generation });
+                    let held = payload.block(i);
+                    chunk.put_overlay(block, OverlayBlock { held, crc, generation: self.generation });
                 }
             }
             Kind::Extent { crcs, places } => {
                 for &unit in good_units {
                     let first = record.blocks.start + unit * UNIT_BLOCKS;
-                    forget_overlay(chunk, &(first..first + UNIT_BLOCKS));
+                    chunk.forget_overlay(&(first..first + UNIT_BLOCKS));
                     let page = chunk.page(first / UNIT_BLOCKS);
                     page.set_unit(first / UNIT_BLOCKS % PAGE_UNITS, Some(places[unit as usize]));
                     for i in 0..UNIT_BLOCKS {

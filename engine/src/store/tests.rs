@@ -15,6 +15,7 @@ fn config() -> StoreConfig {
         journal_bytes: 4 << 20,
         capacity_bytes: 64 << 20,
         map_cache_bytes: 4 * MAP_PAGE_MEMORY,
+        overlay_bytes: 256 << 10,
         cache: None,
     }
 }
@@ -149,6 +150,11 @@ impl Bench {
         let ticket = self.next;
         let block = BLOCK_BYTES as u32;
         self.store.read(&mut self.io, Ticket(ticket), ChunkId(chunk), first * block, count * block);
+        self.result_of(ticket)
+    }
+
+    /// Of a read, as [`Bench::read`] returns it.
+    fn result_of(&mut self, ticket: u64) -> Result<Vec<u8>, StoreError> {
         self.settle();
         let at = self.finished.iter().position(|f| f.0 == ticket).expect("the read ended");
         match self.finished.remove(at).1? {
@@ -189,6 +195,10 @@ impl Bench {
 
     fn ok(&mut self, ticket: u64) {
         self.settle();
+        self.ok_now(ticket);
+    }
+
+    fn ok_now(&mut self, ticket: u64) {
         let at = self
             .finished
             .iter()
@@ -253,6 +263,29 @@ fn overlapping_operations_take_effect_in_order() {
     assert_eq!(got, expected);
 }
 
+impl Bench {
+    /// Reads while a round begins and ends.
+    fn read_across_a_round(&mut self, chunk: u64, first: u32, count: u32) -> Result<Vec<u8>, StoreError> {
+        let block = BLOCK_BYTES as u32;
+        self.next += 1;
+        let before = self.io.pending();
+        self.store.read(&mut self.io, Ticket(self.next), ChunkId(chunk), first * block, count * block);
+        let reads: Vec<OpId> = self.io.pending().into_iter().filter(|op| !before.contains(op)).collect();
+        assert!(!reads.is_empty());
+        while self.store.journal_fill().0 > 0 {
+            for timer in self.io.advance(APPLY_AFTER * 2) {
+                self.store.on_timer(&mut self.io, timer);
+            }
+            while let Some(op) = self.io.pending().into_iter().find(|op| !reads.contains(op)) {
+                let result = self.io.complete(op).expect("pending");
+                assert!(self.store.on_disk(&mut self.io, op, result));
+                self.gather();
+            }
+        }
+        self.result_of(self.next)
+    }
+}
+
 #[test]
 fn a_read_that_began_before_a_round_and_ends_behind_it_is_whole() {
     let mut b = Bench::new();
@@ -261,28 +294,79 @@ fn a_read_that_began_before_a_round_and_ends_behind_it_is_whole() {
     b.apply();
     let t = b.write(1, 1, &[9], 2);
     b.ok(t);
-    b.store.read(&mut b.io, Ticket(5000), ChunkId(1), 0, 3 * BLOCK_BYTES as u32);
-    let reads = b.io.pending();
-    assert!(!reads.is_empty());
-    for timer in b.io.advance(APPLY_AFTER * 2) {
-        b.store.on_timer(&mut b.io, timer);
-    }
-    while let Some(op) = b.io.pending().into_iter().find(|op| !reads.contains(op)) {
-        let result = b.io.complete(op).expect("pending");
-        assert!(b.store.on_disk(&mut b.io, op, result));
-        b.gather();
-    }
-    assert_eq!(b.store.journal_fill().0, 0, "everything is applied");
-    b.settle();
-    let at = b.finished.iter().position(|f| f.0 == 5000).expect("the read ended");
-    match b.finished.remove(at).1 {
-        Ok(Done::Read { data, crcs }) => {
-            assert_eq!(wire::data::first_mismatch(&data, &crcs), None, "not what the checksums say");
-            let firsts: Vec<u8> = data.chunks(BLOCK_BYTES).map(|b| b[0]).collect();
-            assert_eq!(firsts, [1, 9, 3]);
+    assert_eq!(b.read_across_a_round(1, 0, 3).unwrap(), [1, 9, 3]);
+}
+
+/// More small writes than may be in memory, in rows of 8 blocks; the first byte of each block.
+fn fill_the_overlay(b: &mut Bench, chunk: u64) -> Vec<u8> {
+    let rows = 2 * b.config.most_blocks_in_memory() as u32 / 8;
+    let mut expected = Vec::new();
+    for row in 0..rows {
+        let values = [row as u8 + 1; 8];
+        let t = b.write(chunk, row * 8, &values, u64::from(row) + 1);
+        while !b.finished.iter().any(|f| f.0 == t) {
+            // Rounds stand still: only the journal's operations go on.
+            let mine = |op: &OpId| op.0 >> 56 != NAMESPACE >> 56;
+            let op = b.io.pending().into_iter().find(mine).expect("the write goes on");
+            let result = b.io.complete(op).expect("pending");
+            assert!(b.store.on_disk(&mut b.io, op, result));
+            b.gather();
         }
-        other => panic!("{other:?}"),
+        b.ok_now(t);
+        expected.extend(values);
     }
+    assert!(b.store.overlay.in_memory <= b.config.most_blocks_in_memory());
+    assert_eq!(b.store.overlay.blocks, expected.len(), "nothing was written back");
+    expected
+}
+
+#[test]
+fn small_writes_beyond_memory_wait_in_the_journal_alone_and_are_read_from_there() {
+    let mut b = Bench::new();
+    let expected = fill_the_overlay(&mut b, 1);
+    let all = expected.len() as u32;
+    assert_eq!(b.read(1, 0, all).unwrap(), expected);
+    let copy = b.io.crash_copy(CrashKind::Power, 1);
+    let mut crashed = Bench::open(TestIo::with_disk(copy, 1), &config());
+    assert_eq!(crashed.read(1, 0, all).unwrap(), expected, "replayed");
+    b.apply();
+    assert_eq!(b.read(1, 0, all).unwrap(), expected, "written back");
+    assert_eq!(b.store.overlay, Waits::default());
+    b.check_units(0);
+}
+
+#[test]
+fn a_read_from_the_journal_finds_blocks_that_were_written_back_meanwhile() {
+    let mut b = Bench::new();
+    let expected = fill_the_overlay(&mut b, 1);
+    let last = expected.len() as u32 - 4;
+    assert_eq!(b.read_across_a_round(1, last, 4).unwrap(), expected[last as usize..]);
+}
+
+#[test]
+fn a_block_damaged_in_the_journal_is_never_returned() {
+    let mut b = Bench::new();
+    let expected = fill_the_overlay(&mut b, 1);
+    let last = expected.len() as u32 - 1;
+    let overlay::Held::Journal(at) = b.store.chunks[&ChunkId(1)].overlay[&last].held else {
+        panic!("it is in memory")
+    };
+    b.io.disk().flip_bit("shard-000/journal", at + 100, 2);
+    assert!(matches!(b.read(1, last, 1), Err(StoreError::Checksum { block, .. }) if block == last));
+    b.apply();
+    assert!(matches!(b.read(1, last, 1), Err(StoreError::Checksum { block, .. }) if block == last));
+    assert_eq!(b.read(1, 0, last).unwrap(), expected[..last as usize]);
+}
+
+#[test]
+fn writes_beyond_what_may_wait_are_done_when_a_round_has_ended() {
+    let config = StoreConfig { overlay_bytes: 64 << 10, ..config() };
+    let mut b = Bench::open(TestIo::new(1), &config);
+    let most = config.most_waiting_blocks() as u32;
+    let tickets: Vec<u64> = (0..2 * most).map(|n| b.write(1, n, &[n as u8 | 1], u64::from(n) + 1)).collect();
+    tickets.into_iter().for_each(|t| b.ok(t));
+    let expected: Vec<u8> = (0..2 * most).map(|n| n as u8 | 1).collect();
+    assert_eq!(b.read(1, 0, 2 * most).unwrap(), expected);
 }
 
 #[test]

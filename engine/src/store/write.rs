@@ -4,10 +4,11 @@
 //! (small path: journal records with the payload). All parts run at once; the operation is done when every record is
 //! durable in the journal and, for units, the data file is synced.
 
+use super::overlay::{Held, OverlayBlock, Waits};
 use super::record::{Kind, Places, Record};
 use super::{
-    Chunk, DiscardOp, Done, OverlayBlock, PAGE_BLOCKS, PAGE_UNITS, Stamp, Store, StoreError, Ticket,
-    UNIT_BLOCKS, Waiting, WriteOp, bits, pages_of,
+    Chunk, DiscardOp, Done, PAGE_BLOCKS, PAGE_UNITS, Stamp, Store, StoreError, Ticket, UNIT_BLOCKS, Waiting,
+    WriteOp, bits, pages_of,
 };
 use shards::journal::{Full, PayloadCheck, Position};
 use shards::{Buf, Durability, Io};
@@ -37,16 +38,27 @@ pub(super) struct Write {
     /// Position of the first record in the journal: it must not be trimmed before this is done.
     pub first_position: Option<Position>,
     last_position: Position,
+    /// Where the payloads of its records stand in the journal's file, of those that are durable.
+    payloads_at: SmallVec<[u64; 2]>,
     change: Change,
     failed: Option<StoreError>,
 }
 
 /// What memory becomes when the mutation is durable.
 enum Change {
-    Data { small: SmallVec<[(u32, Buf, BlockCrc); 1]>, units: SmallVec<[(u32, u32); 16]>, crcs: BlockCrcs },
+    Data { small: SmallVec<[SmallBlock; 1]>, units: SmallVec<[(u32, u32); 16]>, crcs: BlockCrcs },
     Discard,
     Epoch,
     Delete,
+}
+
+/// A block on the small path, and where it is in which of the write's records.
+struct SmallBlock {
+    block: u32,
+    data: Buf,
+    crc: BlockCrc,
+    record: usize,
+    number: usize,
 }
 
 impl Write {
@@ -64,7 +76,7 @@ impl Store {
         // Small blocks may each need a unit when they are applied: count them as if they did.
         let small = blocks.end - blocks.start - (whole.end - whole.start);
         let under_way: usize = self.writes.values().map(Write::small_blocks).sum();
-        if u64::from(self.units.free()) < u64::from(wanted + small) + (self.overlay_blocks + under_way) as u64
+        if u64::from(self.units.free()) < u64::from(wanted + small) + (self.overlay.blocks + under_way) as u64
         {
             return self.fail_early(io, ticket, op.chunk, StoreError::NoSpace);
         }
@@ -86,9 +98,10 @@ impl Store {
         let mut small = SmallVec::new();
         for range in pieces(&blocks, &whole) {
             let (payload, crcs) = part(&range);
-            for (i, crc) in crcs.iter().enumerate() {
-                let block = payload.slice(i * BLOCK_BYTES..(i + 1) * BLOCK_BYTES);
-                small.push((range.start + i as u32, block, *crc));
+            for (number, crc) in crcs.iter().enumerate() {
+                let block = range.start + number as u32;
+                let data = payload.slice(number * BLOCK_BYTES..(number + 1) * BLOCK_BYTES);
+                small.push(SmallBlock { block, data, crc: *crc, record: records.len(), number });
             }
             let kind = Kind::Write { crcs };
             records.push((Record { chunk: op.chunk, stamp: op.stamp, blocks: range, kind }, payload));
@@ -203,6 +216,7 @@ impl Store {
             to_append,
             first_position: None,
             last_position: Position(0),
+            payloads_at: SmallVec::new(),
             change,
             failed: None,
         };
@@ -215,10 +229,14 @@ impl Store {
 
     /// Gives the journal the records of a write; `Full` leaves the rest for later.
     fn append(&mut self, io: &mut dyn Io, id: u64) -> Result<(), Full> {
+        let overlay_is_full = self.overlay_is_full();
         let Some(write) = self.writes.get_mut(&id) else { return Ok(()) };
         while let Some((record, payload)) = write.to_append.first() {
             // What frees space must find room even when writes don't.
             let urgent = !matches!(record.kind, Kind::Write { .. });
+            if !urgent && overlay_is_full {
+                return Err(Full);
+            }
             let meta = record.encode();
             self.journal.append(io, &meta, payload.clone(), PayloadCheck::Caller, id, urgent)?;
             write.to_append.remove(0);
@@ -235,10 +253,11 @@ impl Store {
         }
     }
 
-    pub(super) fn record_durable(&mut self, io: &mut dyn Io, id: u64, position: Position) {
+    pub(super) fn record_durable(&mut self, io: &mut dyn Io, id: u64, position: Position, payload_at: u64) {
         if let Some(write) = self.writes.get_mut(&id) {
             write.first_position.get_or_insert(position);
             write.last_position = position;
+            write.payloads_at.push(payload_at);
         }
         self.part_done(io, id);
     }
@@ -324,7 +343,7 @@ impl Store {
                 chunk.add_to_tail(write.stamp.sequence, &write.blocks);
                 for (unit, place) in units {
                     let first = unit * UNIT_BLOCKS;
-                    self.overlay_blocks -= forget_overlay(chunk, &(first..first + UNIT_BLOCKS));
+                    self.overlay -= chunk.forget_overlay(&(first..first + UNIT_BLOCKS));
                     let page = chunk.page(unit);
                     freed.extend(page.set_unit(unit % PAGE_UNITS, Some(place)));
                     self.units.refer(place);
@@ -332,24 +351,28 @@ impl Store {
                         page.set_crc(block % PAGE_BLOCKS, crcs[(block - write.blocks.start) as usize]);
                     }
                 }
-                for (block, data, crc) in small {
+                for small in small {
                     self.generation += 1;
-                    let newer = OverlayBlock { data, crc, generation: self.generation };
-                    if chunk.overlay.insert(block, newer).is_none() {
-                        self.overlay_blocks += 1;
-                    }
+                    let held = if self.overlay.in_memory < self.config.most_blocks_in_memory() {
+                        Held::Memory(small.data)
+                    } else {
+                        Held::Journal(write.payloads_at[small.record]).block(small.number)
+                    };
+                    let newer = OverlayBlock { held, crc: small.crc, generation: self.generation };
+                    self.overlay += Waits::of(&newer);
+                    self.overlay -= chunk.put_overlay(small.block, newer);
                 }
             }
             Change::Discard => {
                 chunk.add_to_tail(write.stamp.sequence, &write.blocks);
-                self.overlay_blocks -= discard(chunk, &write.blocks, &mut freed);
+                self.overlay -= discard(chunk, &write.blocks, &mut freed);
             }
             Change::Epoch => {}
             Change::Delete => {
                 self.highest_deleted = self.highest_deleted.max(write.chunk);
                 let mut chunk = self.chunks.remove(&write.chunk).expect("just seen");
                 self.dirty_chunks.remove(&write.chunk);
-                self.overlay_blocks -= chunk.overlay.len();
+                self.overlay -= Waits::sum(chunk.overlay.values());
                 freed.extend(chunk.pages.values().flat_map(|p| p.units().collect::<Vec<_>>()));
                 self.dead_slots.push(chunk.slot);
                 // What waited behind the delete starts over, on no chunk.
@@ -371,19 +394,10 @@ impl Store {
     }
 }
 
-/// Drops overlay blocks of a range; returns how many.
-pub(super) fn forget_overlay(chunk: &mut Chunk, blocks: &Range<u32>) -> usize {
-    let gone: Vec<u32> = chunk.overlay.range(blocks.clone()).map(|(b, _)| *b).collect();
-    gone.iter().for_each(|b| {
-        chunk.overlay.remove(b);
-    });
-    gone.len()
-}
-
-/// Makes blocks holes; units without any data left are freed. Returns how many overlay blocks went. The map pages of the
-/// range are in memory.
-pub(super) fn discard(chunk: &mut Chunk, blocks: &Range<u32>, freed: &mut Vec<u32>) -> usize {
-    let gone = forget_overlay(chunk, blocks);
+/// Makes blocks holes; units without any data left are freed. Returns what waits no more. The map pages of the range are in
+/// memory.
+pub(super) fn discard(chunk: &mut Chunk, blocks: &Range<u32>, freed: &mut Vec<u32>) -> Waits {
+    let gone = chunk.forget_overlay(blocks);
     for page in bits(chunk.exists & pages_of(blocks)) {
         let units = page * PAGE_UNITS..(page + 1) * PAGE_UNITS;
         let first = units.start.max(blocks.start / UNIT_BLOCKS);

@@ -85,7 +85,7 @@ impl Boot {
         let mut ready = false;
         for outcome in self.journal.outcomes() {
             match outcome {
-                Outcome::Replayed { position, meta, payload } => {
+                Outcome::Replayed { position, meta, payload, .. } => {
                     let bytes = log_file::join(meta.into_vec(), &payload);
                     let at = |why| format!("{JOURNAL}: record at position {}: {why}", position.0);
                     let (_, entries) = decode_record(&bytes).map_err(at)?;

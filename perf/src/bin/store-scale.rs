@@ -156,6 +156,7 @@ fn plant_all(args: &Args, cs: &Path) -> Result<(), String> {
                 journal_bytes: JOURNAL_BYTES,
                 capacity_bytes: args.capacity / u64::from(args.shards),
                 map_cache_bytes: 1 << 20,
+                overlay_bytes: 1 << 20,
                 cache: None,
             },
             chunks: (1..=args.chunks)

@@ -63,17 +63,11 @@ pub struct Full;
 #[derive(Debug)]
 pub enum Outcome {
     /// While opening: a record, in the order of appending.
-    Replayed {
-        position: Position,
-        meta: RecordMeta,
-        payload: Buf,
-    },
+    Replayed { position: Position, meta: RecordMeta, payload: Buf, payload_at: u64 },
     /// Created or replayed: appends are taken.
     Ready,
-    Durable {
-        token: u64,
-        position: Position,
-    },
+    /// The payload stands at `payload_at` in the journal's file (see [`Journal::file`]) until the record is trimmed.
+    Durable { token: u64, position: Position, payload_at: u64 },
     /// The start of replay and the checkpoint last asked for are on stable storage.
     Trimmed,
     /// The journal can't go on: the file is corrupt or its device failed. Nothing after this is durable.
@@ -88,8 +82,10 @@ struct Record {
 
 struct Batch {
     sequence: u64,
-    tokens: Vec<u64>,
+    /// Of each record: its token, and where its payload stands behind the header.
+    records: Vec<(u64, u32)>,
     position: u64,
+    payloads_at: u64,
     done: bool,
 }
 
@@ -119,7 +115,7 @@ pub struct Journal {
     pending_bytes: u64,
     in_flight: VecDeque<Batch>,
     /// Lists that earlier batches used, for their memory.
-    spare_tokens: Vec<Vec<u64>>,
+    spare_records: Vec<Vec<(u64, u32)>>,
     spare_descriptors: Vec<Descriptor>,
     places: VecDeque<Place>,
     /// Where the next batch goes.
@@ -191,7 +187,7 @@ impl Journal {
             pending: VecDeque::new(),
             pending_bytes: 0,
             in_flight: VecDeque::new(),
-            spare_tokens: Vec::new(),
+            spare_records: Vec::new(),
             spare_descriptors: Vec::new(),
             places: VecDeque::new(),
             next_position: 0,
@@ -211,6 +207,11 @@ impl Journal {
 
     pub fn is_ready(&self) -> bool {
         matches!(self.phase, Phase::Running)
+    }
+
+    /// To read payloads back that are durable and not trimmed.
+    pub fn file(&self) -> FileHandle {
+        self.file
     }
 
     /// Bytes that can't be used again yet, those waiting to be written included.
@@ -396,8 +397,9 @@ impl Journal {
     fn start_batch(&mut self, io: &mut dyn Io) {
         let mut batch = Batch {
             sequence: self.next_sequence,
-            tokens: self.spare_tokens.pop().unwrap_or_default(),
+            records: self.spare_records.pop().unwrap_or_default(),
             position: 0,
+            payloads_at: 0,
             done: false,
         };
         let mut descriptors = std::mem::take(&mut self.spare_descriptors);
@@ -412,10 +414,11 @@ impl Journal {
             {
                 break;
             }
+            let payload_at = payload_bytes as u32;
             payload_bytes += more;
             self.pending_bytes -= more + BLOCK_BYTES as u64;
             let record = self.pending.pop_front().expect("looked at above");
-            batch.tokens.push(record.token);
+            batch.records.push((record.token, payload_at));
             descriptors.push(record.descriptor);
             parts.extend(Some(record.payload).filter(|p| !p.is_empty()));
         }
@@ -448,9 +451,10 @@ impl Journal {
             sequence: self.next_sequence,
             previous_crc: self.previous_crc,
         });
-        batch.position = self.next_position;
-        self.in_flight.push_back(batch);
         let offset = RING_START + self.next_position % self.ring_bytes;
+        batch.position = self.next_position;
+        batch.payloads_at = offset + header_bytes;
+        self.in_flight.push_back(batch);
         io.write(
             self.file,
             offset,
@@ -471,8 +475,12 @@ impl Journal {
             let mut batch = self.in_flight.pop_front().expect("looked at above");
             self.durable = batch.sequence;
             let position = Position(batch.position);
-            self.outcomes.extend(batch.tokens.drain(..).map(|token| Outcome::Durable { token, position }));
-            self.spare_tokens.push(batch.tokens);
+            let durable = |(token, at)| {
+                let payload_at = batch.payloads_at + u64::from(at);
+                Outcome::Durable { token, position, payload_at }
+            };
+            self.outcomes.extend(batch.records.drain(..).map(durable));
+            self.spare_records.push(batch.records);
         }
         self.pump(io);
     }

@@ -204,8 +204,9 @@ impl Replay {
             if !good {
                 return Err(format!("payload of record {number} does not match its checksum"));
             }
+            let payload_at = RING_START + at % self.ring_bytes() + offset as u64;
             offset += payload.len().next_multiple_of(BLOCK_BYTES);
-            records.push(Outcome::Replayed { position: Position(at), meta: d.meta, payload });
+            records.push(Outcome::Replayed { position: Position(at), meta: d.meta, payload, payload_at });
         }
         out.append(&mut records);
         self.batches.push((at, self.sequence, self.previous_crc));

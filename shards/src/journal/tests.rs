@@ -22,10 +22,10 @@ fn gather(journal: &mut Journal, seen: &mut Seen) {
     for outcome in journal.outcomes() {
         match outcome {
             Outcome::Ready => seen.ready = true,
-            Outcome::Replayed { position, meta, payload } => {
+            Outcome::Replayed { position, meta, payload, .. } => {
                 seen.replayed.push((position, meta.to_vec(), payload.to_vec()))
             }
-            Outcome::Durable { token, position } => seen.durable.push((token, position)),
+            Outcome::Durable { token, position, .. } => seen.durable.push((token, position)),
             Outcome::Trimmed => {}
             Outcome::Broken(error) => seen.broken = Some(error.to_string()),
         }

@@ -200,6 +200,8 @@ impl Cluster {
                 journal_bytes: 4 << 20,
                 capacity_bytes: 1 << 30,
                 map_cache_bytes: 20 << 10,
+                // Little, so that blocks wait in the journal alone.
+                overlay_bytes: 256 << 10,
                 // On half of the servers, so that both ways are gone.
                 cache: (n % 2 == 0).then(|| engine::cache::CacheConfig {
                     path: format!("ssd/{shard}.cache"),

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 /// Part of the SSD's free room that is given out: full SSDs are slow, and wear out sooner.
 const USED_PERCENT: u64 = 80;
-/// A journal larger than this gains nothing: what stands in it stands in memory too, of which a chunk server is to take
-/// no more than 1 GB in all.
-const LARGEST_JOURNAL_BYTES: u64 = 512 << 20;
+/// A journal larger than this gains nothing: small writes that wait take some memory each, even those whose bytes only the
+/// journal has, and a chunk server is to take no more than 1 GB in all (store/overlay.rs).
+const LARGEST_JOURNAL_BYTES: u64 = 4 << 30;
 const LEAST_JOURNAL_BYTES: u64 = 64 << 20;
 /// Below this a read cache is not worth its trouble.
 const LEAST_CACHE_BYTES: u64 = 1 << 30;
@@ -168,8 +168,8 @@ mod tests {
             assert_eq!(advice[0], advice[4]);
         }
         let much = divide(100 * GB, &disks);
-        assert_eq!(much[0].journal_bytes, 512 << 20);
-        assert!(much[0].cache_bytes > 25 * GB);
+        assert_eq!(much[0].journal_bytes, 4 * GB);
+        assert!(much[0].cache_bytes > 20 * GB);
         assert_eq!(divide(4 * GB, &disks)[0].why, "no room for a cache");
         assert_eq!(divide(GB / 8, &disks)[0].why, "too little room");
         let small = Disk { total_bytes: 10 * GB, ..hdd };

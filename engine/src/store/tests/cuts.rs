@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 const CHUNKS: u64 = 4;
 /// Operations of a workload.
-const OPERATIONS: u32 = 420;
+const OPERATIONS: u32 = 480;
 /// Places in a chunk: blocks around the ends of three map pages.
 const SPOTS: u64 = 3;
 
