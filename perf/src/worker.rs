@@ -16,7 +16,7 @@ impl<Order: Send + 'static, Answer: Send + 'static> Worker<Order, Answer> {
         make: impl FnOnce(Sender<Answer>) -> N + Send + 'static,
     ) -> Result<Self, String> {
         let (sender, answers) = channel();
-        let config = RingConfig::new("pcs-bench", "/", framing);
+        let config = RingConfig { arena_bytes: 16 << 20, ..RingConfig::new("pcs-bench", "/", framing) };
         let shard =
             ring::spawn(config, move || make(sender)).map_err(|e| format!("starting a thread: {e}"))?;
         Ok(Worker { shard: Some(shard), answers })

@@ -9,8 +9,11 @@
 //! - freed memory goes to a list of the freeing thread by size, so that a shard in steady state asks the
 //!   allocator for none.
 //!
+//! Buffers for transfers to and from a disk come from the thread's arena ([`crate::arena`]) while that has room.
+//!
 //! Short buffers for metadata are the exception: they are aligned to cache lines only.
 
+use crate::arena::{Arena, Piece};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -23,6 +26,8 @@ pub const BLOCK_BYTES: usize = 4096;
 struct Slab {
     start: *mut u8,
     capacity_bytes: usize,
+    /// Whose part it is, if it is not of the allocator's.
+    arena: Option<Arc<Arena>>,
 }
 
 // SAFETY: a Slab is plain memory; exclusive access is enforced by BufMut (unique) and Buf (read-only).
@@ -48,14 +53,17 @@ impl Slab {
         if start.is_null() {
             handle_alloc_error(layout);
         }
-        Slab { start, capacity_bytes }
+        Slab { start, capacity_bytes, arena: None }
     }
 }
 
 impl Drop for Slab {
     fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this same layout and freed only here.
-        unsafe { dealloc(self.start, Self::layout(self.capacity_bytes)) }
+        match self.arena.take() {
+            Some(arena) => arena.give_back(Piece { start: self.start, bytes: self.capacity_bytes }),
+            // SAFETY: allocated in `new` with this same layout and freed only here.
+            None => unsafe { dealloc(self.start, Self::layout(self.capacity_bytes)) },
+        }
     }
 }
 
@@ -64,16 +72,24 @@ const KEEP_BYTES: usize = 64 << 20;
 /// Capacities up to so many blocks have lists of their own.
 const LISTED_BLOCKS: usize = 16;
 
-/// Memory of a thread for reuse, with old content, by capacity. Everything in it has one owner: the pool.
+/// Memory of a thread for reuse, with old content. Everything in it has one owner: the pool.
 #[derive(Default)]
 struct Pool {
+    free: ByCapacity,
+    kept_bytes: usize,
+    arena: Option<Arc<Arena>>,
+    /// Free parts of the arena.
+    in_arena: ByCapacity,
+}
+
+#[derive(Default)]
+struct ByCapacity {
     /// Small ones first, then 1, 2, … blocks.
     listed: [Vec<Arc<Slab>>; LISTED_BLOCKS + 1],
     others: HashMap<usize, Vec<Arc<Slab>>>,
-    kept_bytes: usize,
 }
 
-impl Pool {
+impl ByCapacity {
     fn list(&mut self, capacity_bytes: usize) -> &mut Vec<Arc<Slab>> {
         let blocks = capacity_bytes / BLOCK_BYTES;
         if blocks <= LISTED_BLOCKS {
@@ -84,6 +100,50 @@ impl Pool {
     }
 }
 
+impl Pool {
+    /// A part of the arena for a buffer of `len` bytes.
+    fn take_from_arena(&mut self, len: usize) -> Option<Arc<Slab>> {
+        let arena = self.arena.as_ref()?;
+        let size = Arena::size_for(len)?;
+        if let Some(slab) = self.in_arena.list(size).pop() {
+            return Some(slab);
+        }
+        let slab =
+            |p: Piece| Arc::new(Slab { start: p.start, capacity_bytes: p.bytes, arena: Some(arena.clone()) });
+        if let Some(piece) = arena.cut(size) {
+            return Some(slab(piece));
+        }
+        for back in arena.take_returned() {
+            let bytes = back.bytes;
+            self.in_arena.list(bytes).push(slab(back));
+        }
+        self.in_arena.list(size).pop()
+    }
+
+    fn keep(&mut self, slab: Arc<Slab>) {
+        match (&slab.arena, &self.arena) {
+            (Some(theirs), Some(ours)) if Arc::ptr_eq(theirs, ours) => {
+                self.in_arena.list(slab.capacity_bytes).push(slab);
+            }
+            (Some(_), _) => {} // Goes back to its own thread.
+            (None, _) if self.kept_bytes + slab.capacity_bytes <= KEEP_BYTES => {
+                self.kept_bytes += slab.capacity_bytes;
+                self.free.list(slab.capacity_bytes).push(slab);
+            }
+            (None, _) => {}
+        }
+    }
+}
+
+/// Has the buffers of this thread's disk transfers come from an arena, or from ordinary memory again.
+pub(crate) fn use_arena(arena: Option<Arc<Arena>>) {
+    POOL.with(|pool| {
+        let mut pool = pool.borrow_mut();
+        pool.arena = arena;
+        pool.in_arena = ByCapacity::default();
+    });
+}
+
 thread_local! {
     static POOL: RefCell<Pool> = RefCell::default();
 }
@@ -91,7 +151,7 @@ thread_local! {
 fn obtain(capacity_bytes: usize) -> Arc<Slab> {
     let pooled = POOL.try_with(|pool| {
         let mut pool = pool.borrow_mut();
-        let slab = pool.list(capacity_bytes).pop()?;
+        let slab = pool.free.list(capacity_bytes).pop()?;
         pool.kept_bytes -= capacity_bytes;
         Some(slab)
     });
@@ -105,10 +165,8 @@ fn give_back(mut slab: Arc<Slab>) {
         return;
     }
     let _ = POOL.try_with(|pool| {
-        let Ok(mut pool) = pool.try_borrow_mut() else { return };
-        if pool.kept_bytes + slab.capacity_bytes <= KEEP_BYTES {
-            pool.kept_bytes += slab.capacity_bytes;
-            pool.list(slab.capacity_bytes).push(slab);
+        if let Ok(mut pool) = pool.try_borrow_mut() {
+            pool.keep(slab);
         }
     });
 }
@@ -132,6 +190,15 @@ impl BufMut {
     pub fn scratch(len: usize) -> Self {
         let slab = (len > 0).then(|| obtain(len.next_multiple_of(BLOCK_BYTES)));
         BufMut { slab, len }
+    }
+
+    /// As [`BufMut::scratch`], for a transfer to or from a disk.
+    pub fn for_disk(len: usize) -> Self {
+        let pooled = POOL.try_with(|pool| pool.borrow_mut().take_from_arena(len)).ok().flatten();
+        match pooled {
+            Some(slab) => BufMut { slab: Some(slab), len },
+            None => Self::scratch(len),
+        }
     }
 
     /// As [`BufMut::scratch`], for metadata: short ones are not block-aligned.
@@ -294,5 +361,28 @@ mod tests {
         assert_eq!(tail[903], 7);
         assert!(whole.try_into_mut().is_err(), "a second view exists");
         assert!(tail.slice(1..2).len() == 1 && !tail.slice(1..2).is_aligned());
+    }
+
+    #[test]
+    fn an_arena_serves_its_thread_until_it_is_full_and_gets_back_what_ended_elsewhere() {
+        let arena = Arc::new(Arena::new(2 << 20).unwrap());
+        let range = arena.iovec();
+        let inside = move |b: &[u8]| {
+            let (start, at) = (range.iov_base as usize, b.as_ptr() as usize);
+            (start..start + range.iov_len).contains(&at)
+        };
+        use_arena(Some(arena.clone()));
+        let large = BufMut::for_disk(1 << 20);
+        let small = BufMut::for_disk(4096);
+        assert!(inside(&large) && inside(&small) && !inside(&BufMut::scratch(4096)));
+        assert!(!inside(&BufMut::for_disk(1 << 20)), "it is full");
+        assert!(!inside(&BufMut::for_disk(4 << 20)), "too large for it");
+        let at = large.as_ptr() as usize;
+        std::thread::spawn(move || drop(large.freeze())).join().unwrap();
+        assert_eq!(BufMut::for_disk(700_000).as_ptr() as usize, at, "it came back");
+        use_arena(None);
+        assert!(!inside(&BufMut::for_disk(4096)));
+        drop(small);
+        assert_eq!(Arc::strong_count(&arena), 1, "nobody else holds it");
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Read [`node`] first: it is the seam through which everything above speaks to the world.
 
+mod arena;
 pub mod blocking;
-pub mod buf;
+mod buf;
 pub mod count;
 pub mod host;
 pub mod journal;

@@ -13,6 +13,9 @@ use tracing_subscriber::EnvFilter;
 use wire::ShardIndex;
 use wire::auth::ClusterKey;
 
+/// Memory for disk transfers of all shards together.
+const ARENA_BYTES: usize = 64 << 20;
+
 /// Chunk server of a pstorage cluster. Ends cleanly on SIGTERM.
 #[derive(Parser)]
 #[command(version)]
@@ -62,6 +65,7 @@ fn run(args: &Args) -> Result<(), String> {
     for shard in 0..control.shards {
         let config = shard_config(args, &control, &mds, &key, incarnation, shard);
         let mut ring = RingConfig::new(format!("cs-{}.{shard}", control.id), &args.dir, wire::framing);
+        ring.arena_bytes = (ARENA_BYTES / usize::from(control.shards)).clamp(4 << 20, 16 << 20);
         // Several servers may share this machine: pin only where every shard has a core to itself.
         ring.core = (usize::from(control.shards) == cores && cores > 2).then_some(usize::from(shard));
         let thread =

@@ -1,6 +1,7 @@
 //! Files and disk operations of a loop.
 
 use super::world::{BlobDone, Happening, Operation, World};
+use crate::arena::Arena;
 use crate::buf::{BLOCK_BYTES, Buf, BufMut};
 use crate::node::{Durability, FileHandle, OpId, OpenHow};
 use io_uring::{Submitter, opcode, squeue, types};
@@ -11,6 +12,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
+/// The arena's number among the ring's buffers: it is the only one.
+const ARENA: u16 = 0;
 /// Most parts one writev takes (UIO_MAXIOV).
 const MOST_PARTS: usize = 1024;
 
@@ -149,7 +152,7 @@ impl DiskOp {
     }
 
     pub fn read(file: Target, offset: u64, len: usize, op: OpId) -> DiskOp {
-        DiskOp::new(file, op, offset, len, What::Read { buf: BufMut::scratch(len) })
+        DiskOp::new(file, op, offset, len, What::Read { buf: BufMut::for_disk(len) })
     }
 
     pub fn write(file: Target, offset: u64, parts: Vec<Buf>, durability: Durability, op: OpId) -> DiskOp {
@@ -194,24 +197,36 @@ impl DiskOp {
         }
     }
 
-    fn entry(&mut self) -> squeue::Entry {
+    fn entry(&mut self, arena: Option<&Arena>) -> squeue::Entry {
         let flags = if self.file.registered { squeue::Flags::FIXED_FILE } else { squeue::Flags::empty() };
-        self.operation().flags(flags)
+        self.operation(arena).flags(flags)
     }
 
-    fn operation(&mut self) -> squeue::Entry {
+    fn operation(&mut self, arena: Option<&Arena>) -> squeue::Entry {
+        let is_registered = |start: *const u8| arena.is_some_and(|a| a.contains(start));
         let fd = types::Fd(self.file.fd);
         let at = self.offset + self.done as u64;
         self.gather();
         match &mut self.what {
             What::Read { buf } => {
                 let rest = &mut buf[self.done..];
+                if is_registered(rest.as_ptr()) {
+                    return opcode::ReadFixed::new(fd, rest.as_mut_ptr(), rest.len() as u32, ARENA)
+                        .offset(at)
+                        .build();
+                }
                 opcode::Read::new(fd, rest.as_mut_ptr(), rest.len() as u32).offset(at).build()
             }
             What::Write { durable, .. } => {
                 let flags = if *durable { libc::RWF_DSYNC } else { 0 };
                 // One part, the common case of small writes: the kernel need not fetch an array of them.
                 if let [only] = self.iovecs[..] {
+                    if is_registered(only.iov_base.cast()) {
+                        return opcode::WriteFixed::new(fd, only.iov_base.cast(), only.iov_len as u32, ARENA)
+                            .offset(at)
+                            .rw_flags(flags)
+                            .build();
+                    }
                     return opcode::Write::new(fd, only.iov_base.cast(), only.iov_len as u32)
                         .offset(at)
                         .rw_flags(flags)
@@ -239,7 +254,7 @@ impl World {
             return;
         }
         let mut op = self.spares.take_op(op);
-        let entry = op.entry();
+        let entry = op.entry(self.arena.as_deref());
         self.submit(Operation::Disk(op), entry);
     }
 
@@ -282,7 +297,7 @@ impl World {
     }
 
     fn again(&mut self, mut op: Box<DiskOp>) {
-        let entry = op.entry();
+        let entry = op.entry(self.arena.as_deref());
         self.submit(Operation::Disk(op), entry);
     }
 }

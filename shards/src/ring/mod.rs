@@ -20,6 +20,8 @@ pub use mailbox::Mailbox;
 use mailbox::{Post, Shared};
 use world::{Happening, World};
 
+use crate::arena::Arena;
+use crate::buf::use_arena;
 use crate::node::{Event, Framing, Io, Node};
 use io_uring::{IoUring, types};
 use std::collections::VecDeque;
@@ -42,11 +44,13 @@ pub struct RingConfig {
     pub framing: Framing,
     /// Submission queue entries, a power of two.
     pub entries: u32,
+    /// Memory for disk transfers that the ring knows in advance, bytes; 0: none.
+    pub arena_bytes: usize,
 }
 
 impl RingConfig {
     pub fn new(name: impl Into<String>, dir: impl Into<PathBuf>, framing: Framing) -> Self {
-        RingConfig { name: name.into(), dir: dir.into(), core: None, framing, entries: 512 }
+        RingConfig { name: name.into(), dir: dir.into(), core: None, framing, entries: 512, arena_bytes: 0 }
     }
 }
 
@@ -117,10 +121,30 @@ fn run<N: Node>(config: RingConfig, node: N, shared: Arc<Shared<N::Message>>) ->
     if let Err(error) = ring.submitter().register_files_sparse(disk::MOST_REGISTERED) {
         tracing::debug!(%error, "files_not_registered");
     }
+    let arena = register_arena(&ring, config.arena_bytes);
+    use_arena(arena.clone());
     let waker = shared.clone();
-    let world = World::new(&config, Box::new(move |op, result| waker.post(Post::Blob { op, result })));
+    let mut world = World::new(&config, Box::new(move |op, result| waker.post(Post::Blob { op, result })));
+    world.arena = arena;
     Loop { config, ring, node, world, shared, outcome: None, ended_at: None, spare_posts: VecDeque::new() }
         .run()
+}
+
+/// Memory that the kernel holds from the start. Where it refuses, transfers hold and let go their own pages.
+fn register_arena(ring: &IoUring, bytes: usize) -> Option<Arc<Arena>> {
+    let arena = Arc::new(Arena::new(bytes).filter(|_| bytes > 0)?);
+    // SAFETY: the kernel holds the pages for itself; the memory is freed after the ring has ended, or without harm before.
+    match unsafe { ring.submitter().register_buffers(&[arena.iovec()]) } {
+        Ok(()) => Some(arena),
+        Err(error) => {
+            tracing::warn!(
+                %error,
+                "buffers_not_registered: transfers cost some CPU more; 'ulimit -l unlimited' (systemd: \
+                 LimitMEMLOCK=infinity) lets the kernel hold them"
+            );
+            None
+        }
+    }
 }
 
 fn explain_no_ring(source: io::Error) -> RunError {

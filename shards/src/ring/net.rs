@@ -19,6 +19,8 @@ const STAGING_BYTES: usize = 32 << 10;
 /// Most bytes gathered into one send.
 const SEND_BYTES: usize = 2 << 20;
 const SEND_PARTS: usize = 256;
+/// Payloads from this size on are received into memory for disk transfers.
+const ARENA_PAYLOAD_BYTES: usize = 64 << 10;
 /// Ended sends kept for their memory.
 const MOST_SPARE_SENDS: usize = 64;
 const CONNECT_TIMEOUT_S: u64 = 3;
@@ -178,7 +180,12 @@ impl ReceiveOp {
             let lengths = framing(head)?;
             let body = &rest[HEAD_BYTES..];
             let mut meta = BufMut::metadata(lengths.meta_bytes);
-            let mut payload = BufMut::scratch(lengths.payload_bytes);
+            // Small ones wait in memory for their write-back, with others and gathered in one write: the arena is for
+            // those that go to the disk as they are.
+            let mut payload = match lengths.payload_bytes {
+                ARENA_PAYLOAD_BYTES.. => BufMut::for_disk(lengths.payload_bytes),
+                short => BufMut::scratch(short),
+            };
             let meta_have = body.len().min(meta.len());
             meta[..meta_have].copy_from_slice(&body[..meta_have]);
             let payload_have = (body.len() - meta_have).min(payload.len());

@@ -50,7 +50,14 @@ impl Node for Scripted {
 }
 
 fn start(name: &str, script: impl FnMut(Event<u32>, &mut dyn Io) + Send + 'static) -> RunningShard<u32> {
-    spawn(RingConfig::new(name, directory(name), framing), move || Scripted(Box::new(script))).unwrap()
+    start_with(RingConfig::new(name, directory(name), framing), script)
+}
+
+fn start_with(
+    config: RingConfig,
+    script: impl FnMut(Event<u32>, &mut dyn Io) + Send + 'static,
+) -> RunningShard<u32> {
+    spawn(config, move || Scripted(Box::new(script))).unwrap()
 }
 
 fn echo_server() -> (RunningShard<u32>, SocketAddr, mpsc::Receiver<String>) {
@@ -149,9 +156,19 @@ fn a_refused_connection_says_so() {
 
 #[test]
 fn disk_operations_round_trip() {
+    round_trip(RingConfig::new("disk", directory("disk"), framing));
+}
+
+#[test]
+fn disk_operations_round_trip_in_registered_memory() {
+    let config = RingConfig::new("disk-arena", directory("disk-arena"), framing);
+    round_trip(RingConfig { arena_bytes: 4 << 20, ..config });
+}
+
+fn round_trip(config: RingConfig) {
     let (sender, seen) = mpsc::channel();
     let mut file = FileHandle(0);
-    let shard = start("disk", move |event, io| match event {
+    let shard = start_with(config, move |event, io| match event {
         Event::Start => {
             let how = OpenHow { create: true, direct: true, read_only: false };
             file = io.open("sub/data", how).unwrap();
@@ -161,7 +178,12 @@ fn disk_operations_round_trip() {
         Event::Disk { op, result } => {
             let data = result.unwrap();
             match op.0 {
-                1 => io.read(file, 0, 32768, OpId(2)),
+                1 => {
+                    let mut one = io.buffer(4096);
+                    one.fill(9);
+                    io.write(file, 16384, vec![one.freeze()], Durability::Durable, OpId(7));
+                }
+                7 => io.read(file, 0, 32768, OpId(2)),
                 2 => {
                     sender.send(data).unwrap();
                     io.punch(file, 4096, 4096, OpId(3));
@@ -176,7 +198,7 @@ fn disk_operations_round_trip() {
                     assert_eq!(io.get_blob("port").unwrap().unwrap(), b"4711");
                     assert_eq!(io.get_blob("none").unwrap(), None);
                     assert_eq!(io.list("sub").unwrap(), ["data"]);
-                    assert_eq!(io.file_len(file).unwrap(), 16384);
+                    assert_eq!(io.file_len(file).unwrap(), 20480);
                     assert!(io.disk_space().unwrap().0 > 0);
                     io.stop(Ok(()));
                 }
@@ -187,7 +209,8 @@ fn disk_operations_round_trip() {
     });
     let first = seen.recv_timeout(WAIT).unwrap();
     assert!(first[..4096].iter().all(|&b| b == 0) && first[4096..8192].iter().all(|&b| b == 1));
-    assert!(first[8192..16384].iter().all(|&b| b == 2) && first[16384..].iter().all(|&b| b == 0));
+    assert!(first[8192..16384].iter().all(|&b| b == 2) && first[16384..20480].iter().all(|&b| b == 9));
+    assert!(first[20480..].iter().all(|&b| b == 0));
     let second = seen.recv_timeout(WAIT).unwrap();
     assert!(second[..4096].iter().all(|&b| b == 0) && second[4096..].iter().all(|&b| b == 2));
     shard.join().unwrap();

@@ -3,6 +3,7 @@
 use super::RingConfig;
 use super::disk::{self, DiskOp, Files};
 use super::net::{Connection, Listener, ReceiveOp, SendOp};
+use crate::arena::Arena;
 use crate::buf::{Buf, BufMut};
 use crate::node::{ConnId, Durability, FileHandle, Framing, Io, OpId, OpenHow, RawFrame, TimerId, Timestamp};
 use io_uring::{opcode, squeue, types};
@@ -12,6 +13,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// An event without the node's message type.
@@ -84,6 +86,8 @@ pub(super) struct World {
     /// Connections with frames queued and no send under way.
     pub wants_send: Vec<ConnId>,
     pub files: Files,
+    /// Registered with the ring as its only buffer.
+    pub arena: Option<Arc<Arena>>,
     pub spares: disk::Spares,
     #[allow(clippy::vec_box)] // The boxes themselves are what is used again.
     pub spare_sends: Vec<Box<SendOp>>,
@@ -110,6 +114,7 @@ impl World {
             next_conn: 1,
             wants_send: Vec::new(),
             files: Files::default(),
+            arena: None,
             spares: disk::Spares::default(),
             spare_sends: Vec::new(),
             timers: BinaryHeap::new(),
@@ -288,7 +293,9 @@ impl Io for World {
     }
 
     fn buffer(&mut self, len: usize) -> BufMut {
-        BufMut::zeroed(len)
+        let mut buf = BufMut::for_disk(len);
+        buf.fill(0);
+        buf
     }
 
     fn stop(&mut self, outcome: Result<(), String>) {
