@@ -37,8 +37,11 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// `None` when there is no memory for it.
+    /// `None` when none is wanted, or there is no memory for it.
     pub fn new(bytes: usize) -> Option<Arena> {
+        if bytes == 0 {
+            return None;
+        }
         let bytes = bytes.next_multiple_of(HUGE_PAGE_BYTES);
         // SAFETY: the layout has a non-zero size.
         let start = unsafe { alloc_zeroed(layout(bytes)) };

@@ -142,8 +142,9 @@ impl Store {
         let Some(reading) = self.reads.get_mut(&id) else { return };
         let (chunk, blocks) = (reading.chunk, run.0..run.0 + run.1);
         // A round may have written these blocks to their places meanwhile, and others stand in the journal now.
-        if self.journal_runs(chunk, &blocks)[..] != [run] {
-            let (runs, in_journal) = (self.disk_runs(chunk, &blocks), self.journal_runs(chunk, &blocks));
+        let in_journal = self.journal_runs(chunk, &blocks);
+        if in_journal[..] != [run] {
+            let runs = self.disk_runs(chunk, &blocks);
             let reading = self.reads.get_mut(&id).expect("just seen");
             reading.runs_left += (runs.len() + in_journal.len()) as u32 - 1;
             runs.into_iter().for_each(|run| self.read_run(io, id, run));

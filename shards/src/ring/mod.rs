@@ -132,7 +132,7 @@ fn run<N: Node>(config: RingConfig, node: N, shared: Arc<Shared<N::Message>>) ->
 
 /// Memory that the kernel holds from the start. Where it refuses, transfers hold and let go their own pages.
 fn register_arena(ring: &IoUring, bytes: usize) -> Option<Arc<Arena>> {
-    let arena = Arc::new(Arena::new(bytes).filter(|_| bytes > 0)?);
+    let arena = Arc::new(Arena::new(bytes)?);
     // SAFETY: the kernel holds the pages for itself; the memory is freed after the ring has ended, or without harm before.
     match unsafe { ring.submitter().register_buffers(&[arena.iovec()]) } {
         Ok(()) => Some(arena),
