@@ -39,6 +39,10 @@ impl Sabotage {
         ("keep-stale-cache", Sabotage::KeepStaleCache),
         ("cache-ignores-writes", Sabotage::CacheIgnoresWrites),
     ];
+
+    pub fn by_name(name: &str) -> Option<Sabotage> {
+        Self::ALL.into_iter().find(|(n, _)| *n == name).map(|(_, defect)| defect)
+    }
 }
 
 #[cfg(feature = "sabotage")]

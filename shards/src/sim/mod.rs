@@ -15,6 +15,7 @@ mod world;
 
 pub use disk::{CrashKind, DiskOp, SECTOR_BYTES, VirtualDisk};
 pub use faults::{FaultEffect, FaultOn, FaultRule};
+pub use net::Weather;
 pub use rng::Rng;
 pub use test_io::{NetAsk, TestIo};
 pub use world::{HostId, Speeds, World};

@@ -6,7 +6,7 @@
 
 use super::disk::{CrashKind, DiskOp, VirtualDisk};
 use super::files::{Asked, OpenFiles, pool_buffer, submit};
-use super::net::{Connection, End, Net, Packet, Side, Wire};
+use super::net::{Connection, End, Net, Packet, Side, Weather, Wire};
 use super::rng::Rng;
 use crate::{
     Buf, BufMut, ConnId, Durability, Event, FileHandle, Io, Node, OpId, OpenHow, RawFrame, TimerId, Timestamp,
@@ -114,6 +114,29 @@ struct Host {
     slowness: u32,
     stopped: Option<Result<(), String>>,
     wall_offset_ms: i64,
+    clock: Clock,
+}
+
+/// A monotonic clock that does not show the world's time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Clock {
+    /// Parts per million that it is too fast.
+    fast_ppm: i64,
+    /// What it showed when the world began.
+    begin_ns: u64,
+}
+
+impl Clock {
+    fn shows(self, world: Timestamp) -> Timestamp {
+        let gained = i128::from(world.0) * i128::from(self.fast_ppm) / 1_000_000;
+        Timestamp((i128::from(world.0) + gained) as u64 + self.begin_ns)
+    }
+
+    /// The world's time at which it shows no less than `at`.
+    fn world_time_of(self, at: Timestamp) -> Timestamp {
+        let elapsed = i128::from(at.0.saturating_sub(self.begin_ns));
+        Timestamp((elapsed * 1_000_000 / i128::from(1_000_000 + self.fast_ppm)) as u64 + 1)
+    }
 }
 
 /// See the module's page.
@@ -127,11 +150,13 @@ pub struct World {
     pub speeds: Speeds,
     trace: u64,
     events: u64,
-    /// The last things that happened, for people; filled when [`World::keep_log`] was called.
-    log: Option<VecDeque<String>>,
+    /// Notes and events go to the standard output; this says what is in a frame.
+    describe: Option<fn(&RawFrame) -> String>,
 }
 
-const LOG_LINES: usize = 400;
+/// TCP sends a packet again after this time, then after twice, four times … as long.
+const RETRANSMIT_AFTER: Duration = Duration::from_millis(200);
+const RETRANSMIT_MOST: Duration = Duration::from_secs(2);
 
 impl World {
     pub fn new(seed: u64) -> Self {
@@ -145,7 +170,7 @@ impl World {
             speeds: Speeds::default(),
             trace: 0xcbf2_9ce4_8422_2325,
             events: 0,
-            log: None,
+            describe: None,
         }
     }
 
@@ -163,6 +188,7 @@ impl World {
             slowness: 1,
             stopped: None,
             wall_offset_ms: 0,
+            clock: Clock::default(),
         });
         HostId(self.hosts.len() - 1)
     }
@@ -252,19 +278,46 @@ impl World {
         self.hosts[host.0].wall_offset_ms = offset_ms;
     }
 
+    /// Gives a host a monotonic clock that runs too fast by so many parts per million, and begins somewhere else. Before
+    /// the first node starts there.
+    pub fn set_clock(&mut self, host: HostId, fast_ppm: i64, begin: Duration) {
+        self.hosts[host.0].clock = Clock { fast_ppm, begin_ns: begin.as_nanos() as u64 };
+    }
+
     /// Cuts the link between two addresses, both ways.
     pub fn cut(&mut self, a: IpAddr, b: IpAddr) {
-        if a == b || !self.net.cut(a, b) {
+        self.cut_one_way(a, b);
+        self.cut_one_way(b, a);
+    }
+
+    /// Nothing goes from one address to the other; the other way stays open.
+    pub fn cut_one_way(&mut self, from: IpAddr, to: IpAddr) {
+        if from == to || !self.net.cut(from, to) {
             return;
         }
-        self.note(|_| format!("link {a} - {b} is cut"));
+        self.note(|_| format!("link {from} -> {to} is cut"));
         let generation = self.net.generation;
-        for wire in self.net.wires_between(a, b) {
+        for wire in self.net.wires_between(from, to) {
             for side in [Side::Caller, Side::Listener] {
                 let wait = self.rng_between(self.speeds.tcp_patience);
                 self.push(wait, Due::GoneIfCut(wire, side, generation));
             }
         }
+    }
+
+    /// Ends all connections between two addresses at once, as a restarted firewall does. What was on its way is lost.
+    pub fn reset_links(&mut self, a: IpAddr, b: IpAddr) {
+        for wire in self.net.wires_between(a, b) {
+            for side in [Side::Caller, Side::Listener] {
+                self.push(Duration::ZERO, Due::Gone(wire, side, "reset by the peer"));
+            }
+        }
+    }
+
+    /// What is wrong with the network of a host from now on.
+    pub fn set_weather(&mut self, ip: IpAddr, weather: Weather) {
+        self.net.weather.insert(ip, weather);
+        self.net.card_free_at.remove(&ip);
     }
 
     pub fn heal(&mut self, a: IpAddr, b: IpAddr) {
@@ -336,25 +389,33 @@ impl World {
         &mut self.rng
     }
 
-    pub fn keep_log(&mut self) {
-        self.log = Some(VecDeque::new());
+    /// From now on every note and every event is printed. `describe` says what is in a frame.
+    pub fn print_events(&mut self, describe: fn(&RawFrame) -> String) {
+        self.describe = Some(describe);
     }
 
-    pub fn log(&self) -> Vec<String> {
-        self.log.iter().flatten().cloned().collect()
-    }
-
-    /// Adds a line to the log, if one is kept.
+    /// Prints a line, if events are printed.
     pub fn note(&mut self, line: impl FnOnce(&World) -> String) {
-        if self.log.is_none() {
-            return;
+        if self.describe.is_some() {
+            println!("{:>12.6} {}", (self.now.0 - 1_000_000_000) as f64 / 1e9, line(self));
         }
-        let line = format!("{:>12.6} {}", (self.now.0 - 1_000_000_000) as f64 / 1e9, line(self));
-        let log = self.log.as_mut().expect("looked at above");
-        if log.len() == LOG_LINES {
-            log.pop_front();
-        }
-        log.push_back(line);
+    }
+
+    fn print_event(&mut self, host: HostId, event: &AnyEvent) {
+        let Some(describe) = self.describe else { return };
+        let text = match event {
+            Event::Start => "start".into(),
+            Event::Accepted { conn, peer } => format!("accepted {peer} as connection {}", conn.0),
+            Event::Connected { conn } => format!("connection {} stands", conn.0),
+            Event::Frame { conn, frame } => format!("connection {}: {}", conn.0, describe(frame)),
+            Event::Closed { conn, why } => format!("connection {} is gone: {why}", conn.0),
+            Event::Disk { op, result: Ok(data) } => format!("disk {:x} done, {} bytes", op.0, data.len()),
+            Event::Disk { op, result: Err(error) } => format!("disk {:x} failed: {error}", op.0),
+            Event::Timer { .. } => return,
+            Event::Message(_) => "message".into(),
+            Event::Shutdown => "shutdown".into(),
+        };
+        self.note(|w| format!("{}: {text}", w.name(host)));
     }
 
     /// Lets everything happen until `wait` from now.
@@ -401,8 +462,8 @@ impl World {
             Due::Packet(wire, side) => self.packet_arrives(wire, side),
             Due::Gone(wire, side, why) => self.end_gone(wire, side, why),
             Due::GoneIfCut(wire, side, generation) => {
-                let cut = self.net.connections.get(&wire).and_then(|c| self.net.cut_between(c.ips));
-                if cut == Some(generation) {
+                let connection = self.net.connections.get(&wire);
+                if connection.is_some_and(|c| self.net.is_cut_by(c.ips, generation)) {
                     self.end_gone(wire, side, "timed out");
                 }
             }
@@ -427,6 +488,7 @@ impl World {
     fn deliver(&mut self, host: HostId, event: AnyEvent) {
         let Some(mut node) = self.hosts[host.0].node.take() else { return };
         self.events += 1;
+        self.print_event(host, &event);
         let mark = mark_of(&event);
         for word in [self.now.0, host.0 as u64, mark.0, mark.1] {
             self.trace = (self.trace ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(29);
@@ -459,6 +521,28 @@ impl World {
         wait + Duration::from_micros(bytes as u64 / self.speeds.net_bytes_per_us)
     }
 
+    /// How much longer a packet takes because of the weather at both ends of its way.
+    fn weather_delay(&mut self, (from, to): (IpAddr, IpAddr), bytes: usize) -> Duration {
+        let mut wait = Duration::ZERO;
+        for ip in [from, to] {
+            let Some(&weather) = self.net.weather.get(&ip) else { continue };
+            wait += weather.delay;
+            let mut again = RETRANSMIT_AFTER;
+            while weather.loses_one_in > 0 && self.rng.one_in(weather.loses_one_in) && again < RETRANSMIT_MOST
+            {
+                wait += again;
+                again *= 2;
+            }
+            if let Some(send_us) = (bytes as u64).checked_div(weather.bytes_per_us) {
+                let begin = self.net.card_free_at.get(&ip).map_or(self.now, |at| self.now.max(*at));
+                let end = begin.after(Duration::from_micros(send_us));
+                self.net.card_free_at.insert(ip, end);
+                wait += end.since(self.now);
+            }
+        }
+        wait
+    }
+
     fn disk_delay(&mut self, host: HostId, bytes: u64) -> Duration {
         let mut wait = self.rng_between(self.speeds.disk_delay);
         if self.rng.one_in(self.speeds.disk_spike_one_in) {
@@ -472,7 +556,7 @@ impl World {
     fn call_arrives(&mut self, wire: Wire) {
         let Some(connection) = self.net.connections.get(&wire) else { return };
         let (to, ips, from_port) = (connection.to, connection.ips, (30_000 + wire.0 % 30_000) as u16);
-        if self.net.cut_between(ips).is_some() {
+        if self.net.is_cut_either_way(ips) {
             return self.push(self.speeds.connect_timeout, Due::Gone(wire, Side::Caller, "timed out"));
         }
         let wait = self.net_delay(0);
@@ -518,7 +602,8 @@ impl World {
             Packet::Frame(frame) => frame.head.len() + frame.meta.len() + frame.payload.len(),
             Packet::Fin => 0,
         };
-        let wait = self.net_delay(bytes);
+        let Some(way) = self.net.connections.get(&wire).map(|c| c.way_to(to)) else { return };
+        let wait = self.net_delay(bytes) + self.weather_delay(way, bytes);
         let at = self.now.after(wait);
         let Some(connection) = self.net.connections.get_mut(&wire) else { return };
         let Some(end) = connection.end(to) else {
@@ -540,8 +625,8 @@ impl World {
     }
 
     fn packet_arrives(&mut self, wire: Wire, to: Side) {
-        let Some(ips) = self.net.connections.get(&wire).map(|c| c.ips) else { return };
-        if self.net.cut_between(ips).is_some() {
+        let Some((from, here)) = self.net.connections.get(&wire).map(|c| c.way_to(to)) else { return };
+        if self.net.is_cut(from, here) {
             return;
         }
         let connection = self.net.connections.get_mut(&wire).expect("looked at above");
@@ -633,7 +718,7 @@ impl NodeIo<'_> {
 
 impl Io for NodeIo<'_> {
     fn now(&self) -> Timestamp {
-        self.world.now
+        self.world.hosts[self.host.0].clock.shows(self.world.now)
     }
     fn wall_ms(&self) -> u64 {
         let offset = self.world.hosts[self.host.0].wall_offset_ms;
@@ -703,7 +788,7 @@ impl Io for NodeIo<'_> {
         match (side, &connection.listener) {
             (Side::Caller, None) => waiting(&mut connection.early.iter()),
             // Of a link that stands, nothing waits in the sender for long.
-            _ if net.cut_between(connection.ips).is_none() => 0,
+            _ if !net.is_cut_either_way(connection.ips) => 0,
             (Side::Caller, Some(listener)) => waiting(&mut listener.coming.iter()),
             (Side::Listener, _) => waiting(&mut connection.caller.coming.iter()),
         }
@@ -777,7 +862,7 @@ impl Io for NodeIo<'_> {
     }
     fn set_timer(&mut self, at: Timestamp, id: TimerId) {
         let (host, life) = (self.host, self.host().life);
-        let wait = at.since(self.world.now);
+        let wait = self.host().clock.world_time_of(at).since(self.world.now);
         self.world.push(wait, Due::Event(host, life, Event::Timer { id }));
     }
     fn buffer(&mut self, len: usize) -> BufMut {

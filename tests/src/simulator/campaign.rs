@@ -1,6 +1,7 @@
 //! Many seeds on all cores.
 
-use super::{Failure, Options, Report, run};
+use super::shrink::shrink;
+use super::{Failure, Options, Plan, Report, run};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -90,12 +91,33 @@ pub fn campaign(
     totals.into_inner().expect("not poisoned")
 }
 
-/// Runs a seed; a panic of the product is a failure like others.
+/// Runs a seed; a panic of the product is a failure like others. A failure is shrunk if the options say so.
 pub fn run_caught(seed: u64, options: &Options) -> Result<Report, Failure> {
+    let failure = match run_once(seed, options) {
+        Err(failure) if options.shrink_runs > 0 && !failure.faults.is_empty() => failure,
+        outcome => return outcome,
+    };
+    let all: Vec<usize> = failure.faults.iter().map(|(n, _)| *n).collect();
+    let mut smallest = failure;
+    shrink(&all, options.shrink_runs, |faults| {
+        let fewer = Options { faults: Some(faults.to_vec()), trace: false, ..options.clone() };
+        match run_once(seed, &fewer) {
+            Ok(_) => false,
+            Err(failure) => {
+                smallest = failure;
+                true
+            }
+        }
+    });
+    Err(smallest)
+}
+
+fn run_once(seed: u64, options: &Options) -> Result<Report, Failure> {
     std::panic::catch_unwind(|| run(seed, options)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text");
-        Err(Failure { seed, why: format!("panicked: {text}"), log: Vec::new() })
+        let faults = Plan::of_seed(seed, options.chaos).chosen(options);
+        Err(Failure { seed, why: format!("panicked: {text}"), faults })
     })
 }
 

@@ -81,6 +81,8 @@ struct User {
     /// Operations left before the file is handed on.
     left: u64,
     depth: u64,
+    /// Pause after operations were started, at most, while this file is held.
+    think_ms: u64,
     next_name: u64,
     /// Nothing new is started before.
     rest_until: Timestamp,
@@ -121,6 +123,7 @@ impl Workload {
             busy: BTreeMap::new(),
             left: 0,
             depth: 1,
+            think_ms: 0,
             next_name: 0,
             rest_until: Timestamp(0),
         };
@@ -211,6 +214,7 @@ impl Workload {
                 // Readers share a file; they may find it in their caches.
                 user.mode = if readers && user.rng.one_in(4) { LeaseMode::Read } else { LeaseMode::Write };
                 (user.left, user.depth) = (user.rng.between(20, 300), user.rng.between(1, 8));
+                user.think_ms = *user.rng.pick(&[0, 4, 20]);
                 let tag = self.tag(client, Op::Open);
                 let done = self
                     .answers
@@ -231,6 +235,9 @@ impl Workload {
                     self.users[client].left -= 1;
                     self.start_one(world, client, file);
                 }
+                let user = &mut self.users[client];
+                let think = Duration::from_millis(user.rng.between(0, user.think_ms));
+                user.rest_until = world.now().after(think);
             }
             _ => {}
         }

@@ -1,0 +1,128 @@
+//! Carries out a plan: its faults begin and end at their times, while clients work.
+
+use super::cluster::Cluster;
+use super::plan::{Fault, Place, Plan, What};
+use super::{Options, Report};
+use shards::Timestamp;
+use shards::sim::CrashKind;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// Something ordered for later.
+enum Later {
+    Begin(Fault),
+    Restart(Place),
+    Heal(IpAddr, IpAddr),
+    Quicken(Place),
+    EndOfChaos,
+}
+
+/// Servers that lost power together come back one after another.
+const RESTART_APART: Duration = Duration::from_millis(170);
+
+struct Player<'a> {
+    cluster: &'a mut Cluster,
+    /// By time; the number keeps the order of those at one time.
+    agenda: BTreeMap<(Timestamp, u64), Later>,
+    ordered: u64,
+}
+
+/// Runs the faults that the options choose of the plan, heals everything, and checks.
+pub fn play(cluster: &mut Cluster, plan: &Plan, options: &Options) -> Result<Report, String> {
+    cluster.set_up()?;
+    let begin = cluster.world.now();
+    let mut report = Report::default();
+    let mut player = Player { cluster, agenda: BTreeMap::new(), ordered: 0 };
+    player.order(begin.after(options.chaos), Later::EndOfChaos);
+    for (_, fault) in plan.chosen(options) {
+        *report.faults.entry(fault.what.name()).or_default() += 1;
+        player.order(begin.after(fault.at), Later::Begin(fault));
+    }
+    player.run()?;
+    cluster.world.note(|_| "everything heals".into());
+    let end_of_chaos = cluster.world.now();
+    cluster.heal()?;
+    report.heal_ms = cluster.world.now().since(end_of_chaos).as_millis() as u64;
+    cluster.check()?;
+    let work = cluster.workload();
+    report.done_ops = work.done_ops;
+    report.failed_ops = work.failed_ops;
+    report.errors = work.errors.clone();
+    report.trace = cluster.world.trace();
+    report.cache_hits = cluster.cache_hits();
+    report.events = cluster.world.events();
+    report.virtual_ms = cluster.world.now().since(Timestamp(0)).as_millis() as u64;
+    Ok(report)
+}
+
+impl Player<'_> {
+    fn order(&mut self, at: Timestamp, later: Later) {
+        self.ordered += 1;
+        self.agenda.insert((at, self.ordered), later);
+    }
+
+    /// Until the end of the chaos.
+    fn run(&mut self) -> Result<(), String> {
+        loop {
+            let (&(at, _), _) = self.agenda.first_key_value().expect("the end of the chaos is on the agenda");
+            if self.cluster.world.next_at().is_some_and(|next| next <= at) {
+                self.cluster.step()?;
+                continue;
+            }
+            self.cluster.world.wait_until(at);
+            match self.agenda.pop_first().expect("looked at above").1 {
+                Later::Begin(fault) => self.begin(fault),
+                Later::Restart(place) => self.cluster.start(place),
+                Later::Heal(a, b) => self.cluster.world.heal(a, b),
+                Later::Quicken(place) => self.cluster.slow_down(place, 1),
+                Later::EndOfChaos => return Ok(()),
+            }
+        }
+    }
+
+    fn begin(&mut self, fault: Fault) {
+        self.cluster.world.note(|_| format!("fault: {}, for {:?}", fault.what, fault.lasts));
+        let then = self.cluster.world.now().after(fault.lasts);
+        let places = self.cluster.places();
+        match fault.what {
+            What::Kill(place) => self.crash([place], CrashKind::Process, then),
+            What::PowerLoss(place) => self.crash([place], CrashKind::Power, then),
+            What::RackPowerLoss(rack) => {
+                self.crash(self.cluster.shape.clone().rack(rack), CrashKind::Power, then)
+            }
+            What::Blackout => self.crash(places, CrashKind::Power, then),
+            What::Cut(a, b) => self.cut(&[a], &[b], then),
+            What::Isolation(place) => self.cut(&[place], &places, then),
+            What::Island(island) => {
+                let rest: Vec<Place> = places.into_iter().filter(|p| !island.contains(p)).collect();
+                self.cut(&island, &rest, then);
+            }
+            What::Pause(place) => self.cluster.pause(place, fault.lasts),
+            What::SlowDisk(place, factor) => {
+                self.cluster.slow_down(place, factor);
+                self.order(then, Later::Quicken(place));
+            }
+        }
+    }
+
+    fn crash(&mut self, places: impl IntoIterator<Item = Place>, kind: CrashKind, then: Timestamp) {
+        let mut then = then;
+        for place in places {
+            if self.cluster.crash(place, kind) {
+                self.order(then, Later::Restart(place));
+                then = then.after(RESTART_APART);
+            }
+        }
+    }
+
+    fn cut(&mut self, these: &[Place], those: &[Place], then: Timestamp) {
+        for a in these {
+            for b in those {
+                let (a, b) = (self.cluster.ip(*a), self.cluster.ip(*b));
+                self.cluster.world.cut(a, b);
+                self.order(then, Later::Heal(a, b));
+            }
+        }
+    }
+}
