@@ -1,12 +1,12 @@
-//! Memory that a ring knows in advance: the kernel need not find and hold the pages of every transfer. It lies in huge
-//! pages where the system has them, so that a large transfer is a few segments and not one per page.
+//! Memory that a ring knows in advance: the kernel need not find and hold the pages of every transfer. It is asked for in
+//! huge pages, so that a large transfer is a few segments and not one per page.
 //!
 //! An arena belongs to the thread that made it. Its slabs go round in that thread's pool (buf.rs); those that end on
 //! another thread come back through `returned`. It is cut into sizes that stay: a size that nobody uses any more keeps
 //! its part. Transfers beyond the arena's room use ordinary memory.
 
 use crate::buf::BLOCK_BYTES;
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::ptr::null_mut;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -15,6 +15,9 @@ const HUGE_PAGE_BYTES: usize = 2 << 20;
 const LARGEST_BYTES: usize = 2 << 20;
 
 pub struct Arena {
+    /// What was mapped, longer by [`HUGE_PAGE_BYTES`].
+    mapping: *mut u8,
+    /// The first huge page in it.
     start: *mut u8,
     bytes: usize,
     /// Only the owning thread cuts.
@@ -43,14 +46,29 @@ impl Arena {
             return None;
         }
         let bytes = bytes.next_multiple_of(HUGE_PAGE_BYTES);
-        // SAFETY: the layout has a non-zero size.
-        let start = unsafe { alloc_zeroed(layout(bytes)) };
-        if start.is_null() {
+        // Mapped, not allocated: nothing has touched the pages when the advice comes, so the first touch (registration)
+        // takes huge pages.
+        let mapped_bytes = bytes + HUGE_PAGE_BYTES;
+        // SAFETY: a new private mapping; its result is checked.
+        let mapping = unsafe {
+            libc::mmap(
+                null_mut(),
+                mapped_bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if mapping == libc::MAP_FAILED {
             return None;
         }
-        // SAFETY: the range was allocated above, at a huge page's boundary. Advice only: an error means small pages.
+        let mapping: *mut u8 = mapping.cast();
+        let start = mapping.wrapping_add(mapping.align_offset(HUGE_PAGE_BYTES));
+        // SAFETY: the aligned range lies within the mapping, which is longer by one huge page. Advice only: an error
+        // means small pages.
         unsafe { libc::madvise(start.cast(), bytes, libc::MADV_HUGEPAGE) };
-        Some(Arena { start, bytes, cut: AtomicUsize::new(0), returned: Mutex::default() })
+        Some(Arena { mapping, start, bytes, cut: AtomicUsize::new(0), returned: Mutex::default() })
     }
 
     /// What the ring registers.
@@ -93,13 +111,9 @@ impl Arena {
     }
 }
 
-fn layout(bytes: usize) -> Layout {
-    Layout::from_size_align(bytes, HUGE_PAGE_BYTES).expect("an arena fits a layout")
-}
-
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout; every slab holds the arena, so none is left.
-        unsafe { dealloc(self.start, layout(self.bytes)) }
+        // SAFETY: mapped in `new` with this length; every slab holds the arena, so none is left.
+        unsafe { libc::munmap(self.mapping.cast(), self.bytes + HUGE_PAGE_BYTES) };
     }
 }
