@@ -31,6 +31,9 @@ pub struct CsControl {
     pub host_id: [u8; 16],
     pub host: String,
     pub tier: u8,
+    /// room.row.rack, where it is not the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub location: Option<String>,
     /// Fixed for the life of the chunk server: chunks are spread by it.
     pub shards: u16,
     /// Address to listen on.

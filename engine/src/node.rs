@@ -56,6 +56,8 @@ pub struct CsShardConfig {
     pub incarnation: u64,
     pub host_id: [u8; 16],
     pub host: String,
+    /// room.row.rack, or empty.
+    pub location: String,
     pub tier: u8,
     /// Shown in stat.
     pub flags: String,
@@ -535,6 +537,7 @@ impl CsShard {
             incarnation: c.incarnation,
             host_id: c.host_id,
             host: c.host.clone(),
+            location: c.location.clone(),
             tier: c.tier,
             space: space(store, io, c.shards),
             flags: c.flags.clone(),

@@ -37,6 +37,7 @@ fn config() -> CsShardConfig {
         incarnation: 1,
         host_id: [0; 16],
         host: "here".into(),
+        location: String::new(),
         tier: 0,
         flags: String::new(),
         store: StoreConfig {

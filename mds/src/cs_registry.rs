@@ -337,6 +337,7 @@ impl CsRegistry {
             cs,
             status,
             host: record.host.clone(),
+            location: record.location.clone(),
             tier: record.tier,
             total_bytes: space.total_bytes,
             free_bytes: space.free_bytes,

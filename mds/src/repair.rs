@@ -11,7 +11,7 @@
 //! - the primary hears of a fill again when it, its connection or the epoch changed, and every [`REMIND`].
 
 use crate::cs_registry::CsRegistry;
-use crate::placement::{self, CsView};
+use crate::placement::{self, CsView, Deviation};
 use crate::state::{ChunkView, Liveness, RepairStep, SetAction, SetChange, State};
 use shards::{ConnId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,7 +31,9 @@ const REMIND: Duration = Duration::from_secs(10);
 pub struct World<'a> {
     pub state: &'a State,
     pub registry: &'a CsRegistry,
-    /// Servers that may take new replicas.
+    /// All servers, there or not.
+    pub servers: &'a BTreeMap<CsId, CsView>,
+    /// Those that may take new replicas.
     pub candidates: &'a [CsView],
     pub now: Timestamp,
     pub offline_after: Duration,
@@ -39,6 +41,32 @@ pub struct World<'a> {
     pub limit: usize,
     /// False when too many servers are offline: then a person decides, and only returning replicas are filled.
     pub may_place: bool,
+}
+
+impl World<'_> {
+    fn views(&self, of: impl Iterator<Item = CsId>) -> Vec<&CsView> {
+        of.filter_map(|cs| self.servers.get(&cs)).collect()
+    }
+
+    /// Whether a chunk with all its replicas has them in other places than its policy wishes.
+    fn is_misplaced(&self, view: &ChunkView) -> bool {
+        let set = self.views(view.in_sync());
+        set.len() == view.replicas.len()
+            && set.len() == usize::from(view.normal_replicas)
+            && self.state.policy(view.file).is_ok_and(|p| Deviation::of(&set, &p) != Deviation::default())
+    }
+
+    /// Takes the replica out that the set can best do without. The primary goes in two steps, as one that failed would:
+    /// first another one leads, then the copy is deleted.
+    fn dismiss(&self, view: &ChunkView) -> Option<SetAction> {
+        let policy = self.state.policy(view.file).ok()?;
+        let cs = placement::surplus(&self.views(view.in_sync()), &policy)?;
+        Some(if view.primary() == Some(cs) {
+            SetAction::Drop { cs: vec![cs], force: false }
+        } else {
+            SetAction::Remove { cs, force: false }
+        })
+    }
 }
 
 #[derive(Debug, PartialEq)]
@@ -88,6 +116,11 @@ impl Repair {
         for chunk in chunks {
             self.look_at(chunk, state);
         }
+    }
+
+    /// Has all chunks looked at, now.
+    pub fn scan_anew(&mut self) {
+        (self.scan_after, self.scan_at) = (ChunkId(0), Timestamp(0));
     }
 
     fn enqueue(&mut self, chunk: ChunkId, in_sync: usize) {
@@ -174,9 +207,12 @@ impl Repair {
         let live = |cs| world.registry.repair_liveness(cs, world.now, world.offline_after);
         let views = world.state.list_chunks(self.scan_after, SCAN_PER_STEP);
         for view in &views {
-            if !self.urgency.contains_key(&view.chunk)
-                && (has_lost_learner(view, world) || world.state.repair_step(view.chunk, &live).is_some())
-            {
+            let wants = || {
+                has_lost_learner(view, world)
+                    || world.state.repair_step(view.chunk, &live).is_some()
+                    || world.is_misplaced(view)
+            };
+            if !self.urgency.contains_key(&view.chunk) && wants() {
                 self.enqueue(view.chunk, view.in_sync().count());
             }
         }
@@ -222,22 +258,21 @@ impl Repair {
         let full =
             || primary_shard(chunk, world).is_some_and(|k| busy.get(&k).is_some_and(|n| *n >= world.limit));
         match world.state.repair_step(chunk, &live) {
-            None => Plan::Nothing,
+            None if world.is_misplaced(&view) && full() => Plan::Later,
+            None => self.move_closer(&view, world, random).map_or(Plan::Nothing, change),
             Some(RepairStep::Filling { view }) => Plan::Fill(view),
             Some(RepairStep::Change(c)) if matches!(c.action, SetAction::AddLearner { .. }) && full() => {
                 Plan::Later
             }
             Some(RepairStep::Change(c)) => Plan::Change(c),
+            Some(RepairStep::Surplus { view }) => world.dismiss(&view).map_or(Plan::Nothing, change),
             Some(RepairStep::Place { .. }) if !world.may_place => Plan::Nothing,
             Some(RepairStep::Place { .. }) if full() => Plan::Later,
             Some(RepairStep::Place { exclude, policy }) => {
-                let (taken, free): (Vec<&CsView>, Vec<&CsView>) =
-                    world.candidates.iter().partition(|c| exclude.contains(&c.cs));
-                let (taken, free): (Vec<CsView>, Vec<CsView>) =
-                    (taken.into_iter().cloned().collect(), free.into_iter().cloned().collect());
-                match placement::choose(&free, &policy, 1, 1, &taken, world.candidates.len(), random) {
-                    Ok(chosen) if !chosen.cs.is_empty() => change(SetAction::AddLearner { cs: chosen.cs[0] }),
-                    _ => {
+                let taken = world.views(exclude.into_iter());
+                match placement::choose(world.candidates, &policy, 1, 1, &taken, 0, random) {
+                    Ok(chosen) => change(SetAction::AddLearner { cs: chosen[0] }),
+                    Err(_) => {
                         if self.homeless.insert(chunk) {
                             tracing::debug!(name: "no_place_for_replica", chunk = chunk.0);
                         }
@@ -246,6 +281,21 @@ impl Repair {
                 }
             }
         }
+    }
+
+    /// A chunk that lacks nothing is brought closer to its policy: first one replica more, then the surplus one leaves.
+    fn move_closer(
+        &self,
+        view: &ChunkView,
+        world: &World<'_>,
+        random: &mut dyn FnMut() -> u64,
+    ) -> Option<SetAction> {
+        if !world.may_place || !world.is_misplaced(view) {
+            return None;
+        }
+        let policy = world.state.policy(view.file).ok()?;
+        let (_, to) = placement::improve(&world.views(view.in_sync()), world.candidates, &policy, random)?;
+        Some(SetAction::AddLearner { cs: to })
     }
 
     /// Has the primary told, unless it knows.
@@ -290,3 +340,6 @@ fn lost_learners(view: &ChunkView, world: &World<'_>) -> Vec<CsId> {
 fn has_lost_learner(view: &ChunkView, world: &World<'_>) -> bool {
     !lost_learners(view, world).is_empty()
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,6 +24,8 @@ pub enum CsRequest {
         incarnation: u64,
         host_id: [u8; 16],
         host: String,
+        /// room.row.rack, or empty.
+        location: String,
         tier: u8,
         space: Space,
         flags: String,

@@ -40,6 +40,19 @@ pub fn shard_of(chunk: ChunkId, shards: u16) -> ShardIndex {
     ShardIndex(((x ^ (x >> 31)) % u64::from(shards.max(1))) as u16)
 }
 
+/// Checks the location of a host: room.row.rack.
+pub fn check_location(location: &str) -> Result<(), String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    let good = |name: &str| (1..=63).contains(&name.len()) && name.chars().all(allowed);
+    if location.split('.').count() == 3 && location.split('.').all(good) {
+        return Ok(());
+    }
+    Err(format!(
+        "location '{location}' is not ROOM.ROW.RACK: three names of a-z, A-Z, 0-9, dash (-) and underscore (_), such as \
+         cellar.1.rack7"
+    ))
+}
+
 /// Checks a cluster name: a-z A-Z 0-9 - _, 1 to 63 characters.
 pub fn check_cluster_name(name: &str) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';

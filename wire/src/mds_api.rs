@@ -400,6 +400,8 @@ pub struct CsInfo {
     pub cs: CsId,
     pub status: CsStatus,
     pub host: String,
+    /// room.row.rack, or empty.
+    pub location: String,
     pub tier: u8,
     pub total_bytes: u64,
     pub free_bytes: u64,
@@ -483,6 +485,8 @@ pub struct ChunkCounts {
     pub deleting: u64,
     pub void: u64,
     pub unique: u64,
+    /// Not as their policy wishes: several replicas in one failure domain (these count as degraded), or on another tier.
+    pub misplaced: u64,
 }
 
 #[derive(Clone, PartialEq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]

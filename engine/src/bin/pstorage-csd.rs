@@ -57,13 +57,14 @@ fn run(args: &Args) -> Result<(), String> {
     let cluster_dir = args.etc.join("clusters").join(&control.cluster);
     let mds = read_bs_list(&cluster_dir.join("bs.list"))?;
     let key = read_key(&cluster_dir.join("auth_digest.key"))?;
+    let location = control.location.clone().map_or_else(|| read_location(&args.etc), Ok)?;
     let mut made = check_made(&args.dir, &control)?;
     let incarnation = next_incarnation(&args.dir)?;
     tracing::info!(name: "csd_begins", cs = control.id.0, cluster = control.cluster, shards = control.shards, incarnation);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut running = Vec::new();
     for shard in 0..control.shards {
-        let config = shard_config(args, &control, &mds, &key, incarnation, shard);
+        let config = shard_config(args, &control, &mds, &key, &location, incarnation, shard);
         let mut ring = RingConfig::new(format!("cs-{}.{shard}", control.id), &args.dir, wire::framing);
         ring.arena_bytes = (ARENA_BYTES / usize::from(control.shards)).clamp(4 << 20, 16 << 20);
         // Several servers may share this machine: pin only where every shard has a core to itself.
@@ -99,6 +100,7 @@ fn shard_config(
     control: &CsControl,
     mds: &[SocketAddr],
     key: &ClusterKey,
+    location: &str,
     incarnation: u64,
     shard: u16,
 ) -> CsShardConfig {
@@ -113,6 +115,7 @@ fn shard_config(
         incarnation,
         host_id: control.host_id,
         host: control.host.clone(),
+        location: location.to_string(),
         tier: control.tier,
         flags: control.flags(),
         store: control.store_config(shard),
@@ -151,6 +154,21 @@ fn read_bs_list(path: &Path) -> Result<Vec<SocketAddr>, String> {
         .map(|l| l.parse().map_err(|_| format!("{}: '{l}' is not IP:PORT", path.display())))
         .collect::<Result<_, _>>()?;
     if addrs.is_empty() { Err(format!("{} lists no metadata server", path.display())) } else { Ok(addrs) }
+}
+
+/// Where this host stands, for failure domains; empty when nobody said so.
+fn read_location(etc: &Path) -> Result<String, String> {
+    let path = etc.join("location");
+    match std::fs::read_to_string(&path) {
+        Ok(text) if text.trim().is_empty() => Ok(String::new()),
+        Ok(text) => {
+            let location = text.trim();
+            wire::check_location(location).map_err(|e| format!("{}: {e}", path.display()))?;
+            Ok(location.to_string())
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        Err(e) => Err(format!("{}: {e}", path.display())),
+    }
 }
 
 /// No key file: a cluster without a password.

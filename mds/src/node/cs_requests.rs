@@ -80,8 +80,19 @@ impl Server {
     }
 
     fn register(&mut self, conn: ConnId, head: Head, request: CsRequest, io: &mut dyn Io) {
-        let CsRequest::Register { cs, shard, shards, addr, incarnation, host_id, host, tier, space, flags } =
-            request
+        let CsRequest::Register {
+            cs,
+            shard,
+            shards,
+            addr,
+            incarnation,
+            host_id,
+            host,
+            location,
+            tier,
+            space,
+            flags,
+        } = request
         else {
             return;
         };
@@ -107,9 +118,9 @@ impl Server {
         }
         let same = record.host_id == host_id
             && record.host == host
+            && record.location == location
             && record.tier == tier
             && record.shards == shards;
-        let location = record.location.clone();
         let registration = Registration { cs, shard, shards, addr, incarnation, space, flags };
         if same {
             return self.finish_register(conn, head, &registration, io);

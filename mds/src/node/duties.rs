@@ -8,6 +8,7 @@ use crate::repair::{Action, World};
 use crate::state::config;
 use crate::state::{Internal, Liveness, SetChange};
 use shards::{ConnId, Io, Timestamp};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use wire::cs_api::CsCommand;
 use wire::mds_api::Severity;
@@ -76,12 +77,19 @@ impl Server {
         active.map(|(cs, record)| master.registry.view(cs, record)).filter(roomy).collect()
     }
 
+    /// All chunk servers that were not dropped.
+    pub(super) fn cs_views(&self) -> BTreeMap<CsId, CsView> {
+        let Some(master) = &self.master else { return BTreeMap::new() };
+        let there = self.state.cs_list().filter(|(_, record)| !record.dropped);
+        there.map(|(cs, record)| (cs, master.registry.view(cs, record))).collect()
+    }
+
     fn repair(&mut self, io: &mut dyn Io) {
         let now = io.now();
         if self.master.as_ref().is_some_and(|m| m.registry.in_grace(now)) {
             return;
         }
-        let candidates = self.candidates(now);
+        let (servers, candidates) = (self.cs_views(), self.candidates(now));
         let (offline_after, limit) =
             (self.offline_after(), self.state.config_number(config::FILLS_PER_SHARD));
         let may_place = self.cluster_health(now).0 != "failure";
@@ -89,6 +97,7 @@ impl Server {
         let world = World {
             state: &self.state,
             registry: &master.registry,
+            servers: &servers,
             candidates: &candidates,
             now,
             offline_after,
@@ -140,6 +149,9 @@ impl Server {
             self.log_event("MDS", severity, message, io);
             if let Some(master) = &mut self.master {
                 master.repair.look_at_server(cs, &self.state);
+                if change.now == Liveness::Active {
+                    master.repair.scan_anew(); // what had no good place may have one there
+                }
             }
         }
         let (status, text) = self.cluster_health(now);

@@ -129,6 +129,11 @@ impl Server {
                 }
             }
             Effect::CsDropped { cs } => self.expel(cs, "the chunk server was removed from the cluster", io),
+            Effect::PolicyChanged => {
+                if let Some(master) = &mut self.master {
+                    master.repair.scan_anew();
+                }
+            }
             Effect::Logged { event } => {
                 if let Some(event) = self.state.event(event) {
                     tracing::info!(name: "event", system = event.system, severity = ?event.severity, event.message);

@@ -298,9 +298,9 @@ impl Server {
             let chosen =
                 placement::choose(&candidates, &policy, count, least, &[], registered, &mut || io.random())?;
             if let Some(master) = &mut self.master {
-                chosen.cs.iter().for_each(|cs| master.registry.given(*cs));
+                chosen.iter().for_each(|cs| master.registry.given(*cs));
             }
-            placements.push(Placement { index, replicas: chosen.cs });
+            placements.push(Placement { index, replicas: chosen });
         }
         Ok(placements)
     }

@@ -1,12 +1,13 @@
 //! What administrators see: space, services, chunks, the health of the cluster.
 
 use super::server::Server;
-use crate::state::Liveness;
+use crate::placement::{CsView, Deviation};
 use crate::state::config;
+use crate::state::{ChunkView, Liveness};
 use shards::{Io, Timestamp};
 use std::collections::BTreeSet;
 use wire::CsId;
-use wire::mds_api::{ClusterStat, CsInfo, FsStat, MdsInfo};
+use wire::mds_api::{ClusterStat, CsInfo, FsStat, MdsInfo, ReplicaPolicy};
 
 impl Server {
     /// Healthy, degraded, failure or unknown, and the sentence for the event log.
@@ -67,7 +68,12 @@ impl Server {
     pub(super) fn cluster_stat(&self, io: &mut dyn Io) -> ClusterStat {
         let now = io.now();
         let live = |cs: CsId| self.liveness(cs, now);
-        let mut chunks = self.state.chunk_counts(&live);
+        let servers = self.cs_views();
+        let deviation = |view: &ChunkView, policy: &ReplicaPolicy| {
+            let set: Vec<&CsView> = view.in_sync().filter_map(|cs| servers.get(&cs)).collect();
+            Deviation::of(&set, policy)
+        };
+        let mut chunks = self.state.chunk_counts(&live, &deviation);
         if let Some(master) = &self.master {
             chunks.replicating = master.repair.filling() as u64;
         }

@@ -141,7 +141,7 @@ impl State {
                 targets.extend(entries.values());
             }
         }
-        let _ = effects;
+        effects.push(Effect::PolicyChanged);
         Ok(())
     }
 

@@ -49,6 +49,8 @@ pub enum Effect {
     CsDropped {
         cs: CsId,
     },
+    /// Files have another policy: chunks may have to move.
+    PolicyChanged,
     /// A configuration key has a new value.
     ConfigChanged {
         key: String,

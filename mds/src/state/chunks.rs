@@ -3,9 +3,10 @@
 use super::answer::{ChunkView, Effect, Refusal, SetOutcome, SetResult, refuse};
 use super::data::{Body, ChunkRecord};
 use super::{Liveness, Placement, RepairStep, SetAction, SetChange, State};
+use crate::placement::Deviation;
 use std::collections::BTreeMap;
 use wire::data::MAX_REPLICAS;
-use wire::mds_api::ChunkCounts;
+use wire::mds_api::{ChunkCounts, ReplicaPolicy};
 use wire::{ChunkId, ClientId, CsId, Epoch, FileId, LeaseId, Role, Status};
 
 const ORDER: [Role; 3] = [Role::InSync, Role::Learner, Role::Stale];
@@ -246,7 +247,7 @@ impl State {
             return change(SetAction::Remove { cs: *gone, force: true });
         }
         if in_sync.len() > normal {
-            return change(SetAction::Remove { cs: *in_sync.last().expect("more than one"), force: false });
+            return Some(RepairStep::Surplus { view });
         }
         if in_sync.len() + stale.len() < normal {
             let policy = self.policy(view.file).ok()?;
@@ -255,7 +256,12 @@ impl State {
         None
     }
 
-    pub fn chunk_counts(&self, live: &dyn Fn(CsId) -> Liveness) -> ChunkCounts {
+    /// `deviation` says how far the in-sync replicas of a chunk are from its policy.
+    pub fn chunk_counts(
+        &self,
+        live: &dyn Fn(CsId) -> Liveness,
+        deviation: &dyn Fn(&ChunkView, &ReplicaPolicy) -> Deviation,
+    ) -> ChunkCounts {
         let mut counts = ChunkCounts { total: self.data.chunks.len() as u64, ..ChunkCounts::default() };
         counts.deleting = self.data.pending_deletes.values().map(|d| d.len() as u64).sum();
         for (chunk, record) in &self.data.chunks {
@@ -267,9 +273,14 @@ impl State {
             let stale = view.with_role(Role::Stale).count();
             counts.replicating += u64::from(learners > 0);
             counts.overcommitted += u64::from(in_sync > normal);
+            let policy = self.policy(view.file).unwrap_or(super::DEFAULT_POLICY);
+            let deviation = deviation(&view, &policy);
+            counts.misplaced += u64::from(deviation != Deviation::default());
             counts.unique += u64::from(in_sync == 1 && normal > 1);
             match () {
                 () if active == 0 => counts.offline += 1,
+                // One failure may take several of them.
+                () if active >= normal && deviation.shared > 0 => counts.degraded += 1,
                 () if active >= normal => counts.healthy += 1,
                 () if in_sync < minimum => counts.blocked += 1,
                 () if in_sync >= normal => counts.standby += 1,

@@ -81,6 +81,8 @@ pub enum RepairStep {
     Change(SetChange),
     /// Choose a new CS (placement, excluding these) and propose AddLearner.
     Place { exclude: Vec<CsId>, policy: ReplicaPolicy },
+    /// More in sync than wished for: choose the one that leaves and propose its removal.
+    Surplus { view: ChunkView },
     /// A learner is being filled: make sure its primary knows (`CsCommand::Repair`).
     Filling { view: ChunkView },
 }

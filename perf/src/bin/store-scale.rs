@@ -138,6 +138,7 @@ fn plant_all(args: &Args, cs: &Path) -> Result<(), String> {
         host_id: [1; 16],
         host: "scale".into(),
         tier: 0,
+        location: None,
         shards: args.shards,
         ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
         capacity_bytes: args.capacity,

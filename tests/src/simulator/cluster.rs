@@ -177,6 +177,7 @@ impl Cluster {
             incarnation: self.cs[n].incarnation,
             host_id: [n as u8 + 1; 16],
             host: format!("host{}", n + 1),
+            location: String::new(),
             tier: 0,
             flags: "CD".into(),
             store: StoreConfig {

@@ -113,6 +113,9 @@ enum Command {
         #[arg(short = 't', long = "tier", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=3),
               allow_negative_numbers = true)]
         tier: u8,
+        /// Where the server stands, for failure domains. [default: that of the host, ETC/location]
+        #[arg(long, value_name = "ROOM.ROW.RACK")]
+        location: Option<String>,
         /// Directory on an SSD for the write journals.
         #[arg(short = 'j', long = "journal")]
         journal: Option<PathBuf>,
@@ -138,8 +141,8 @@ enum Command {
               allow_hyphen_values = true)]
         capacity: Option<u64>,
     },
-    /// Changes a chunk server that is stopped: moves, resizes or takes back its journals and read cache, changes its tier or
-    /// address. Without options it shows what is set.
+    /// Changes a chunk server that is stopped: moves, resizes or takes back its journals and read cache, changes its tier,
+    /// location or address. Without options it shows what is set.
     ///
     /// Example: pstorage -c pcs1 configure-cs -r /pstorage/pcs1-cs --journal /ssd --journal-size 20G
     ConfigureCs {
@@ -150,6 +153,12 @@ enum Command {
         #[arg(short = 't', long = "tier", value_parser = clap::value_parser!(u8).range(0..=3),
               allow_negative_numbers = true)]
         tier: Option<u8>,
+        /// Where the server stands, for failure domains.
+        #[arg(long, value_name = "ROOM.ROW.RACK")]
+        location: Option<String>,
+        /// The server stands where its host does (ETC/location).
+        #[arg(long, conflicts_with = "location")]
+        no_location: bool,
         /// Puts the write journals into this directory on an SSD.
         #[arg(short = 'j', long = "journal", value_name = "DIR")]
         journal: Option<PathBuf>,
@@ -279,25 +288,37 @@ fn run(context: &Context, command: Command) -> Outcome {
             make::add_mds(context, make::parse_addr(&new.address)?, &new.dir, &new.bootstrap)
         }
         Command::RmMds { id } => make::rm_mds(context, id),
-        Command::MakeCs { dir, tier, journal, journal_bytes, cache, cache_bytes, ip, shards, capacity } => {
-            make::make_cs(
-                context,
-                &make::NewCs {
-                    dir,
-                    tier,
-                    journal_dir: journal,
-                    journal_bytes,
-                    cache_dir: cache,
-                    cache_bytes,
-                    ip,
-                    shards,
-                    capacity_bytes: capacity,
-                },
-            )
-        }
+        Command::MakeCs {
+            dir,
+            tier,
+            location,
+            journal,
+            journal_bytes,
+            cache,
+            cache_bytes,
+            ip,
+            shards,
+            capacity,
+        } => make::make_cs(
+            context,
+            &make::NewCs {
+                dir,
+                tier,
+                location,
+                journal_dir: journal,
+                journal_bytes,
+                cache_dir: cache,
+                cache_bytes,
+                ip,
+                shards,
+                capacity_bytes: capacity,
+            },
+        ),
         Command::ConfigureCs {
             dir,
             tier,
+            location,
+            no_location,
             journal,
             no_journal,
             journal_bytes,
@@ -310,6 +331,8 @@ fn run(context: &Context, command: Command) -> Outcome {
             &dir,
             &configure::Changes {
                 tier,
+                location,
+                no_location,
                 journal_dir: journal,
                 no_journal,
                 journal_bytes,

@@ -23,6 +23,9 @@ const RESERVE_BYTES: u64 = 128 << 20;
 #[derive(Clone, Debug, Default)]
 pub struct Changes {
     pub tier: Option<u8>,
+    /// room.row.rack.
+    pub location: Option<String>,
+    pub no_location: bool,
     pub journal_dir: Option<PathBuf>,
     pub no_journal: bool,
     /// Of the whole server, as the next.
@@ -59,6 +62,12 @@ pub fn configure_cs(context: &Context, dir: &Path, changes: &Changes) -> Outcome
 fn wanted(dir: &Path, now: &CsControl, changes: &Changes) -> Outcome<CsControl> {
     let mut wanted = now.clone();
     wanted.tier = changes.tier.unwrap_or(now.tier);
+    if let Some(location) = &changes.location {
+        wire::check_location(location)?;
+        wanted.location = Some(location.clone());
+    } else if changes.no_location {
+        wanted.location = None;
+    }
     if let Some(ip) = changes.ip {
         make::check_ip(ip)?;
         wanted.ip = ip;
@@ -191,7 +200,7 @@ fn show(context: &Context, dir: &Path, control: &CsControl) -> Outcome {
     let shards = u64::from(control.shards);
     if context.json {
         return crate::print_json(&serde_json::json!({
-            "cs": control.id, "cluster": control.cluster, "tier": control.tier, "address": control.ip,
+            "cs": control.id, "cluster": control.cluster, "tier": control.tier, "location": control.location, "address": control.ip,
             "shards": control.shards, "capacity_bytes": control.capacity_bytes,
             "journal_dir": control.journal_dir, "journal_bytes": control.journal_bytes * shards,
             "cache_dir": control.cache.as_ref().map(|c| &c.dir),
@@ -201,6 +210,7 @@ fn show(context: &Context, dir: &Path, control: &CsControl) -> Outcome {
     let journal_dir = control.journal_dir.as_deref().unwrap_or(dir);
     println!("CS#{} of cluster '{}' in {}", control.id, control.cluster, dir.display());
     println!("tier {}, address {}, {} shards", control.tier, control.ip, control.shards);
+    println!("location: {}", control.location.as_deref().unwrap_or("that of its host"));
     println!("journals: {} in {}", human(control.journal_bytes * shards), journal_dir.display());
     match &control.cache {
         Some(cache) => println!("read cache: {} in {}", human(cache.bytes * shards), cache.dir.display()),
@@ -223,6 +233,7 @@ mod tests {
             host_id: [0; 16],
             host: "h".into(),
             tier: 0,
+            location: None,
             shards: 1,
             ip: [127, 0, 0, 1].into(),
             capacity_bytes: 1 << 30,

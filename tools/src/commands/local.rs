@@ -380,9 +380,12 @@ fn start_all(c: &Cluster, shape: &Shape) -> Outcome {
     let wanted = if have == 0 { shape.cs.unwrap_or(CS) } else { shape.cs.unwrap_or(have) };
     if have == 0 {
         let (normal, minimum) = shape.replicas_for(wanted)?;
-        let value = format!("{normal}:{minimum}");
-        let request = MdsRequest::SetPolicy { file: ROOT, name: "replicas".into(), value, recursive: false };
-        c.context.link()?.ask(&request)?;
+        // All servers stand on one host: a disk is all that can fail by itself.
+        let attributes = [("replicas", format!("{normal}:{minimum}")), ("failure-domain", "disk".into())];
+        for (name, value) in attributes {
+            let request = MdsRequest::SetPolicy { file: ROOT, name: name.into(), value, recursive: false };
+            c.context.link()?.ask(&request)?;
+        }
     } else if let Some((normal, minimum)) = shape.replicas {
         let p = c.stat()?.default_policy;
         if (p.normal, p.minimum) != (normal, minimum) {
@@ -401,6 +404,7 @@ fn start_all(c: &Cluster, shape: &Shape) -> Outcome {
         let new = make::NewCs {
             dir: c.dir.join(format!("cs{n}")),
             tier: 0,
+            location: None,
             journal_dir: None,
             journal_bytes: Some(shape.journals_bytes()),
             cache_dir: None,

@@ -98,6 +98,8 @@ const LEAST_CAPACITY_BYTES: u64 = 256 << 20;
 pub struct NewCs {
     pub dir: PathBuf,
     pub tier: u8,
+    /// room.row.rack, where it is not the host's.
+    pub location: Option<String>,
     pub journal_dir: Option<PathBuf>,
     /// Of the whole server.
     pub journal_bytes: Option<u64>,
@@ -127,6 +129,7 @@ pub fn check_ip(ip: IpAddr) -> Outcome {
 pub fn make_cs_quietly(context: &Context, new: &NewCs) -> Outcome<wire::CsId> {
     let cluster = context.cluster()?;
     new.ip.map_or(Ok(()), check_ip)?;
+    new.location.as_deref().map_or(Ok(()), wire::check_location)?;
     engine::control::check_new(&new.dir).map_err(|e| e.to_string())?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u16;
     let shards = new.shards.unwrap_or(cores).max(1);
@@ -150,6 +153,7 @@ pub fn make_cs_quietly(context: &Context, new: &NewCs) -> Outcome<wire::CsId> {
         host_id,
         host,
         tier: new.tier,
+        location: new.location.clone(),
         shards,
         ip: new.ip.unwrap_or(IpAddr::from([127, 0, 0, 1])),
         capacity_bytes,

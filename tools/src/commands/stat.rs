@@ -53,7 +53,7 @@ pub fn stat(context: &Context) -> Outcome {
     let c = &s.chunks;
     let share = |n: u64| if c.total == 0 { 100.0 } else { 100.0 * n as f64 / c.total as f64 };
     println!(
-        "Chunks: {} total, {:.2}% healthy, {} standby, {} degraded, {} urgent, {} blocked, {} offline, {} replicating, {} deleting",
+        "Chunks: {} total, {:.2}% healthy, {} standby, {} degraded, {} urgent, {} blocked, {} offline, {} replicating, {} deleting{}",
         c.total,
         share(c.healthy),
         c.standby,
@@ -62,7 +62,8 @@ pub fn stat(context: &Context) -> Outcome {
         c.blocked,
         c.offline,
         c.replicating,
-        c.deleting
+        c.deleting,
+        if c.misplaced > 0 { format!(", {} misplaced (policy not met)", c.misplaced) } else { String::new() }
     );
     println!("FS: {} files, {} chunks, {} clients\n", s.fs.files, s.fs.chunks, s.clients.len());
     let mut t = table(&["MDSID", "STATUS", "COMMITS", "UPTIME", "MEM", "HOST"]);
@@ -80,7 +81,8 @@ pub fn stat(context: &Context) -> Outcome {
     }
     println!("{t}\n");
     let mut t = table(&[
-        "CSID", "STATUS", "SPACE", "FREE", "REPLICAS", "QDEPTH", "TIER", "HOST", "FLAGS", "SCRUB", "DAMAGED",
+        "CSID", "STATUS", "SPACE", "FREE", "REPLICAS", "QDEPTH", "TIER", "HOST", "LOCATION", "FLAGS",
+        "SCRUB", "DAMAGED",
     ]);
     for cs in &s.cs {
         let status = format!("{:?}", cs.status).to_lowercase();
@@ -93,6 +95,7 @@ pub fn stat(context: &Context) -> Outcome {
             cs.queue_depth.to_string(),
             cs.tier.to_string(),
             cs.host.clone(),
+            if cs.location.is_empty() { "-".into() } else { cs.location.clone() },
             cs.flags.clone(),
             format!("{:.0}% of pass {}", cs.scrub_percent(), cs.scrub_passes + 1),
             cs.scrub_damaged.to_string(),

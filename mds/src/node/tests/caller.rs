@@ -256,6 +256,7 @@ impl FakeShard {
             incarnation: io.now().0,
             host_id: [self.cs.0 as u8; 16],
             host: format!("host{}", self.cs),
+            location: String::new(),
             tier: 0,
             space: Self::space(),
             flags: String::new(),

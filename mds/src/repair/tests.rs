@@ -1,0 +1,312 @@
+//! Repair on synthetic clusters: real state and registry; chunk servers that fill a learner within a few turns.
+
+use super::*;
+use crate::cs_registry::Registration;
+use crate::state::{ChunkView, Command, Internal, Op, Outcome, Placement, Reply};
+use std::net::SocketAddr;
+use wire::cs_api::{Load, Space};
+use wire::mds_api::{FileKind, MdsReply, ReplicaPolicy};
+use wire::{ClientId, FileId, ROOT};
+
+const TURN: Duration = Duration::from_millis(20);
+const OFFLINE_AFTER: Duration = Duration::from_secs(10);
+const GB: u64 = 1 << 30;
+
+/// A cluster of servers with one shard each.
+pub(super) struct Bench {
+    pub state: State,
+    pub registry: CsRegistry,
+    pub repair: Repair,
+    pub now: Timestamp,
+    /// Fills that were ordered, with the turns they still take.
+    fills: BTreeMap<ChunkId, (Epoch, u32)>,
+    /// Turns a fill takes.
+    pub fill_turns: u32,
+    pub limit: usize,
+    /// Learners made, by server.
+    pub copies_to: BTreeMap<CsId, u64>,
+    /// Most fills under way at a time, by primary.
+    pub most_fills: BTreeMap<CsId, usize>,
+    request: u64,
+    random: u64,
+}
+
+impl Bench {
+    pub fn new() -> Bench {
+        let mut b = Bench {
+            state: State::new(),
+            registry: CsRegistry::new(Timestamp(0)),
+            repair: Repair::default(),
+            now: Timestamp(0),
+            fills: BTreeMap::new(),
+            fill_turns: 3,
+            limit: 8,
+            copies_to: BTreeMap::new(),
+            most_fills: BTreeMap::new(),
+            request: 0,
+            random: 7,
+        };
+        b.ask(Op::OpenSession { host: "h".into(), mount_point: "/m".into(), nonce: 1 });
+        b
+    }
+
+    fn apply(&mut self, command: Command) -> Outcome {
+        self.request += 1;
+        let outcome = self.state.apply(self.request, &command);
+        for effect in &outcome.effects {
+            match effect {
+                crate::state::Effect::SetChanged { view } => self.repair.look_at(view.chunk, &self.state),
+                crate::state::Effect::PolicyChanged => self.repair.scan_anew(),
+                _ => {}
+            }
+        }
+        outcome
+    }
+
+    fn ask(&mut self, op: Op) -> Reply {
+        let request = self.request + 1;
+        // Files belong to the one session; the rest is the administrator's.
+        let client = ClientId(u64::from(matches!(op, Op::Create { .. } | Op::Allocate { .. })));
+        self.apply(Command::Client { client, request, time_ms: 1, op }).reply
+    }
+
+    /// A server of 100 GB, active.
+    pub fn server(&mut self, host: u8, location: &str) -> CsId {
+        let host_id = [host; 16];
+        let Reply::Wire(MdsReply::NewCs { cs }) = self.ask(Op::NewCs { host_id, host: "h".into() }) else {
+            panic!("no server")
+        };
+        let (host, location) = (format!("h{host}"), location.to_string());
+        let op = Internal::RegisterCs { cs, host_id, host, location, tier: 0, shards: 1 };
+        self.apply(Command::internal(1, op));
+        self.connect(cs);
+        cs
+    }
+
+    pub fn connect(&mut self, cs: CsId) {
+        let registration = Registration {
+            cs,
+            shard: ShardIndex(0),
+            shards: 1,
+            addr: SocketAddr::from(([10, 0, 0, 1], 4000 + cs.0 as u16)),
+            incarnation: self.now.0,
+            space: Space { total_bytes: 100 * GB, free_bytes: 50 * GB, chunks: 0 },
+            flags: String::new(),
+        };
+        self.registry.register(ConnId(cs.0.into()), &registration, self.now).unwrap();
+        self.repair.look_at_server(cs, &self.state);
+        self.repair.scan_anew();
+    }
+
+    pub fn disconnect(&mut self, cs: CsId) {
+        self.registry.disconnected(ConnId(cs.0.into()), self.now).unwrap();
+    }
+
+    pub fn set_space(&mut self, cs: CsId, total_bytes: u64, free_bytes: u64) {
+        let space = Space { total_bytes, free_bytes, chunks: 0 };
+        assert!(self.registry.heartbeat(ConnId(cs.0.into()), space, Load::default(), self.now));
+    }
+
+    pub fn set(&mut self, file: FileId, name: &str, value: &str) {
+        let (name, value) = (name.into(), value.into());
+        let reply = self.ask(Op::SetPolicy { file, name, value, recursive: true });
+        assert_eq!(reply, Reply::Wire(MdsReply::Done));
+    }
+
+    /// A file with chunks in these places.
+    pub fn file(&mut self, name: &str, places: &[Vec<CsId>]) -> FileId {
+        let op = Op::Create {
+            parent: ROOT,
+            name: name.into(),
+            kind: FileKind::File,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            symlink_target: String::new(),
+            exclusive: true,
+            open: true,
+        };
+        let Reply::Wire(MdsReply::Created { attr, lease }) = self.ask(op) else { panic!("no file") };
+        let (file, lease) = (attr.file, lease.unwrap());
+        for (part, places) in places.chunks(1000).enumerate() {
+            let (first, count) = ((part * 1000) as u32, places.len() as u32);
+            let place = |(n, replicas): (usize, &Vec<CsId>)| Placement {
+                index: first + n as u32,
+                replicas: replicas.clone(),
+            };
+            let placements = places.iter().enumerate().map(place).collect();
+            let reply = self.ask(Op::Allocate { file, lease, first, count, placements });
+            assert!(matches!(reply, Reply::Maps(_)), "{reply:?}");
+        }
+        file
+    }
+
+    pub fn views(&self) -> Vec<ChunkView> {
+        self.state.list_chunks(ChunkId(0), u32::MAX)
+    }
+
+    fn servers(&self) -> BTreeMap<CsId, CsView> {
+        let there = self.state.cs_list().filter(|(_, record)| !record.dropped);
+        there.map(|(cs, record)| (cs, self.registry.view(cs, record))).collect()
+    }
+
+    pub fn misplaced(&self) -> usize {
+        let servers = self.servers();
+        let deviates = |view: &&ChunkView| {
+            let set: Vec<&CsView> = view.in_sync().map(|cs| &servers[&cs]).collect();
+            Deviation::of(&set, &self.policy(view)) != Deviation::default()
+        };
+        self.views().iter().filter(deviates).count()
+    }
+
+    fn policy(&self, view: &ChunkView) -> ReplicaPolicy {
+        self.state.policy(view.file).unwrap()
+    }
+
+    /// One step of repair and of the servers. Returns what was proposed or ordered.
+    pub fn turn(&mut self) -> usize {
+        self.now = self.now.after(TURN);
+        let servers = self.servers();
+        let is_active = |cs: CsId| self.registry.liveness(cs, self.now, OFFLINE_AFTER) == Liveness::Active;
+        let candidates: Vec<CsView> = servers.values().filter(|v| is_active(v.cs)).cloned().collect();
+        let world = World {
+            state: &self.state,
+            registry: &self.registry,
+            servers: &servers,
+            candidates: &candidates,
+            now: self.now,
+            offline_after: OFFLINE_AFTER,
+            limit: self.limit,
+            may_place: true,
+        };
+        let random = &mut self.random;
+        let actions = self.repair.step(&world, &mut || {
+            *random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            *random >> 9
+        });
+        let count = actions.len();
+        let mut changes = Vec::new();
+        for action in actions {
+            match action {
+                Action::Propose(change) => changes.push(change),
+                Action::Fill { view, .. } => {
+                    self.fills.insert(view.chunk, (view.epoch, self.fill_turns));
+                }
+            }
+        }
+        self.note_fills();
+        let repairs: Vec<ChunkId> = changes.iter().map(|c| c.chunk).collect();
+        changes.extend(self.joins());
+        if !changes.is_empty() {
+            self.change(changes);
+        }
+        for chunk in repairs {
+            self.repair.change_done(chunk, &self.state);
+        }
+        count
+    }
+
+    fn note_fills(&mut self) {
+        let mut now: BTreeMap<CsId, usize> = BTreeMap::new();
+        for (chunk, (epoch, _)) in &self.fills {
+            if let Some(view) = self.state.chunk(*chunk).filter(|v| v.epoch == *epoch) {
+                *now.entry(view.primary().unwrap()).or_default() += 1;
+            }
+        }
+        for (cs, count) in now {
+            let most = self.most_fills.entry(cs).or_default();
+            *most = (*most).max(count);
+        }
+    }
+
+    /// Learners that have everything now.
+    fn joins(&mut self) -> Vec<SetChange> {
+        let mut joins = Vec::new();
+        let state = &self.state;
+        self.fills.retain(|chunk, (epoch, left)| {
+            let Some(view) = state.chunk(*chunk).filter(|v| v.epoch == *epoch) else { return false };
+            *left -= 1;
+            if *left == 0 {
+                let cs = view.with_role(Role::Learner).next().expect("a fill has a learner");
+                joins.push(SetChange { chunk: *chunk, epoch: *epoch, action: SetAction::Joined { cs } });
+            }
+            *left > 0
+        });
+        joins
+    }
+
+    pub fn change(&mut self, changes: Vec<SetChange>) {
+        for change in &changes {
+            if let SetAction::AddLearner { cs } = &change.action {
+                *self.copies_to.entry(*cs).or_default() += 1;
+            }
+        }
+        self.apply(Command::change_sets(1, changes));
+    }
+
+    /// Turns until `done`; panics after `most` turns.
+    pub fn run_until(&mut self, most: u32, done: impl Fn(&Bench) -> bool) {
+        for _ in 0..most {
+            self.turn();
+            if done(self) {
+                return;
+            }
+        }
+        panic!("not within {most} turns: {:?}", self.views());
+    }
+
+    pub fn is_whole(&self) -> bool {
+        let active = |cs| self.registry.liveness(cs, self.now, OFFLINE_AFTER) == Liveness::Active;
+        self.views().iter().all(|v| {
+            v.replicas.len() == usize::from(v.normal_replicas)
+                && v.in_sync().filter(|cs| active(*cs)).count() == v.replicas.len()
+        })
+    }
+
+    pub fn copies(&self) -> u64 {
+        self.copies_to.values().sum()
+    }
+}
+
+#[test]
+fn another_failure_domain_moves_what_it_must_and_no_more() {
+    let mut b = Bench::new();
+    let racks = ["a.1.r1", "a.1.r1", "a.1.r2", "a.1.r3"];
+    let cs: Vec<CsId> = racks.iter().enumerate().map(|(n, rack)| b.server(n as u8, rack)).collect();
+    b.set(ROOT, "replicas", "3:2");
+    // Half of the chunks have two replicas in rack 1.
+    let places: Vec<Vec<CsId>> = (0..100)
+        .map(|n| if n % 2 == 0 { vec![cs[0], cs[1], cs[2]] } else { vec![cs[3], cs[1], cs[2]] })
+        .collect();
+    let file = b.file("disk", &places);
+    for _ in 0..50 {
+        b.turn();
+    }
+    assert_eq!((b.misplaced(), b.copies()), (0, 0), "hosts are distinct");
+    b.set(file, "failure-domain", "rack");
+    assert_eq!(b.misplaced(), 50);
+    b.run_until(3000, |b| {
+        // Never fewer in sync than there were.
+        assert!(b.views().iter().all(|v| v.in_sync().count() >= 3));
+        b.misplaced() == 0 && b.is_whole()
+    });
+    assert_eq!(b.copies(), 50);
+    for _ in 0..1000 {
+        assert_eq!(b.turn(), 0, "there is nothing more to do");
+    }
+}
+
+#[test]
+fn a_shared_domain_is_mended_when_a_choice_appears() {
+    let mut b = Bench::new();
+    let cs: Vec<CsId> = [1, 2, 2].iter().map(|host| b.server(*host, "")).collect();
+    b.set(ROOT, "replicas", "3:2");
+    b.file("disk", &vec![cs.clone(); 20]);
+    for _ in 0..1000 {
+        assert_eq!(b.turn(), 0, "there is no better place");
+    }
+    assert_eq!(b.misplaced(), 20);
+    let new = b.server(3, "");
+    b.run_until(2000, |b| b.misplaced() == 0 && b.is_whole());
+    assert_eq!(b.copies_to, BTreeMap::from([(new, 20)]));
+}
