@@ -306,6 +306,7 @@ impl CsRegistry {
             free_bytes: space.free_bytes,
             total_bytes: space.total_bytes,
             load,
+            leaving: record.draining,
         }
     }
 
@@ -338,6 +339,7 @@ impl CsRegistry {
             status,
             host: record.host.clone(),
             location: record.location.clone(),
+            draining: record.draining && !record.dropped,
             tier: record.tier,
             total_bytes: space.total_bytes,
             free_bytes: space.free_bytes,

@@ -20,6 +20,8 @@ pub struct CsView {
     pub total_bytes: u64,
     /// Requests waiting, or any measure that grows with load.
     pub load: u32,
+    /// It is being removed from the cluster: all it holds must go elsewhere.
+    pub leaving: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -35,6 +37,8 @@ pub enum PlacementError {
 pub struct Deviation {
     /// Replicas in the failure domain of another one, beyond the first of each domain.
     pub shared: usize,
+    /// Replicas on servers that are being removed.
+    pub leaving: usize,
     /// Replicas on servers of another tier.
     pub other_tier: usize,
 }
@@ -44,8 +48,14 @@ impl Deviation {
         let repeats = |at: usize| set[..at].iter().any(|other| are_together(other, set[at], policy.domain));
         Deviation {
             shared: (0..set.len()).filter(|&at| repeats(at)).count(),
+            leaving: set.iter().filter(|v| v.leaving).count(),
             other_tier: set.iter().filter(|v| v.tier != policy.tier).count(),
         }
+    }
+
+    /// Whether the attributes of the file are not met, whatever becomes of servers that leave.
+    pub fn breaks_policy(&self) -> bool {
+        self.shared > 0 || self.other_tier > 0
     }
 }
 
@@ -59,6 +69,12 @@ fn are_together(a: &CsView, b: &CsView, domain: FailureDomain) -> bool {
         FailureDomain::Row => up_to(2),
         FailureDomain::Room => up_to(1),
     }
+}
+
+/// How many failure domains the servers are in.
+pub fn domains(servers: &[CsView], domain: FailureDomain) -> usize {
+    let first = |at: &usize| servers[..*at].iter().all(|other| !are_together(other, &servers[*at], domain));
+    (0..servers.len()).filter(first).count()
 }
 
 /// How bad a place beside `taken` is: the neighbours in the domain of the policy, the tier, then the neighbours in the
@@ -161,7 +177,16 @@ mod tests {
     fn view(cs: u32, host: u8, tier: u8, free_gb: u64) -> CsView {
         let (free_bytes, total_bytes) = (free_gb << 30, 100 << 30);
         let location = String::new();
-        CsView { cs: CsId(cs), host_id: [host; 16], location, tier, free_bytes, total_bytes, load: 0 }
+        CsView {
+            cs: CsId(cs),
+            host_id: [host; 16],
+            location,
+            tier,
+            free_bytes,
+            total_bytes,
+            load: 0,
+            leaving: false,
+        }
     }
 
     fn at(location: &str, view: CsView) -> CsView {
@@ -201,7 +226,7 @@ mod tests {
         }
         let one_host: Vec<CsView> = (0..3).map(|i| view(i, 1, 0, 50)).collect();
         let chosen = choose(&one_host, &POLICY, 3, 3, &[], 3, &mut r).unwrap();
-        assert_eq!(deviation(&one_host, &chosen, &POLICY), Deviation { shared: 2, other_tier: 0 });
+        assert_eq!(deviation(&one_host, &chosen, &POLICY), Deviation { shared: 2, ..Deviation::default() });
     }
 
     #[test]
@@ -240,7 +265,7 @@ mod tests {
         // The tier asked for has one host only: the second replica stands elsewhere rather than beside the first.
         let mixed = [view(1, 1, 0, 5), view(2, 1, 0, 5), view(3, 2, 1, 5)];
         let chosen = choose(&mixed, &POLICY, 2, 2, &[], 3, &mut r).unwrap();
-        assert_eq!(deviation(&mixed, &chosen, &POLICY), Deviation { shared: 0, other_tier: 1 });
+        assert_eq!(deviation(&mixed, &chosen, &POLICY), Deviation { other_tier: 1, ..Deviation::default() });
     }
 
     #[test]
@@ -277,6 +302,24 @@ mod tests {
             surplus(&all.iter().collect::<Vec<_>>(), &tiers),
             Some(CsId(1)),
             "the primary, if it must"
+        );
+    }
+
+    #[test]
+    fn a_leaving_server_is_left_but_not_for_a_shared_domain() {
+        let mut all = [view(1, 1, 0, 50), view(2, 2, 0, 50), view(3, 3, 0, 50), view(4, 1, 0, 90)];
+        all[2].leaving = true;
+        let set: Vec<CsId> = [1, 2, 3].map(CsId).to_vec();
+        let mut r = random();
+        // The only other server stands on the host of the first.
+        assert_eq!(improve(&views(&all, &set), &[all[3].clone()], &POLICY, &mut r), None);
+        let new = view(5, 5, 1, 50);
+        let to = improve(&views(&all, &set), &[all[3].clone(), new], &POLICY, &mut r);
+        assert_eq!(to, Some((CsId(3), CsId(5))), "another tier is less of an evil");
+        assert_eq!(
+            surplus(&all[..3].iter().rev().collect::<Vec<_>>(), &POLICY),
+            Some(CsId(3)),
+            "though it leads"
         );
     }
 

@@ -48,6 +48,17 @@ impl World<'_> {
         of.filter_map(|cs| self.servers.get(&cs)).collect()
     }
 
+    /// Liveness for repairs. A server that is to leave is not waited for.
+    fn live(&self, cs: CsId) -> Liveness {
+        let live = self.registry.repair_liveness(cs, self.now, self.offline_after);
+        let is_away = self.registry.liveness(cs, self.now, self.offline_after) != Liveness::Active;
+        if self.is_leaving(cs) && is_away { Liveness::Offline } else { live }
+    }
+
+    fn is_leaving(&self, cs: CsId) -> bool {
+        self.servers.get(&cs).is_some_and(|v| v.leaving)
+    }
+
     /// Whether a chunk with all its replicas has them in other places than its policy wishes.
     fn is_misplaced(&self, view: &ChunkView) -> bool {
         let set = self.views(view.in_sync());
@@ -94,7 +105,7 @@ pub struct Repair {
     urgency: BTreeMap<ChunkId, usize>,
     fills: BTreeMap<ChunkId, Fill>,
     proposed: BTreeSet<ChunkId>,
-    /// Chunks for which no place was found; for the statistics and so that it is logged once.
+    /// Chunks for which no (better) place was found.
     homeless: BTreeSet<ChunkId>,
     scan_after: ChunkId,
     scan_at: Timestamp,
@@ -158,6 +169,12 @@ impl Repair {
         self.queue.len()
     }
 
+    /// Replicas on a server for which there is no other place.
+    pub fn without_place(&self, cs: CsId, state: &State) -> u64 {
+        let is_there = |chunk: &&ChunkId| state.chunk(**chunk).is_some_and(|v| v.role_of(cs).is_some());
+        self.homeless.iter().filter(is_there).count() as u64
+    }
+
     /// What to do now.
     pub fn step(&mut self, world: &World<'_>, random: &mut dyn FnMut() -> u64) -> Vec<Action> {
         self.scan(world);
@@ -178,6 +195,10 @@ impl Repair {
                 Plan::Nothing => {
                     self.fills.remove(&chunk);
                     self.homeless.remove(&chunk);
+                }
+                Plan::Homeless => {
+                    self.fills.remove(&chunk);
+                    self.homeless.insert(chunk);
                 }
                 Plan::Later => later.push((in_sync, chunk)),
                 Plan::Change(change) => {
@@ -204,7 +225,7 @@ impl Repair {
         if world.now < self.scan_at {
             return;
         }
-        let live = |cs| world.registry.repair_liveness(cs, world.now, world.offline_after);
+        let live = |cs| world.live(cs);
         let views = world.state.list_chunks(self.scan_after, SCAN_PER_STEP);
         for view in &views {
             let wants = || {
@@ -254,15 +275,25 @@ impl Repair {
         if !lost.is_empty() {
             return change(SetAction::Drop { cs: lost, force: false });
         }
-        let live = |cs| world.registry.repair_liveness(cs, world.now, world.offline_after);
+        let live = |cs| world.live(cs);
         let full =
             || primary_shard(chunk, world).is_some_and(|k| busy.get(&k).is_some_and(|n| *n >= world.limit));
         match world.state.repair_step(chunk, &live) {
             None if world.is_misplaced(&view) && full() => Plan::Later,
-            None => self.move_closer(&view, world, random).map_or(Plan::Nothing, change),
+            None if world.is_misplaced(&view) => self.move_closer(&view, world, random),
+            None => Plan::Nothing,
             Some(RepairStep::Filling { view }) => Plan::Fill(view),
             Some(RepairStep::Change(c)) if matches!(c.action, SetAction::AddLearner { .. }) && full() => {
                 Plan::Later
+            }
+            // A stale replica there would only have to leave again.
+            Some(RepairStep::Change(SetChange { action: SetAction::AddLearner { cs }, .. }))
+                if world.is_leaving(cs) && world.may_place =>
+            {
+                let taken = world.views(view.replicas.iter().map(|r| r.0));
+                let Ok(policy) = world.state.policy(view.file) else { return Plan::Nothing };
+                let elsewhere = placement::choose(world.candidates, &policy, 1, 1, &taken, 0, random);
+                change(SetAction::AddLearner { cs: elsewhere.map_or(cs, |chosen| chosen[0]) })
             }
             Some(RepairStep::Change(c)) => Plan::Change(c),
             Some(RepairStep::Surplus { view }) => world.dismiss(&view).map_or(Plan::Nothing, change),
@@ -272,30 +303,23 @@ impl Repair {
                 let taken = world.views(exclude.into_iter());
                 match placement::choose(world.candidates, &policy, 1, 1, &taken, 0, random) {
                     Ok(chosen) => change(SetAction::AddLearner { cs: chosen[0] }),
-                    Err(_) => {
-                        if self.homeless.insert(chunk) {
-                            tracing::debug!(name: "no_place_for_replica", chunk = chunk.0);
-                        }
-                        Plan::Nothing // the scan, or a server that comes, brings it back
-                    }
+                    Err(_) => Plan::Homeless,
                 }
             }
         }
     }
 
     /// A chunk that lacks nothing is brought closer to its policy: first one replica more, then the surplus one leaves.
-    fn move_closer(
-        &self,
-        view: &ChunkView,
-        world: &World<'_>,
-        random: &mut dyn FnMut() -> u64,
-    ) -> Option<SetAction> {
-        if !world.may_place || !world.is_misplaced(view) {
-            return None;
-        }
-        let policy = world.state.policy(view.file).ok()?;
-        let (_, to) = placement::improve(&world.views(view.in_sync()), world.candidates, &policy, random)?;
-        Some(SetAction::AddLearner { cs: to })
+    fn move_closer(&self, view: &ChunkView, world: &World<'_>, random: &mut dyn FnMut() -> u64) -> Plan {
+        let (true, Ok(policy)) = (world.may_place, world.state.policy(view.file)) else {
+            return Plan::Nothing;
+        };
+        let set = world.views(view.in_sync());
+        let better = placement::improve(&set, world.candidates, &policy, random);
+        better.map_or(Plan::Homeless, |(_, to)| {
+            let (chunk, epoch) = (view.chunk, view.epoch);
+            Plan::Change(SetChange { chunk, epoch, action: SetAction::AddLearner { cs: to } })
+        })
     }
 
     /// Has the primary told, unless it knows.
@@ -320,6 +344,8 @@ impl Repair {
 
 enum Plan {
     Nothing,
+    /// There is no (better) place: the scan, or a server that comes, brings it back.
+    Homeless,
     Later,
     Change(SetChange),
     Fill(ChunkView),
@@ -332,8 +358,7 @@ fn primary_shard(chunk: ChunkId, world: &World<'_>) -> Option<(CsId, ShardIndex)
 
 /// Learners whose server went away.
 fn lost_learners(view: &ChunkView, world: &World<'_>) -> Vec<CsId> {
-    let gone =
-        |cs: &CsId| world.registry.repair_liveness(*cs, world.now, world.offline_after) != Liveness::Active;
+    let gone = |cs: &CsId| world.live(*cs) != Liveness::Active;
     view.with_role(Role::Learner).filter(gone).collect()
 }
 

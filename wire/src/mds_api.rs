@@ -287,6 +287,20 @@ pub enum MdsRequest {
         key: String,
         value: String,
     },
+    /// Removes a chunk server: what it holds is copied elsewhere first, and it is dropped when it holds nothing. With
+    /// `force` it is dropped at once, if every chunk has a good replica elsewhere. Refused when that can't be.
+    RemoveCs {
+        cs: CsId,
+        force: bool,
+    },
+    /// Ends a removal that goes on: the server keeps what it has.
+    CancelRemoval {
+        cs: CsId,
+    },
+    /// How far the removal of a chunk server is.
+    RemovalStat {
+        cs: CsId,
+    },
 }
 
 #[derive(Clone, PartialEq, Debug, Archive, Serialize, Deserialize)]
@@ -349,6 +363,22 @@ pub enum MdsReply {
     Config {
         entries: Vec<(String, String)>,
     },
+    Removal(RemovalStat),
+}
+
+/// Where the removal of a chunk server stands.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize,
+)]
+pub struct RemovalStat {
+    pub cs: CsId,
+    pub draining: bool,
+    /// It was removed.
+    pub dropped: bool,
+    /// Replicas it still holds.
+    pub replicas_left: u64,
+    /// Those among them for which there is no other place now.
+    pub without_place: u64,
 }
 
 /// MDS to client, unasked.
@@ -402,6 +432,8 @@ pub struct CsInfo {
     pub host: String,
     /// room.row.rack, or empty.
     pub location: String,
+    /// It is being removed: its replicas go elsewhere.
+    pub draining: bool,
     pub tier: u8,
     pub total_bytes: u64,
     pub free_bytes: u64,

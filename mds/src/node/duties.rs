@@ -47,6 +47,7 @@ impl Server {
         self.tell_lagging(io);
         self.reconcile_members(io);
         self.repeat_deletes(io);
+        self.drop_drained(io);
     }
 
     pub(super) fn offline_after(&self) -> Duration {
@@ -63,18 +64,20 @@ impl Server {
     /// Chunk servers that may take new replicas.
     pub(super) fn candidates(&self, now: Timestamp) -> Vec<CsView> {
         let Some(master) = &self.master else { return Vec::new() };
-        let margin_percent = self.state.config_number(config::FILL_MARGIN_PERCENT);
-        let margin_bytes = self.state.config_number(config::FREE_SPACE_MARGIN_MB) << 20;
         let active = self
             .state
             .cs_list()
-            .filter(|(cs, record)| !record.dropped && self.liveness(*cs, now) == Liveness::Active);
-        let roomy = |v: &CsView| {
-            // The fixed margin is for large disks: it must not leave a small server without any use.
-            let fixed = margin_bytes.min(v.total_bytes / 4);
-            v.free_bytes > fixed.max(v.total_bytes / 100 * margin_percent)
-        };
+            .filter(|(cs, r)| !r.dropped && !r.draining && self.liveness(*cs, now) == Liveness::Active);
+        let roomy = |v: &CsView| v.free_bytes > self.margin_bytes(v);
         active.map(|(cs, record)| master.registry.view(cs, record)).filter(roomy).collect()
+    }
+
+    /// What must stay free on a chunk server that takes new replicas.
+    pub(super) fn margin_bytes(&self, v: &CsView) -> u64 {
+        let margin_percent = self.state.config_number(config::FILL_MARGIN_PERCENT);
+        let margin_bytes = self.state.config_number(config::FREE_SPACE_MARGIN_MB) << 20;
+        // The fixed margin is for large disks: it must not leave a small server without any use.
+        margin_bytes.min(v.total_bytes / 4).max(v.total_bytes / 100 * margin_percent)
     }
 
     /// All chunk servers that were not dropped.

@@ -15,6 +15,7 @@ mod duties;
 mod master;
 mod members;
 mod outcomes;
+mod removal;
 mod requests;
 mod server;
 mod stat;

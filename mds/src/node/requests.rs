@@ -59,6 +59,8 @@ impl Server {
                 self.heard(client, conn, io);
                 self.allocate(conn, head, Asked { client, file, lease, first, count }, patience, io);
             }
+            MdsRequest::RemoveCs { cs, force } => self.remove_cs(conn, head, cs, force, patience, io),
+            MdsRequest::CancelRemoval { cs } => self.cancel_removal(conn, head, cs, io),
             MdsRequest::RemoveMds { id } if self.refuse_last_mds(conn, head, id, io) => {}
             MdsRequest::Open { .. } if self.refuse_while_holders_are_away(conn, head, &request, io) => {}
             request => match Command::from_request(head.request, io.wall_ms(), &request) {
@@ -148,6 +150,7 @@ impl Server {
             MdsRequest::ClusterStat | MdsRequest::ListServices => {
                 MdsReply::Stat(Box::new(self.cluster_stat(io)))
             }
+            MdsRequest::RemovalStat { cs } => self.removal_stat(*cs),
             MdsRequest::Refresh { chunk, .. } => self.map_of(*chunk),
             request => match self.state.query(request) {
                 Some(Reply::Maps(views))
@@ -174,7 +177,7 @@ impl Server {
         }
     }
 
-    fn in_grace(&self, io: &mut dyn Io) -> bool {
+    pub(super) fn in_grace(&self, io: &mut dyn Io) -> bool {
         self.master.as_ref().is_some_and(|m| m.registry.in_grace(io.now()))
     }
 
@@ -190,7 +193,7 @@ impl Server {
 // Requests that wait for chunk servers.
 impl Server {
     /// A request that waits again waits no longer than before.
-    fn park(
+    pub(super) fn park(
         &mut self,
         conn: ConnId,
         head: Head,

@@ -113,6 +113,14 @@ impl Bench {
         assert_eq!(reply, Reply::Wire(MdsReply::Done));
     }
 
+    pub fn drain(&mut self, cs: CsId, draining: bool) {
+        self.apply(Command::internal(1, Internal::DrainCs { cs, draining }));
+    }
+
+    pub fn drop_cs(&mut self, cs: CsId, force: bool) -> Reply {
+        self.apply(Command::internal(1, Internal::DropCs { cs, force })).reply
+    }
+
     /// A file with chunks in these places.
     pub fn file(&mut self, name: &str, places: &[Vec<CsId>]) -> FileId {
         let op = Op::Create {
@@ -168,7 +176,8 @@ impl Bench {
         self.now = self.now.after(TURN);
         let servers = self.servers();
         let is_active = |cs: CsId| self.registry.liveness(cs, self.now, OFFLINE_AFTER) == Liveness::Active;
-        let candidates: Vec<CsView> = servers.values().filter(|v| is_active(v.cs)).cloned().collect();
+        let candidates: Vec<CsView> =
+            servers.values().filter(|v| is_active(v.cs) && !v.leaving).cloned().collect();
         let world = World {
             state: &self.state,
             registry: &self.registry,
@@ -309,4 +318,92 @@ fn a_shared_domain_is_mended_when_a_choice_appears() {
     let new = b.server(3, "");
     b.run_until(2000, |b| b.misplaced() == 0 && b.is_whole());
     assert_eq!(b.copies_to, BTreeMap::from([(new, 20)]));
+}
+
+/// `count` chunks with replicas on the servers in turn.
+fn in_turn(cs: &[CsId], replicas: usize, count: usize) -> Vec<Vec<CsId>> {
+    (0..count).map(|n| (0..replicas).map(|r| cs[(n + r) % cs.len()]).collect()).collect()
+}
+
+#[test]
+fn a_drained_server_is_left_by_copies_first_and_then_dropped() {
+    let mut b = Bench::new();
+    let cs: Vec<CsId> = (1..=5).map(|host| b.server(host, "")).collect();
+    b.set(ROOT, "replicas", "3:2");
+    b.file("disk", &in_turn(&cs, 3, 100));
+    let held = b.state.replica_count(cs[1]);
+    assert!(matches!(b.drop_cs(cs[1], false), Reply::Wire(MdsReply::Failed { .. })), "it holds replicas");
+    b.drain(cs[1], true);
+    b.run_until(3000, |b| {
+        assert!(b.views().iter().all(|v| v.in_sync().count() >= 3), "never fewer in sync than before");
+        b.state.replica_count(cs[1]) == 0
+    });
+    assert_eq!((b.copies(), b.copies_to.get(&cs[1])), (held, None));
+    assert!(b.is_whole() && b.misplaced() == 0);
+    assert_eq!(b.drop_cs(cs[1], false), Reply::Wire(MdsReply::Done));
+    assert!(b.state.cs(cs[1]).is_some_and(|r| r.dropped && !r.draining));
+}
+
+#[test]
+fn a_cancelled_removal_moves_nothing_more() {
+    let mut b = Bench::new();
+    let cs: Vec<CsId> = (1..=5).map(|host| b.server(host, "")).collect();
+    b.set(ROOT, "replicas", "3:2");
+    b.file("disk", &in_turn(&cs, 3, 100));
+    b.drain(cs[0], true);
+    b.run_until(1000, |b| b.copies() > 20);
+    b.drain(cs[0], false);
+    b.run_until(100, Bench::is_whole);
+    let (copies, left) = (b.copies(), b.state.replica_count(cs[0]));
+    for _ in 0..1000 {
+        b.turn();
+    }
+    assert_eq!((b.copies(), b.state.replica_count(cs[0])), (copies, left));
+    assert!(left > 0 && b.misplaced() == 0);
+}
+
+#[test]
+fn a_dead_server_that_is_removed_is_not_waited_for() {
+    let mut b = Bench::new();
+    let cs: Vec<CsId> = (1..=5).map(|host| b.server(host, "")).collect();
+    b.set(ROOT, "replicas", "3:2");
+    b.file("disk", &in_turn(&cs, 3, 50));
+    b.disconnect(cs[0]);
+    for _ in 0..50 {
+        b.turn();
+    }
+    assert_eq!(b.copies(), 0, "inactive for a short time");
+    b.drain(cs[0], true);
+    b.run_until(400, |b| b.state.replica_count(cs[0]) == 0);
+    assert!(b.now.since(Timestamp(0)) < OFFLINE_AFTER);
+    assert_eq!(b.drop_cs(cs[0], false), Reply::Wire(MdsReply::Done));
+}
+
+#[test]
+fn a_server_stays_where_its_domain_is_needed() {
+    let mut b = Bench::new();
+    let cs: Vec<CsId> = [1, 2, 3, 3].iter().map(|host| b.server(*host, "")).collect();
+    b.set(ROOT, "replicas", "3:2");
+    b.file("disk", &vec![cs[..3].to_vec(); 10]);
+    b.drain(cs[0], true);
+    for _ in 0..500 {
+        b.turn();
+    }
+    assert_eq!((b.copies(), b.repair.without_place(cs[0], &b.state)), (0, 10));
+    let new = b.server(7, "");
+    b.run_until(500, |b| b.state.replica_count(cs[0]) == 0);
+    assert_eq!(b.copies_to, BTreeMap::from([(new, 10)]));
+}
+
+#[test]
+fn dropping_by_force_keeps_the_last_good_replica() {
+    let mut b = Bench::new();
+    let cs: Vec<CsId> = (1..=3).map(|host| b.server(host, "")).collect();
+    b.set(ROOT, "replicas", "2:1");
+    b.file("disk", &[vec![cs[0], cs[1]], vec![cs[2]]]);
+    let Reply::Wire(MdsReply::Failed { detail, .. }) = b.drop_cs(cs[2], true) else { panic!("lost data") };
+    assert!(detail.contains("only good replica of 1 chunks"), "{detail}");
+    assert_eq!(b.drop_cs(cs[0], true), Reply::Wire(MdsReply::Done));
+    assert_eq!(b.views()[0].replicas, [(cs[1], Role::InSync)]);
+    b.run_until(500, Bench::is_whole);
 }

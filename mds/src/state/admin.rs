@@ -5,7 +5,7 @@ use super::data::Body;
 use super::{CsRecord, Internal, MdsRecord, Op, State, config};
 use wire::cs_api::ChunkReport;
 use wire::mds_api::{Event, FailureDomain, MdsReply, Severity};
-use wire::{ChunkId, CsId, FileId, MdsId, Status};
+use wire::{ChunkId, CsId, FileId, MdsId, Role, Status};
 
 const MOST_EVENTS: usize = 20_000;
 
@@ -20,10 +20,16 @@ impl State {
             Op::NewCs { host_id, host } => {
                 let cs = CsId(self.data.next_cs);
                 self.data.next_cs += 1;
-                let (host_id, host, location) = (*host_id, host.clone(), String::new());
-                self.data
-                    .cs
-                    .insert(cs, CsRecord { host_id, host, location, tier: 0, shards: 0, dropped: false });
+                let record = CsRecord {
+                    host_id: *host_id,
+                    host: host.clone(),
+                    location: String::new(),
+                    tier: 0,
+                    shards: 0,
+                    dropped: false,
+                    draining: false,
+                };
+                self.data.cs.insert(cs, record);
                 Ok(MdsReply::NewCs { cs })
             }
             Op::SetPolicy { file, name, value, recursive } => {
@@ -149,7 +155,8 @@ impl State {
         match op {
             Internal::Noop => {}
             Internal::RegisterCs { cs, host_id, host, location, tier, shards } => {
-                let dropped = self.data.cs.get(cs).is_some_and(|r| r.dropped);
+                let (dropped, draining) =
+                    self.data.cs.get(cs).map_or((false, false), |r| (r.dropped, r.draining));
                 if dropped || cs.0 >= self.data.next_cs {
                     let detail = format!("CS#{cs} was dropped or never made");
                     return Refusal { status: Status::StaleHandle, detail }.into();
@@ -161,10 +168,12 @@ impl State {
                     tier: *tier,
                     shards: *shards,
                     dropped: false,
+                    draining,
                 };
                 self.data.cs.insert(*cs, record);
             }
             Internal::DropCs { cs, force } => return self.drop_cs(now, *cs, *force, effects),
+            Internal::DrainCs { cs, draining } => return self.drain_cs(now, *cs, *draining, effects),
             Internal::ChangeSets { changes } => {
                 return Reply::Sets(changes.iter().map(|c| self.change_set(c, effects)).collect());
             }
@@ -199,23 +208,44 @@ impl State {
         Reply::Wire(MdsReply::Done)
     }
 
+    fn drain_cs(&mut self, now: u64, cs: CsId, draining: bool, effects: &mut Vec<Effect>) -> Reply {
+        let Some(record) = self.data.cs.get_mut(&cs).filter(|r| !r.dropped) else {
+            return Refusal { status: Status::NotFound, detail: format!("there is no CS#{cs}") }.into();
+        };
+        if std::mem::replace(&mut record.draining, draining) == draining {
+            return Reply::Wire(MdsReply::Done);
+        }
+        let left = self.replica_count(cs);
+        let message = match draining {
+            true => format!("CS#{cs} is being removed: {left} replicas have to go elsewhere"),
+            false => format!("The removal of CS#{cs} was cancelled: {left} replicas are still there"),
+        };
+        self.log(now, "MDS", Severity::Info, message, effects);
+        effects.push(Effect::PolicyChanged);
+        Reply::Wire(MdsReply::Done)
+    }
+
+    /// Without `force` only a server that holds nothing any more.
     fn drop_cs(&mut self, now: u64, cs: CsId, force: bool, effects: &mut Vec<Effect>) -> Reply {
         let there: Vec<ChunkId> = self.chunks_on(cs, ChunkId(0)).collect();
         let needed = there.iter().filter_map(|c| self.chunk(*c)).filter(|view| {
-            let rest = view.in_sync().filter(|other| *other != cs).count();
-            view.in_sync().any(|other| other == cs)
-                && (rest == 0 || (rest < usize::from(view.min_replicas) && !force))
+            let in_sync = |other: CsId| view.role_of(other) == Some(Role::InSync);
+            in_sync(cs) && (!force || view.in_sync().all(|other| other == cs))
         });
         let needed = needed.count();
         if needed > 0 {
-            let detail =
-                format!("CS#{cs} holds {needed} chunks without enough other replicas; nothing was dropped");
+            let detail = match force {
+                true => {
+                    format!("CS#{cs} holds the only good replica of {needed} chunks; nothing was dropped")
+                }
+                false => format!("CS#{cs} still holds {needed} replicas; nothing was dropped"),
+            };
             return Refusal { status: Status::InvalidArgument, detail }.into();
         }
         let Some(record) = self.data.cs.get_mut(&cs) else {
             return Refusal { status: Status::NotFound, detail: format!("there is no CS#{cs}") }.into();
         };
-        record.dropped = true;
+        (record.dropped, record.draining) = (true, false);
         for chunk in there {
             let Some(view) = self.chunk(chunk) else { continue };
             let action = super::SetAction::Remove { cs, force: true };

@@ -275,7 +275,7 @@ impl State {
             counts.overcommitted += u64::from(in_sync > normal);
             let policy = self.policy(view.file).unwrap_or(super::DEFAULT_POLICY);
             let deviation = deviation(&view, &policy);
-            counts.misplaced += u64::from(deviation != Deviation::default());
+            counts.misplaced += u64::from(deviation.breaks_policy());
             counts.unique += u64::from(in_sync == 1 && normal > 1);
             match () {
                 () if active == 0 => counts.offline += 1,

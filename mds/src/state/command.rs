@@ -142,7 +142,8 @@ pub enum Internal {
     Noop,
     /// A CS came, with what it says of itself. Propose it only when [`super::State::cs`] differs.
     RegisterCs { cs: CsId, host_id: [u8; 16], host: String, location: String, tier: u8, shards: u16 },
-    /// The administrator drops a CS. Without `force` it is refused when a chunk would fall below its minimum.
+    /// A CS leaves the cluster. Refused while it holds in-sync replicas, or with `force` while it holds the only one of a
+    /// chunk.
     DropCs { cs: CsId, force: bool },
     /// Changes of replica sets (client's Refresh, CS's Suspect and Joined, repair), each by itself.
     ChangeSets { changes: Vec<SetChange> },
@@ -156,6 +157,8 @@ pub enum Internal {
     Event { system: String, severity: Severity, message: String },
     /// An MDS and its addresses (the first one at `make-mds -I`, or one that moved).
     SetMds { id: MdsId, addr: SocketAddr, raft_addr: SocketAddr },
+    /// The administrator removes a CS that holds data, or thinks better of it.
+    DrainCs { cs: CsId, draining: bool },
 }
 
 /// One change of a replica set, carried out only while the chunk is at `epoch`.

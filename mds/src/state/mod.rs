@@ -58,6 +58,8 @@ pub struct CsRecord {
     /// 0 until it registers for the first time.
     pub shards: u16,
     pub dropped: bool,
+    /// It is to be dropped once it holds nothing.
+    pub draining: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]

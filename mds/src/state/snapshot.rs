@@ -1,11 +1,11 @@
-//! The whole state as bytes: `PSMDSTA1`, CRC-32 of the rest, 4 bytes zero, then rkyv of `Data`.
+//! The whole state as bytes: `PSMDSTA2`, CRC-32 of the rest, 4 bytes zero, then rkyv of `Data`.
 
 use super::State;
 use super::data::{Body, Data, Inode};
 use super::{DEFAULT_POLICY, FileId, LeaseId, ROOT};
 use std::collections::BTreeMap;
 
-const MAGIC: [u8; 8] = *b"PSMDSTA1";
+const MAGIC: [u8; 8] = *b"PSMDSTA2";
 const HEAD_BYTES: usize = 16;
 
 impl State {
@@ -68,7 +68,10 @@ impl State {
 
     pub fn restore(bytes: &[u8]) -> Result<State, String> {
         if bytes.len() < HEAD_BYTES || bytes[..8] != MAGIC {
-            return Err("not a snapshot of this version's metadata".into());
+            return Err(
+                "not a snapshot of this version's metadata (PSMDSTA2): start the pstorage-mdsd that wrote it"
+                    .into(),
+            );
         }
         let body = &bytes[HEAD_BYTES..];
         let found = u32::from_le_bytes(bytes[8..12].try_into().expect("4 bytes"));

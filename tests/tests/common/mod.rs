@@ -229,7 +229,8 @@ impl Cluster {
             let all = |list: &str, good: &dyn Fn(&serde_json::Value) -> bool| {
                 stat[list].as_array().is_some_and(|l| l.iter().all(good))
             };
-            let servers = all("mds", &|m| m["available"] == true) && all("cs", &|c| c["status"] == "active");
+            let servers = all("mds", &|m| m["available"] == true)
+                && all("cs", &|c| c["status"] == "active" || c["status"] == "dropped");
             if servers && stat["chunks"]["healthy"] == stat["chunks"]["total"] {
                 return;
             }

@@ -1,7 +1,9 @@
 //! `pstorage`: the one command of administrators.
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use pstorage_tools::commands::{advise, attributes, auth, check, check_flush, configure, local, make, stat};
+use pstorage_tools::commands::{
+    advise, attributes, auth, check, check_flush, configure, local, make, remove, stat,
+};
 use pstorage_tools::{Context, Outcome, parse_replicas};
 use shards::text::parse_size;
 use std::net::{IpAddr, SocketAddr};
@@ -140,6 +142,22 @@ enum Command {
         #[arg(long, alias = "capacity-mb", value_name = "SIZE", value_parser = |s: &str| parse_size(s, 1 << 20),
               allow_hyphen_values = true)]
         capacity: Option<u64>,
+    },
+    /// Removes a chunk server: its replicas are copied elsewhere first, then it leaves the cluster. Refused when they can't be.
+    ///
+    /// Example: pstorage -c pcs1 rm-cs --wait 1026
+    RmCs {
+        /// Remove it at once, copying nothing; refused if data would be lost.
+        #[arg(short = 'f', long)]
+        force: bool,
+        /// Return when it has been removed, showing progress.
+        #[arg(long)]
+        wait: bool,
+        /// End a removal that goes on: the server stays.
+        #[arg(long, short = 'U', conflicts_with_all = ["force", "wait"])]
+        cancel: bool,
+        /// Number of the chunk server (CSID in stat).
+        id: u32,
     },
     /// Changes a chunk server that is stopped: moves, resizes or takes back its journals and read cache, changes its tier,
     /// location or address. Without options it shows what is set.
@@ -314,6 +332,10 @@ fn run(context: &Context, command: Command) -> Outcome {
                 capacity_bytes: capacity,
             },
         ),
+        Command::RmCs { cancel: true, id, .. } => remove::cancel(context, wire::CsId(id)),
+        Command::RmCs { force, wait, id, .. } => {
+            remove::rm_cs(context, wire::CsId(id), remove::Options { force, wait })
+        }
         Command::ConfigureCs {
             dir,
             tier,

@@ -136,6 +136,18 @@ impl Cluster {
         self.numbers("cs").into_iter().map(|n| self.daemon("pstorage-csd", format!("cs{n}"))).collect()
     }
 
+    /// Chunk servers without those that were removed from the cluster (rm-cs).
+    fn remaining_cs(&self) -> Outcome<Vec<Service>> {
+        let stat = self.stat()?;
+        let remains = |n: &u32| {
+            let card = engine::control::read(&self.dir.join(format!("cs{n}")));
+            let dropped = |id| stat.cs.iter().any(|cs| cs.cs == id && cs.status == CsStatus::Dropped);
+            !card.is_ok_and(|card| dropped(card.id))
+        };
+        let numbers = self.numbers("cs").into_iter().filter(remains);
+        Ok(numbers.map(|n| self.daemon("pstorage-csd", format!("cs{n}"))).collect())
+    }
+
     fn mount(&self) -> Service {
         let log = self.path("logs/mount.log");
         let args = ["-c", CLUSTER, &self.path("mnt"), "--etc", &self.path("etc"), "-l", &log, "-f"];
@@ -415,7 +427,7 @@ fn start_all(c: &Cluster, shape: &Shape) -> Outcome {
         };
         make::make_cs_quietly(&c.context, &new)?;
     }
-    let cs = c.cs();
+    let cs = c.remaining_cs()?;
     for service in &cs {
         c.start(service)?;
     }

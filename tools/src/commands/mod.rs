@@ -8,4 +8,5 @@ pub mod check_flush;
 pub mod configure;
 pub mod local;
 pub mod make;
+pub mod remove;
 pub mod stat;

@@ -43,7 +43,7 @@ pub fn stat(context: &Context) -> Outcome {
     println!(
         "CS nodes:  {} of {} ({} avail, {} inactive, {} offline)",
         count(CsStatus::Active),
-        s.cs.len(),
+        s.cs.len() - count(CsStatus::Dropped),
         count(CsStatus::Active),
         count(CsStatus::Inactive),
         count(CsStatus::Offline)
@@ -85,7 +85,11 @@ pub fn stat(context: &Context) -> Outcome {
         "SCRUB", "DAMAGED",
     ]);
     for cs in &s.cs {
-        let status = format!("{:?}", cs.status).to_lowercase();
+        let status = match (cs.draining, cs.status) {
+            (true, CsStatus::Active) => "draining".into(),
+            (true, status) => format!("{status:?}, draining").to_lowercase(),
+            (false, status) => format!("{status:?}").to_lowercase(),
+        };
         t.add_row([
             cs.cs.to_string(),
             status,
