@@ -89,7 +89,7 @@ fn rank(view: &CsView, policy: &ReplicaPolicy, taken: &[&CsView]) -> (usize, boo
 /// Chooses up to `count` servers and at least `least`, beside `taken` (existing replicas, not chosen again).
 /// `registered` is only for the message.
 pub fn choose(
-    candidates: &[CsView],
+    candidates: &[&CsView],
     policy: &ReplicaPolicy,
     count: usize,
     least: usize,
@@ -98,7 +98,7 @@ pub fn choose(
     random: &mut dyn FnMut() -> u64,
 ) -> Result<Vec<CsId>, PlacementError> {
     let free = |v: &&CsView| taken.iter().all(|t| t.cs != v.cs);
-    let mut pool: Vec<&CsView> = candidates.iter().filter(free).collect();
+    let mut pool: Vec<&CsView> = candidates.iter().copied().filter(free).collect();
     if pool.len() < least || pool.is_empty() {
         return Err(PlacementError::TooFew { wanted: count, available: pool.len(), registered });
     }
@@ -132,7 +132,7 @@ fn pick(pool: &[&CsView], among: &[usize], random: &mut dyn FnMut() -> u64) -> u
 /// The replica whose move brings a set closest to its policy, and where to: (from, to). None if no move helps.
 pub fn improve(
     set: &[&CsView],
-    candidates: &[CsView],
+    candidates: &[&CsView],
     policy: &ReplicaPolicy,
     random: &mut dyn FnMut() -> u64,
 ) -> Option<(CsId, CsId)> {
@@ -140,8 +140,8 @@ pub fn improve(
     if best.0 == Deviation::default() {
         return None;
     }
-    let elsewhere: Vec<CsView> =
-        candidates.iter().filter(|c| set.iter().all(|v| v.cs != c.cs)).cloned().collect();
+    let elsewhere: Vec<&CsView> =
+        candidates.iter().copied().filter(|c| set.iter().all(|v| v.cs != c.cs)).collect();
     for leaver in 0..set.len() {
         let mut moved = without(set, leaver);
         let Ok(chosen) = choose(&elsewhere, policy, 1, 1, &moved, 0, random) else { return None };
@@ -215,17 +215,27 @@ mod tests {
         Deviation::of(&views(all, of), policy)
     }
 
+    fn pick_some(
+        all: &[CsView],
+        policy: &ReplicaPolicy,
+        count: usize,
+        least: usize,
+        random: &mut dyn FnMut() -> u64,
+    ) -> Result<Vec<CsId>, PlacementError> {
+        choose(&all.iter().collect::<Vec<_>>(), policy, count, least, &[], 4, random)
+    }
+
     #[test]
     fn hosts_are_distinct_while_there_are_enough() {
         let all: Vec<CsView> = (0..9).map(|i| view(i, (i / 3) as u8, 0, 50)).collect();
         let mut r = random();
         for _ in 0..200 {
-            let chosen = choose(&all, &POLICY, 3, 3, &[], 9, &mut r).unwrap();
+            let chosen = pick_some(&all, &POLICY, 3, 3, &mut r).unwrap();
             let hosts: BTreeSet<u32> = chosen.iter().map(|c| c.0 / 3).collect();
             assert_eq!((hosts.len(), deviation(&all, &chosen, &POLICY)), (3, Deviation::default()));
         }
         let one_host: Vec<CsView> = (0..3).map(|i| view(i, 1, 0, 50)).collect();
-        let chosen = choose(&one_host, &POLICY, 3, 3, &[], 3, &mut r).unwrap();
+        let chosen = pick_some(&one_host, &POLICY, 3, 3, &mut r).unwrap();
         assert_eq!(deviation(&one_host, &chosen, &POLICY), Deviation { shared: 2, ..Deviation::default() });
     }
 
@@ -237,7 +247,7 @@ mod tests {
         all.push(at("a.1.r2", view(12, 9, 0, 50)));
         let mut r = random();
         for _ in 0..200 {
-            let chosen = choose(&all, &policy, 3, 3, &[], 13, &mut r).unwrap();
+            let chosen = pick_some(&all, &policy, 3, 3, &mut r).unwrap();
             let hosts: BTreeSet<[u8; 16]> = views(&all, &chosen).iter().map(|v| v.host_id).collect();
             assert_eq!((hosts.len(), deviation(&all, &chosen, &policy).shared), (3, 1));
         }
@@ -258,13 +268,13 @@ mod tests {
     fn too_few_are_told_and_other_tiers_are_better_than_none() {
         let two = [view(1, 1, 1, 5), view(2, 2, 1, 5)];
         let mut r = random();
-        let error = choose(&two, &POLICY, 3, 3, &[], 4, &mut r).unwrap_err().to_string();
+        let error = pick_some(&two, &POLICY, 3, 3, &mut r).unwrap_err().to_string();
         assert_eq!(error, "Failed to allocate 3 replicas: 2 out of 4 chunk servers are available");
-        let chosen = choose(&two, &POLICY, 3, 2, &[], 4, &mut r).unwrap();
+        let chosen = pick_some(&two, &POLICY, 3, 2, &mut r).unwrap();
         assert_eq!(deviation(&two, &chosen, &POLICY).other_tier, 2);
         // The tier asked for has one host only: the second replica stands elsewhere rather than beside the first.
         let mixed = [view(1, 1, 0, 5), view(2, 1, 0, 5), view(3, 2, 1, 5)];
-        let chosen = choose(&mixed, &POLICY, 2, 2, &[], 3, &mut r).unwrap();
+        let chosen = pick_some(&mixed, &POLICY, 2, 2, &mut r).unwrap();
         assert_eq!(deviation(&mixed, &chosen, &POLICY), Deviation { other_tier: 1, ..Deviation::default() });
     }
 
@@ -273,7 +283,7 @@ mod tests {
         let two = [view(1, 1, 0, 90), view(2, 2, 0, 10)];
         let mut r = random();
         let first =
-            (0..1000).filter(|_| choose(&two, &POLICY, 1, 1, &[], 2, &mut r).unwrap()[0] == CsId(1)).count();
+            (0..1000).filter(|_| pick_some(&two, &POLICY, 1, 1, &mut r).unwrap()[0] == CsId(1)).count();
         assert!((800..980).contains(&first), "{first}");
     }
 
@@ -282,7 +292,7 @@ mod tests {
         let two = [CsView { load: 64 * 9, ..view(1, 1, 0, 50) }, view(2, 2, 0, 50)];
         let mut r = random();
         let first =
-            (0..1000).filter(|_| choose(&two, &POLICY, 1, 1, &[], 2, &mut r).unwrap()[0] == CsId(1)).count();
+            (0..1000).filter(|_| pick_some(&two, &POLICY, 1, 1, &mut r).unwrap()[0] == CsId(1)).count();
         assert!((50..150).contains(&first), "{first}");
     }
 
@@ -312,9 +322,9 @@ mod tests {
         let set: Vec<CsId> = [1, 2, 3].map(CsId).to_vec();
         let mut r = random();
         // The only other server stands on the host of the first.
-        assert_eq!(improve(&views(&all, &set), &[all[3].clone()], &POLICY, &mut r), None);
+        assert_eq!(improve(&views(&all, &set), &[&all[3]], &POLICY, &mut r), None);
         let new = view(5, 5, 1, 50);
-        let to = improve(&views(&all, &set), &[all[3].clone(), new], &POLICY, &mut r);
+        let to = improve(&views(&all, &set), &[&all[3], &new], &POLICY, &mut r);
         assert_eq!(to, Some((CsId(3), CsId(5))), "another tier is less of an evil");
         assert_eq!(
             surplus(&all[..3].iter().rev().collect::<Vec<_>>(), &POLICY),
@@ -349,7 +359,7 @@ mod tests {
         fn no_domain_is_shared_while_another_choice_exists(
             all in any_cluster(), policy in any_policy(), seed in any::<u64>()
         ) {
-            let chosen = choose(&all, &policy, policy.normal.into(), 1, &[], 0, &mut seeded(seed)).unwrap();
+            let chosen = pick_some(&all, &policy, policy.normal.into(), 1, &mut seeded(seed)).unwrap();
             let distinct: BTreeSet<CsId> = chosen.iter().copied().collect();
             prop_assert_eq!(distinct.len(), chosen.len());
             prop_assert_eq!(chosen.len(), all.len().min(policy.normal.into()));
@@ -373,9 +383,9 @@ mod tests {
             while set.len() > usize::from(policy.normal) {
                 set.remove((r() % set.len() as u64) as usize);
             }
-            let ideal = choose(&all, &policy, set.len(), 1, &[], 0, &mut r).unwrap();
+            let ideal = pick_some(&all, &policy, set.len(), 1, &mut r).unwrap();
             let mut moves = 0;
-            while let Some((from, to)) = improve(&views(&all, &set), &all, &policy, &mut r) {
+            while let Some((from, to)) = improve(&views(&all, &set), &all.iter().collect::<Vec<_>>(), &policy, &mut r) {
                 let before = deviation(&all, &set, &policy);
                 prop_assert!(set.contains(&from) && !set.contains(&to));
                 set.retain(|cs| *cs != from);

@@ -1,22 +1,34 @@
-//! Repair: which chunk gets its missing replicas next. Run by the master; volatile, found again from the state.
+//! Repair: which chunk gets its missing replicas next, and which ones move. Run by the master; volatile, found again from
+//! the state.
 //!
 //! Chunks come here when something about them changed (their set, one of their servers) and by a slow scan over all of
-//! them, which finds what no event told. The state says what a chunk needs ([`RepairStep`]); here is when, in which
-//! order and how many at a time.
+//! them, which finds what no event told. The state says what a chunk needs ([`RepairStep`]), [`crate::placement`] where; here
+//! is when, in which order ([`queue`]) and how many at a time ([`slots`]).
 //!
 //! Invariants:
-//! - the chunk with the fewest in-sync replicas goes first;
-//! - a primary shard fills at most `limit` chunks at a time;
+//! - of the chunks that a shard leads, the one with the fewest in-sync replicas is copied first; those in no danger last;
+//! - no more copies at a time, from a shard and to a server, than the limits say;
+//! - a slot is taken while a change that makes a learner is in flight and while a learner is being filled, and no longer;
 //! - at most one change per chunk is in flight;
 //! - the primary hears of a fill again when it, its connection or the epoch changed, and every [`REMIND`].
+
+mod progress;
+mod queue;
+mod slots;
+
+pub use slots::Limits;
 
 use crate::cs_registry::CsRegistry;
 use crate::placement::{self, CsView, Deviation};
 use crate::state::{ChunkView, Liveness, RepairStep, SetAction, SetChange, State};
+use progress::Progress;
+use queue::{Queue, Source, Urgency};
 use shards::{ConnId, Timestamp};
+use slots::Slots;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use wire::{ChunkId, CsId, Epoch, Role, ShardIndex};
+use wire::mds_api::RepairStat;
+use wire::{ChunkId, CsId, Epoch, Role};
 
 /// Chunks looked at in one step.
 const LOOKS_PER_STEP: usize = 256;
@@ -26,6 +38,8 @@ const SCAN_PER_STEP: u32 = 128;
 const SCAN_PAUSE: Duration = Duration::from_secs(10);
 /// A fill that goes on is mentioned to its primary again after this time.
 const REMIND: Duration = Duration::from_secs(10);
+/// Chunks tried for a free slot of a shard in one step: the servers they would be copied to may be busy.
+const TRIES_PER_SOURCE: usize = 16;
 
 /// What the repair loop needs to know of the world.
 pub struct World<'a> {
@@ -37,8 +51,7 @@ pub struct World<'a> {
     pub candidates: &'a [CsView],
     pub now: Timestamp,
     pub offline_after: Duration,
-    /// Fills at a time per primary shard.
-    pub limit: usize,
+    pub limits: Limits,
     /// False when too many servers are offline: then a person decides, and only returning replicas are filled.
     pub may_place: bool,
 }
@@ -59,17 +72,34 @@ impl World<'_> {
         self.servers.get(&cs).is_some_and(|v| v.leaving)
     }
 
-    /// Whether a chunk with all its replicas has them in other places than its policy wishes.
-    fn is_misplaced(&self, view: &ChunkView) -> bool {
+    /// Why a chunk that lacks nothing should move, if it should: it is not where its policy wishes.
+    fn reason_to_move(&self, view: &ChunkView) -> Option<Urgency> {
         let set = self.views(view.in_sync());
-        set.len() == view.replicas.len()
-            && set.len() == usize::from(view.normal_replicas)
-            && self.state.policy(view.file).is_ok_and(|p| Deviation::of(&set, &p) != Deviation::default())
+        let lacks_nothing =
+            set.len() == view.replicas.len() && set.len() == usize::from(view.normal_replicas);
+        let policy = self.state.policy(view.file).ok().filter(|_| lacks_nothing)?;
+        let deviation = Deviation::of(&set, &policy);
+        let is_whole = || set.iter().all(|v| self.live(v.cs) == Liveness::Active);
+        match deviation {
+            Deviation { shared: 1.., .. } if is_whole() => Some(Urgency::Shared),
+            Deviation { leaving: 1.., .. } if is_whole() => Some(Urgency::Leaving),
+            Deviation { other_tier: 1.., .. } if is_whole() => Some(Urgency::OtherTier),
+            _ => None,
+        }
+    }
+
+    /// The shard that leads the chunk.
+    fn source(&self, view: &ChunkView) -> Option<Source> {
+        let primary = view.primary()?;
+        Some((primary, self.registry.shard_for(primary, view.chunk)?))
     }
 
     /// Takes the replica out that the set can best do without. The primary goes in two steps, as one that failed would:
     /// first another one leads, then the copy is deleted.
     fn dismiss(&self, view: &ChunkView) -> Option<SetAction> {
+        if view.in_sync().any(|cs| self.live(cs) != Liveness::Active) {
+            return None; // one that is away for a moment may be missed soon
+        }
         let policy = self.state.policy(view.file).ok()?;
         let cs = placement::surplus(&self.views(view.in_sync()), &policy)?;
         Some(if view.primary() == Some(cs) {
@@ -90,9 +120,10 @@ pub enum Action {
     },
 }
 
+/// A chunk whose learners are being filled.
 struct Fill {
-    primary: CsId,
-    shard: ShardIndex,
+    source: Source,
+    learners: Vec<CsId>,
     epoch: Epoch,
     conn: ConnId,
     told_at: Timestamp,
@@ -100,24 +131,39 @@ struct Fill {
 
 #[derive(Default)]
 pub struct Repair {
-    /// To be looked at; smallest number of in-sync replicas first.
-    queue: BTreeSet<(usize, ChunkId)>,
-    urgency: BTreeMap<ChunkId, usize>,
+    queue: Queue,
     fills: BTreeMap<ChunkId, Fill>,
-    proposed: BTreeSet<ChunkId>,
+    /// Changes in flight; those that make a learner with the slots they take.
+    proposed: BTreeMap<ChunkId, Option<(Source, CsId)>>,
     /// Chunks for which no (better) place was found.
     homeless: BTreeSet<ChunkId>,
+    progress: Progress,
     scan_after: ChunkId,
     scan_at: Timestamp,
+}
+
+enum Plan {
+    Nothing,
+    /// There is no (better) place: the scan, or a server that comes, brings it back.
+    Homeless,
+    /// Needs no slot.
+    Change(SetChange),
+    /// A learner more, for which the source and the target need a slot.
+    Copy {
+        change: SetChange,
+        source: Source,
+        target: CsId,
+        urgency: Urgency,
+    },
+    Fill(ChunkView),
 }
 
 impl Repair {
     /// Has a chunk looked at soon.
     pub fn look_at(&mut self, chunk: ChunkId, state: &State) {
-        if let Some(view) = state.chunk(chunk) {
-            self.enqueue(chunk, view.in_sync().count());
-        } else {
-            self.forget(chunk);
+        match state.chunk(chunk) {
+            Some(view) => self.queue.look(chunk, first_guess(&view)),
+            None => self.forget(chunk),
         }
     }
 
@@ -134,17 +180,8 @@ impl Repair {
         (self.scan_after, self.scan_at) = (ChunkId(0), Timestamp(0));
     }
 
-    fn enqueue(&mut self, chunk: ChunkId, in_sync: usize) {
-        if let Some(old) = self.urgency.insert(chunk, in_sync) {
-            self.queue.remove(&(old, chunk));
-        }
-        self.queue.insert((in_sync, chunk));
-    }
-
     fn forget(&mut self, chunk: ChunkId) {
-        if let Some(old) = self.urgency.remove(&chunk) {
-            self.queue.remove(&(old, chunk));
-        }
+        self.queue.remove(chunk);
         self.fills.remove(&chunk);
         self.homeless.remove(&chunk);
     }
@@ -156,8 +193,10 @@ impl Repair {
     }
 
     /// Changes proposed from here will not be applied.
-    pub fn changes_lost(&mut self) {
-        self.proposed.clear();
+    pub fn changes_lost(&mut self, state: &State) {
+        for chunk in std::mem::take(&mut self.proposed).into_keys() {
+            self.look_at(chunk, state);
+        }
     }
 
     /// Chunks being filled now.
@@ -165,8 +204,26 @@ impl Repair {
         self.fills.len()
     }
 
-    pub fn queued(&self) -> usize {
-        self.queue.len()
+    /// Chunks that wait for their copy.
+    pub fn waiting(&self) -> usize {
+        self.queue.waiting()
+    }
+
+    /// Nothing is to be done, as far as is known.
+    pub fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.fills.is_empty() && self.proposed.is_empty()
+    }
+
+    pub fn stat(&self, now: Timestamp) -> RepairStat {
+        let left = (self.queue.waiting() + self.fills.len()) as u64;
+        RepairStat {
+            waiting: self.queue.waiting() as u64,
+            copying: self.fills.len() as u64,
+            without_place: self.homeless.len() as u64,
+            done: self.progress.done(),
+            chunks_per_s: self.progress.per_s(now),
+            seconds_left: self.progress.seconds_left(left, now).filter(|_| left > 0),
+        }
     }
 
     /// Replicas on a server for which there is no other place.
@@ -178,46 +235,87 @@ impl Repair {
     /// What to do now.
     pub fn step(&mut self, world: &World<'_>, random: &mut dyn FnMut() -> u64) -> Vec<Action> {
         self.scan(world);
-        self.end_orphans(world);
-        let mut busy: BTreeMap<(CsId, ShardIndex), usize> = BTreeMap::new();
-        for fill in self.fills.values() {
-            *busy.entry((fill.primary, fill.shard)).or_default() += 1;
-        }
+        self.review_fills(world);
         let mut actions = Vec::new();
-        let mut later = Vec::new();
         for _ in 0..LOOKS_PER_STEP {
-            let Some((in_sync, chunk)) = self.queue.pop_first() else { break };
-            self.urgency.remove(&chunk);
-            if self.proposed.contains(&chunk) {
+            let Some(chunk) = self.queue.next_look() else { break };
+            if self.proposed.contains_key(&chunk) {
                 continue; // looked at again when the change is done
             }
-            match self.plan(chunk, world, &busy, random) {
-                Plan::Nothing => {
-                    self.fills.remove(&chunk);
-                    self.homeless.remove(&chunk);
+            let plan = self.plan(chunk, world, random);
+            actions.extend(self.begin(chunk, plan, world));
+        }
+        self.hand_out_slots(world, random, &mut actions);
+        self.progress.set_busy(!self.is_idle(), world.now);
+        actions
+    }
+
+    /// Carries out what needs no slot; the rest waits for one.
+    fn begin(&mut self, chunk: ChunkId, plan: Plan, world: &World<'_>) -> Option<Action> {
+        if !matches!(plan, Plan::Fill(_)) {
+            self.end_fill(chunk, world);
+        }
+        if !matches!(plan, Plan::Homeless) {
+            self.homeless.remove(&chunk);
+        }
+        match plan {
+            Plan::Nothing => None,
+            Plan::Homeless => {
+                self.homeless.insert(chunk);
+                None
+            }
+            Plan::Change(change) => {
+                self.proposed.insert(chunk, None);
+                Some(Action::Propose(change))
+            }
+            Plan::Copy { source, urgency, .. } => {
+                self.queue.wait(chunk, source, urgency);
+                None
+            }
+            Plan::Fill(view) => self.tell(view, world),
+        }
+    }
+
+    /// A chunk has no learner any more, or another need: its slots are free.
+    fn end_fill(&mut self, chunk: ChunkId, world: &World<'_>) {
+        let Some(fill) = self.fills.remove(&chunk) else { return };
+        let joined =
+            |cs: &CsId| world.state.chunk(chunk).is_some_and(|v| v.role_of(*cs) == Some(Role::InSync));
+        for _ in fill.learners.iter().filter(|cs| joined(cs)) {
+            self.progress.copied(world.now);
+        }
+    }
+
+    /// Starts copies as far as the limits allow, the most urgent of each source first.
+    fn hand_out_slots(
+        &mut self,
+        world: &World<'_>,
+        random: &mut dyn FnMut() -> u64,
+        actions: &mut Vec<Action>,
+    ) {
+        let mut slots = Slots::default();
+        self.fills.values().for_each(|f| slots.take(f.source, &f.learners));
+        self.proposed.values().flatten().for_each(|(source, target)| slots.take(*source, &[*target]));
+        for source in self.queue.sources() {
+            for (urgency, chunk) in self.queue.first_waiting(source, TRIES_PER_SOURCE) {
+                if !slots.may_send(source, urgency, &world.limits) {
+                    break; // and none that is less urgent
                 }
-                Plan::Homeless => {
-                    self.fills.remove(&chunk);
-                    self.homeless.insert(chunk);
-                }
-                Plan::Later => later.push((in_sync, chunk)),
-                Plan::Change(change) => {
-                    if let (SetAction::AddLearner { .. }, Some(key)) =
-                        (&change.action, primary_shard(chunk, world))
+                match self.plan(chunk, world, random) {
+                    Plan::Copy { change, source: from, target, urgency: now }
+                        if (from, now) == (source, urgency) =>
                     {
-                        *busy.entry(key).or_default() += 1;
+                        if slots.may_receive(target, urgency, &world.limits) {
+                            slots.take(source, &[target]);
+                            self.queue.remove(chunk);
+                            self.proposed.insert(chunk, Some((source, target)));
+                            actions.push(Action::Propose(change));
+                        }
                     }
-                    self.homeless.remove(&chunk);
-                    self.proposed.insert(chunk);
-                    actions.push(Action::Propose(change));
+                    _ => self.look_at(chunk, world.state), // it has changed
                 }
-                Plan::Fill(view) => actions.extend(self.tell(view, world)),
             }
         }
-        for (in_sync, chunk) in later {
-            self.enqueue(chunk, in_sync);
-        }
-        actions
     }
 
     /// Reads on through all chunks and queues those that need something.
@@ -231,10 +329,10 @@ impl Repair {
             let wants = || {
                 has_lost_learner(view, world)
                     || world.state.repair_step(view.chunk, &live).is_some()
-                    || world.is_misplaced(view)
+                    || world.reason_to_move(view).is_some()
             };
-            if !self.urgency.contains_key(&view.chunk) && wants() {
-                self.enqueue(view.chunk, view.in_sync().count());
+            if !self.queue.contains(view.chunk) && !self.proposed.contains_key(&view.chunk) && wants() {
+                self.queue.look(view.chunk, first_guess(view));
             }
         }
         match views.last() {
@@ -247,113 +345,107 @@ impl Repair {
     }
 
     /// Fills whose primary is gone or that nobody mentioned for long are looked at again.
-    fn end_orphans(&mut self, world: &World<'_>) {
+    fn review_fills(&mut self, world: &World<'_>) {
         let stale = |(chunk, fill): (&ChunkId, &Fill)| {
-            let conn = world.registry.conn_for(fill.primary, *chunk);
+            let conn = world.registry.conn_for(fill.source.0, *chunk);
             (conn != Some(fill.conn) || world.now.since(fill.told_at) >= REMIND).then_some(*chunk)
         };
         let again: Vec<ChunkId> = self.fills.iter().filter_map(stale).collect();
         for chunk in again {
-            if world.state.chunk(chunk).is_none() {
-                self.forget(chunk);
-            } else if !self.urgency.contains_key(&chunk) {
+            if !self.queue.contains(chunk) {
                 self.look_at(chunk, world.state);
             }
         }
     }
 
-    fn plan(
-        &mut self,
-        chunk: ChunkId,
-        world: &World<'_>,
-        busy: &BTreeMap<(CsId, ShardIndex), usize>,
-        random: &mut dyn FnMut() -> u64,
-    ) -> Plan {
+    fn plan(&self, chunk: ChunkId, world: &World<'_>, random: &mut dyn FnMut() -> u64) -> Plan {
         let Some(view) = world.state.chunk(chunk) else { return Plan::Nothing };
         let change = |action| Plan::Change(SetChange { chunk, epoch: view.epoch, action });
         let lost = lost_learners(&view, world);
         if !lost.is_empty() {
             return change(SetAction::Drop { cs: lost, force: false });
         }
-        let live = |cs| world.live(cs);
-        let full =
-            || primary_shard(chunk, world).is_some_and(|k| busy.get(&k).is_some_and(|n| *n >= world.limit));
-        match world.state.repair_step(chunk, &live) {
-            None if world.is_misplaced(&view) && full() => Plan::Later,
-            None if world.is_misplaced(&view) => self.move_closer(&view, world, random),
-            None => Plan::Nothing,
+        match world.state.repair_step(chunk, &|cs| world.live(cs)) {
+            None => move_closer(&view, world, random),
             Some(RepairStep::Filling { view }) => Plan::Fill(view),
-            Some(RepairStep::Change(c)) if matches!(c.action, SetAction::AddLearner { .. }) && full() => {
-                Plan::Later
-            }
-            // A stale replica there would only have to leave again.
-            Some(RepairStep::Change(SetChange { action: SetAction::AddLearner { cs }, .. }))
-                if world.is_leaving(cs) && world.may_place =>
-            {
-                let taken = world.views(view.replicas.iter().map(|r| r.0));
-                let Ok(policy) = world.state.policy(view.file) else { return Plan::Nothing };
-                let elsewhere = placement::choose(world.candidates, &policy, 1, 1, &taken, 0, random);
-                change(SetAction::AddLearner { cs: elsewhere.map_or(cs, |chosen| chosen[0]) })
+            Some(RepairStep::Surplus { view }) => world.dismiss(&view).map_or(Plan::Nothing, change),
+            Some(RepairStep::Change(SetChange { action: SetAction::AddLearner { cs }, .. })) => {
+                // A stale replica on a server that is to leave would only have to leave again.
+                let elsewhere = (world.is_leaving(cs) && world.may_place)
+                    .then(|| new_place(&view, world, random))
+                    .flatten();
+                copy_to(elsewhere.unwrap_or(cs), &view, missing(&view), world)
             }
             Some(RepairStep::Change(c)) => Plan::Change(c),
-            Some(RepairStep::Surplus { view }) => world.dismiss(&view).map_or(Plan::Nothing, change),
             Some(RepairStep::Place { .. }) if !world.may_place => Plan::Nothing,
-            Some(RepairStep::Place { .. }) if full() => Plan::Later,
-            Some(RepairStep::Place { exclude, policy }) => {
-                let taken = world.views(exclude.into_iter());
-                match placement::choose(world.candidates, &policy, 1, 1, &taken, 0, random) {
-                    Ok(chosen) => change(SetAction::AddLearner { cs: chosen[0] }),
-                    Err(_) => Plan::Homeless,
-                }
-            }
+            Some(RepairStep::Place { .. }) => match new_place(&view, world, random) {
+                Some(cs) => copy_to(cs, &view, missing(&view), world),
+                None => Plan::Homeless,
+            },
         }
-    }
-
-    /// A chunk that lacks nothing is brought closer to its policy: first one replica more, then the surplus one leaves.
-    fn move_closer(&self, view: &ChunkView, world: &World<'_>, random: &mut dyn FnMut() -> u64) -> Plan {
-        let (true, Ok(policy)) = (world.may_place, world.state.policy(view.file)) else {
-            return Plan::Nothing;
-        };
-        let set = world.views(view.in_sync());
-        let better = placement::improve(&set, world.candidates, &policy, random);
-        better.map_or(Plan::Homeless, |(_, to)| {
-            let (chunk, epoch) = (view.chunk, view.epoch);
-            Plan::Change(SetChange { chunk, epoch, action: SetAction::AddLearner { cs: to } })
-        })
     }
 
     /// Has the primary told, unless it knows.
     fn tell(&mut self, view: ChunkView, world: &World<'_>) -> Option<Action> {
         let chunk = view.chunk;
-        let primary = view.primary()?;
-        let (conn, shard) =
-            (world.registry.conn_for(primary, chunk)?, world.registry.shard_for(primary, chunk)?);
+        let source = world.source(&view)?;
+        let conn = world.registry.conn_for(source.0, chunk)?;
         let knows = |f: &Fill| {
             f.conn == conn
                 && f.epoch == view.epoch
                 && world.now.since(f.told_at) < REMIND
-                && f.primary == primary
+                && f.source == source
         };
         if self.fills.get(&chunk).is_some_and(knows) {
             return None;
         }
-        self.fills.insert(chunk, Fill { primary, shard, epoch: view.epoch, conn, told_at: world.now });
+        let learners = view.with_role(Role::Learner).collect();
+        self.fills.insert(chunk, Fill { source, learners, epoch: view.epoch, conn, told_at: world.now });
         Some(Action::Fill { conn, view })
     }
 }
 
-enum Plan {
-    Nothing,
-    /// There is no (better) place: the scan, or a server that comes, brings it back.
-    Homeless,
-    Later,
-    Change(SetChange),
-    Fill(ChunkView),
+fn missing(view: &ChunkView) -> Urgency {
+    Urgency::Missing { in_sync: view.in_sync().count() as u8 }
 }
 
-fn primary_shard(chunk: ChunkId, world: &World<'_>) -> Option<(CsId, ShardIndex)> {
-    let primary = world.state.chunk(chunk)?.primary()?;
-    Some((primary, world.registry.shard_for(primary, chunk)?))
+/// The urgency of a look, before anything is known of the servers.
+fn first_guess(view: &ChunkView) -> Urgency {
+    let lacks = view.in_sync().count() < usize::from(view.normal_replicas);
+    if lacks { missing(view) } else { Urgency::OtherTier }
+}
+
+/// A server for one replica more.
+fn new_place(view: &ChunkView, world: &World<'_>, random: &mut dyn FnMut() -> u64) -> Option<CsId> {
+    let policy = world.state.policy(view.file).ok()?;
+    // A replica whose server may not come back keeps nobody out of its failure domain.
+    let remains = |&&(cs, role): &&(CsId, Role)| role != Role::Stale || world.live(cs) != Liveness::Offline;
+    let beside = world.views(view.replicas.iter().filter(remains).map(|r| r.0));
+    let candidates: Vec<&CsView> = world.candidates.iter().filter(|c| view.role_of(c.cs).is_none()).collect();
+    let chosen = placement::choose(&candidates, &policy, 1, 1, &beside, 0, random).ok()?;
+    chosen.first().copied()
+}
+
+/// A chunk that lacks nothing is brought closer to its policy: first one replica more, then the surplus one leaves.
+fn move_closer(view: &ChunkView, world: &World<'_>, random: &mut dyn FnMut() -> u64) -> Plan {
+    let (Some(urgency), Ok(policy)) = (world.reason_to_move(view), world.state.policy(view.file)) else {
+        return Plan::Nothing;
+    };
+    if !world.may_place {
+        return Plan::Nothing;
+    }
+    let set = world.views(view.in_sync());
+    match placement::improve(&set, &world.candidates.iter().collect::<Vec<_>>(), &policy, random) {
+        Some((_, to)) => copy_to(to, view, urgency, world),
+        None => Plan::Homeless,
+    }
+}
+
+fn copy_to(target: CsId, view: &ChunkView, urgency: Urgency, world: &World<'_>) -> Plan {
+    let Some(source) = world.source(view) else { return Plan::Nothing };
+    let action = SetAction::AddLearner { cs: target };
+    let change = SetChange { chunk: view.chunk, epoch: view.epoch, action };
+    Plan::Copy { change, source, target, urgency }
 }
 
 /// Learners whose server went away.

@@ -521,6 +521,33 @@ pub struct ChunkCounts {
     pub misplaced: u64,
 }
 
+/// Copies of chunks that are made, to mend or to move them.
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Debug,
+    Default,
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+pub struct RepairStat {
+    /// Chunks that wait for their copy.
+    pub waiting: u64,
+    pub copying: u64,
+    /// Chunks for which there is no server, or no better one.
+    pub without_place: u64,
+    /// Copies made since this work began.
+    pub done: u64,
+    /// In the last half minute.
+    pub chunks_per_s: f64,
+    /// At that rate, for what waits and is copied; none when nothing does, or nothing is known yet.
+    pub seconds_left: Option<u64>,
+}
+
 #[derive(Clone, PartialEq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
 pub struct ClusterStat {
     pub cluster: String,
@@ -532,6 +559,7 @@ pub struct ClusterStat {
     pub cs: Vec<CsInfo>,
     pub clients: Vec<ClientInfo>,
     pub chunks: ChunkCounts,
+    pub repair: RepairStat,
     pub epoch_uptime_ms: u64,
     pub license: String,
 }

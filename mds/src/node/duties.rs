@@ -4,7 +4,7 @@
 use super::outcomes::CHUNKS_PER_COMMAND;
 use super::server::Server;
 use crate::placement::CsView;
-use crate::repair::{Action, World};
+use crate::repair::{Action, Limits, World};
 use crate::state::config;
 use crate::state::{Internal, Liveness, SetChange};
 use shards::{ConnId, Io, Timestamp};
@@ -93,8 +93,12 @@ impl Server {
             return;
         }
         let (servers, candidates) = (self.cs_views(), self.candidates(now));
-        let (offline_after, limit) =
-            (self.offline_after(), self.state.config_number(config::FILLS_PER_SHARD));
+        let offline_after = self.offline_after();
+        let limits = Limits {
+            from_shard: self.state.config_number(config::COPIES_FROM_SHARD) as usize,
+            to_server: self.state.config_number(config::COPIES_TO_SERVER) as usize,
+            moves: self.state.config_number(config::MOVES) as usize,
+        };
         let may_place = self.cluster_health(now).0 != "failure";
         let Some(master) = &mut self.master else { return };
         let world = World {
@@ -104,14 +108,14 @@ impl Server {
             candidates: &candidates,
             now,
             offline_after,
-            limit: limit as usize,
+            limits,
             may_place,
         };
         let actions = master.repair.step(&world, &mut || io.random());
         let filling = master.repair.filling();
         let began = filling > 0 && !master.replicating;
-        let ended = filling == 0 && master.replicating && master.repair.queued() == 0;
-        let queued = filling + master.repair.queued();
+        let ended = master.replicating && master.repair.is_idle();
+        let queued = filling + master.repair.waiting();
         master.replicating = (master.replicating || began) && !ended;
         for action in actions {
             self.carry_out_repair(action, io);

@@ -31,7 +31,7 @@ impl Server {
     /// The quorum can't take more: the askers try again.
     fn sets_refused(&mut self, io: &mut dyn Io) {
         let Some(master) = &mut self.master else { return };
-        master.repair.changes_lost();
+        master.repair.changes_lost(&self.state);
         for group in master.sets.drain() {
             self.refuse(
                 group.conn,

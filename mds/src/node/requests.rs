@@ -7,7 +7,7 @@
 use super::master::{Parked, Patience, Read, Request, Waiter};
 use super::server::Server;
 use crate::cs_registry::GRACE;
-use crate::placement::{self, PlacementError};
+use crate::placement::{self, CsView, PlacementError};
 use crate::raft_log::MAX_COMMAND_BYTES;
 use crate::state::{ChunkView, Command, Op, Placement, Reply, SetAction, SetChange};
 use shards::{ConnId, Io};
@@ -297,6 +297,7 @@ impl Server {
         let mut placements = Vec::with_capacity(missing.len());
         for &index in missing {
             let candidates = self.candidates(io.now());
+            let candidates: Vec<&CsView> = candidates.iter().collect();
             let (count, least) = (usize::from(policy.normal), usize::from(policy.minimum));
             let chosen =
                 placement::choose(&candidates, &policy, count, least, &[], registered, &mut || io.random())?;

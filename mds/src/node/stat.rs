@@ -86,6 +86,7 @@ impl Server {
             cs: self.servers(now),
             clients: self.state.clients(),
             chunks,
+            repair: self.master.as_ref().map(|m| m.repair.stat(now)).unwrap_or_default(),
             epoch_uptime_ms: now.since(self.started_at).as_millis() as u64,
             license: "none".to_string(),
         }

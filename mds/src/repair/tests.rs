@@ -6,7 +6,7 @@ use crate::state::{ChunkView, Command, Internal, Op, Outcome, Placement, Reply};
 use std::net::SocketAddr;
 use wire::cs_api::{Load, Space};
 use wire::mds_api::{FileKind, MdsReply, ReplicaPolicy};
-use wire::{ClientId, FileId, ROOT};
+use wire::{ClientId, FileId, ROOT, ShardIndex};
 
 const TURN: Duration = Duration::from_millis(20);
 const OFFLINE_AFTER: Duration = Duration::from_secs(10);
@@ -22,11 +22,12 @@ pub(super) struct Bench {
     fills: BTreeMap<ChunkId, (Epoch, u32)>,
     /// Turns a fill takes.
     pub fill_turns: u32,
-    pub limit: usize,
+    pub limits: Limits,
     /// Learners made, by server.
     pub copies_to: BTreeMap<CsId, u64>,
-    /// Most fills under way at a time, by primary.
-    pub most_fills: BTreeMap<CsId, usize>,
+    /// Most fills under way at a time, by primary and by learner.
+    pub most_from: BTreeMap<CsId, usize>,
+    pub most_to: BTreeMap<CsId, usize>,
     request: u64,
     random: u64,
 }
@@ -40,9 +41,10 @@ impl Bench {
             now: Timestamp(0),
             fills: BTreeMap::new(),
             fill_turns: 3,
-            limit: 8,
+            limits: Limits { from_shard: 8, to_server: 16, moves: 4 },
             copies_to: BTreeMap::new(),
-            most_fills: BTreeMap::new(),
+            most_from: BTreeMap::new(),
+            most_to: BTreeMap::new(),
             request: 0,
             random: 7,
         };
@@ -185,7 +187,7 @@ impl Bench {
             candidates: &candidates,
             now: self.now,
             offline_after: OFFLINE_AFTER,
-            limit: self.limit,
+            limits: self.limits,
             may_place: true,
         };
         let random = &mut self.random;
@@ -216,15 +218,17 @@ impl Bench {
     }
 
     fn note_fills(&mut self) {
-        let mut now: BTreeMap<CsId, usize> = BTreeMap::new();
+        let (mut from, mut to): (BTreeMap<CsId, usize>, BTreeMap<CsId, usize>) = Default::default();
         for (chunk, (epoch, _)) in &self.fills {
-            if let Some(view) = self.state.chunk(*chunk).filter(|v| v.epoch == *epoch) {
-                *now.entry(view.primary().unwrap()).or_default() += 1;
-            }
+            let Some(view) = self.state.chunk(*chunk).filter(|v| v.epoch == *epoch) else { continue };
+            *from.entry(view.primary().unwrap()).or_default() += 1;
+            view.with_role(Role::Learner).for_each(|cs| *to.entry(cs).or_default() += 1);
         }
-        for (cs, count) in now {
-            let most = self.most_fills.entry(cs).or_default();
-            *most = (*most).max(count);
+        for (now, most) in [(from, &mut self.most_from), (to, &mut self.most_to)] {
+            for (cs, count) in now {
+                let most = most.entry(cs).or_default();
+                *most = (*most).max(count);
+            }
         }
     }
 
@@ -406,4 +410,103 @@ fn dropping_by_force_keeps_the_last_good_replica() {
     assert_eq!(b.drop_cs(cs[0], true), Reply::Wire(MdsReply::Done));
     assert_eq!(b.views()[0].replicas, [(cs[1], Role::InSync)]);
     b.run_until(500, Bench::is_whole);
+}
+
+#[test]
+fn lost_learners_free_their_slots() {
+    let mut b = Bench::new();
+    let cs: Vec<CsId> = (1..=4).map(|host| b.server(host, "")).collect();
+    b.set(ROOT, "replicas", "3:2");
+    // Two replicas of three; one server more, to which everything is copied, slowly.
+    b.file("disk", &vec![vec![cs[0], cs[1]]; 30]);
+    b.disconnect(cs[3]);
+    b.limits = Limits { from_shard: 4, to_server: 16, moves: 1 };
+    b.fill_turns = 1000;
+    b.run_until(100, |b| b.repair.filling() == 4);
+    // It dies with all slots taken; another one comes.
+    b.disconnect(cs[2]);
+    b.fill_turns = 2;
+    for _ in 0..20 {
+        b.turn();
+    }
+    assert_eq!(b.repair.filling(), 0);
+    b.connect(cs[3]);
+    b.run_until(1000, Bench::is_whole);
+    assert_eq!(b.copies_to[&cs[3]], 30);
+}
+
+#[test]
+fn a_lost_server_is_copied_by_many_to_many_within_the_limits() {
+    let mut b = Bench::new();
+    let cs: Vec<CsId> = (1..=20).map(|host| b.server(host, "")).collect();
+    b.set(ROOT, "replicas", "3:2");
+    b.file("disk", &in_turn(&cs, 3, 2000));
+    b.limits = Limits { from_shard: 3, to_server: 5, moves: 1 };
+    let held = b.state.replica_count(cs[7]);
+    b.disconnect(cs[7]);
+    b.run_until(100_000, |b| b.copies() > 0); // offline
+    b.repair.look_at_server(cs[7], &b.state);
+    b.run_until(2000, Bench::is_whole);
+    assert_eq!(b.copies(), held);
+    assert_eq!(b.most_from.values().max(), Some(&3));
+    assert!(b.most_to.values().all(|most| *most <= 5), "{:?}", b.most_to);
+    // Every server that leads some of them sent, and nearly all others received.
+    assert!(b.most_from.len() >= 2 && b.copies_to.len() >= 15, "{:?} {:?}", b.most_from, b.copies_to);
+}
+
+#[test]
+fn the_most_endangered_chunks_go_first() {
+    let mut b = Bench::new();
+    let cs: Vec<CsId> = (1..=6).map(|host| b.server(host, "")).collect();
+    b.set(ROOT, "replicas", "3:2");
+    // One of them has a single replica; all are led by the same server.
+    let mut places = vec![vec![cs[0], cs[1]]; 40];
+    places[33] = vec![cs[0]];
+    b.file("disk", &places);
+    b.limits = Limits { from_shard: 1, to_server: 1, moves: 1 };
+    let endangered = b.views()[33].chunk;
+    b.run_until(200, |b| b.state.chunk(endangered).unwrap().in_sync().count() == 2);
+    let whole = b.views().iter().filter(|v| v.in_sync().count() == 3).count();
+    assert!(whole <= 1, "{whole} others went first");
+    b.run_until(3000, Bench::is_whole);
+}
+
+#[test]
+fn a_server_that_returns_cancels_the_copies_not_yet_made() {
+    let mut b = Bench::new();
+    let cs: Vec<CsId> = (1..=5).map(|host| b.server(host, "")).collect();
+    b.set(ROOT, "replicas", "3:2");
+    b.file("disk", &vec![cs[..3].to_vec(); 100]);
+    b.limits = Limits { from_shard: 2, to_server: 2, moves: 1 };
+    b.disconnect(cs[2]);
+    b.run_until(10_000, |b| b.copies() >= 10);
+    let elsewhere = b.copies();
+    assert!(elsewhere < 50);
+    b.connect(cs[2]);
+    b.run_until(3000, Bench::is_whole);
+    let again = b.copies_to[&cs[2]];
+    assert!(
+        b.copies() - again <= elsewhere + 4,
+        "{} copies elsewhere, {elsewhere} before",
+        b.copies() - again
+    );
+    assert_eq!(b.state.replica_count(cs[2]), again);
+}
+
+#[test]
+fn what_is_in_danger_goes_before_what_only_moves() {
+    let mut b = Bench::new();
+    let cs: Vec<CsId> = (1..=6).map(|host| b.server(host, "")).collect();
+    b.set(ROOT, "replicas", "3:2");
+    let mut places = vec![vec![cs[0], cs[1], cs[2]]; 60];
+    places.extend(vec![vec![cs[0], cs[3]]; 20]);
+    b.file("disk", &places);
+    b.drain(cs[1], true);
+    b.limits = Limits { from_shard: 2, to_server: 4, moves: 1 };
+    b.run_until(1000, |b| b.views().iter().all(|v| v.in_sync().count() >= 3));
+    let left = b.state.replica_count(cs[1]);
+    assert!(left >= 50, "{left} of 60 are still there");
+    assert!(b.repair.stat(b.now).chunks_per_s > 0.0);
+    b.run_until(3000, |b| b.state.replica_count(cs[1]) == 0);
+    assert!(b.is_whole());
 }

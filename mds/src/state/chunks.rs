@@ -242,14 +242,18 @@ impl State {
         {
             return change(SetAction::AddLearner { cs: *back });
         }
-        if let Some(gone) = stale.iter().find(|cs| in_sync.len() >= normal || live(**cs) == Liveness::Offline)
-        {
+        // A stale replica whose server is offline stays until the set is whole without it: should the server come back
+        // first, it need not be copied anew.
+        let (lost, awaited): (Vec<CsId>, Vec<CsId>) =
+            stale.iter().partition(|cs| live(**cs) == Liveness::Offline);
+        let in_the_way = lost.first().filter(|_| view.replicas.len() >= MAX_REPLICAS);
+        if let Some(gone) = stale.first().filter(|_| in_sync.len() >= normal).or(in_the_way) {
             return change(SetAction::Remove { cs: *gone, force: true });
         }
         if in_sync.len() > normal {
             return Some(RepairStep::Surplus { view });
         }
-        if in_sync.len() + stale.len() < normal {
+        if in_sync.len() + awaited.len() < normal {
             let policy = self.policy(view.file).ok()?;
             return Some(RepairStep::Place { exclude: view.replicas.iter().map(|r| r.0).collect(), policy });
         }

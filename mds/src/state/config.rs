@@ -10,8 +10,14 @@ pub const MAX_OFFLINE_CS_HOSTS: &str = "mds.wd.max_offline_cs_hosts";
 pub const FILL_MARGIN_PERCENT: &str = "mds.alloc.fill_margin";
 /// Least free MB of a CS for new chunks.
 pub const FREE_SPACE_MARGIN_MB: &str = "mds.alloc.free_space_margin";
-/// Chunks a primary shard fills at a time.
-pub const FILLS_PER_SHARD: &str = "mds.repl.max_fills";
+/// Chunks that one shard of a chunk server copies to others at a time.
+pub const COPIES_FROM_SHARD: &str = "mds.repl.max_fills";
+/// Chunks that are copied to one chunk server at a time.
+pub const COPIES_TO_SERVER: &str = "mds.repl.max_incoming";
+/// The same, both, for chunks that are in no danger: removal of a server, change of a policy, balance.
+pub const MOVES: &str = "mds.repl.max_moves";
+/// What one chunk server copies to others, MB a second. 0: as much as disks and network give.
+pub const COPY_RATE_MB: &str = "mds.repl.max_rate";
 /// Within so many hours a chunk server verifies everything it holds. 0: never.
 pub const SCRUB_PERIOD_HOURS: &str = "cs.scrub.period";
 
@@ -28,7 +34,10 @@ pub(super) const KEYS: &[Key] = &[
     Key { name: FILL_MARGIN_PERCENT, default: 5, least: 0, most: 50, unit: "percent" },
     Key { name: FREE_SPACE_MARGIN_MB, default: 512, least: 0, most: 1 << 20, unit: "MB" },
     Key { name: LEASE_TIMEOUT_MS, default: 10_000, least: 1_000, most: 600_000, unit: "ms" },
-    Key { name: FILLS_PER_SHARD, default: 8, least: 1, most: 1000, unit: "chunks" },
+    Key { name: COPIES_FROM_SHARD, default: 8, least: 1, most: 1000, unit: "chunks" },
+    Key { name: COPIES_TO_SERVER, default: 16, least: 1, most: 1000, unit: "chunks" },
+    Key { name: MOVES, default: 4, least: 1, most: 1000, unit: "chunks" },
+    Key { name: COPY_RATE_MB, default: 0, least: 0, most: 100_000, unit: "MB/s, 0 = no limit" },
     Key { name: MAX_OFFLINE_CS_HOSTS, default: 2, least: 0, most: 10_000, unit: "hosts, 0 = off" },
     Key { name: OFFLINE_TIMEOUT_MS, default: 300_000, least: 1_000, most: 86_400_000, unit: "ms" },
 ];

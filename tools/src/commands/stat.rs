@@ -65,6 +65,14 @@ pub fn stat(context: &Context) -> Outcome {
         c.deleting,
         if c.misplaced > 0 { format!(", {} misplaced (policy not met)", c.misplaced) } else { String::new() }
     );
+    let r = &s.repair;
+    if r.waiting + r.copying + r.without_place > 0 {
+        let left = r.seconds_left.map_or("-".into(), |s| format!("{s} s"));
+        println!(
+            "Repair: {} chunks wait, {} are copied, {} have no place to go, {} done at {:.1}/s, {left} left",
+            r.waiting, r.copying, r.without_place, r.done, r.chunks_per_s
+        );
+    }
     println!("FS: {} files, {} chunks, {} clients\n", s.fs.files, s.fs.chunks, s.clients.len());
     let mut t = table(&["MDSID", "STATUS", "COMMITS", "UPTIME", "MEM", "HOST"]);
     for m in &s.mds {
