@@ -102,11 +102,7 @@ impl Bench {
 
     pub fn disconnect(&mut self, cs: CsId) {
         self.registry.disconnected(ConnId(cs.0.into()), self.now).unwrap();
-    }
-
-    pub fn set_space(&mut self, cs: CsId, total_bytes: u64, free_bytes: u64) {
-        let space = Space { total_bytes, free_bytes, chunks: 0 };
-        assert!(self.registry.heartbeat(ConnId(cs.0.into()), space, Load::default(), self.now));
+        self.repair.look_at_server(cs, &self.state);
     }
 
     pub fn set(&mut self, file: FileId, name: &str, value: &str) {
