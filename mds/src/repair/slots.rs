@@ -16,11 +16,11 @@ pub struct Limits {
 }
 
 impl Limits {
-    fn from_shard(&self, urgency: Urgency) -> usize {
+    fn most_from(&self, urgency: Urgency) -> usize {
         if urgency.is_move() { self.moves.min(self.from_shard) } else { self.from_shard }
     }
 
-    fn to_server(&self, urgency: Urgency) -> usize {
+    fn most_to(&self, urgency: Urgency) -> usize {
         if urgency.is_move() { self.moves.min(self.to_server) } else { self.to_server }
     }
 }
@@ -41,10 +41,10 @@ impl Slots {
     }
 
     pub fn may_send(&self, source: Source, urgency: Urgency, limits: &Limits) -> bool {
-        self.from.get(&source).copied().unwrap_or(0) < limits.from_shard(urgency)
+        self.from.get(&source).copied().unwrap_or(0) < limits.most_from(urgency)
     }
 
     pub fn may_receive(&self, target: CsId, urgency: Urgency, limits: &Limits) -> bool {
-        self.to.get(&target).copied().unwrap_or(0) < limits.to_server(urgency)
+        self.to.get(&target).copied().unwrap_or(0) < limits.most_to(urgency)
     }
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::cs_registry::Registration;
 use crate::state::{ChunkView, Command, Internal, Op, Outcome, Placement, Reply};
 use std::net::SocketAddr;
-use wire::cs_api::{Load, Space};
+use wire::cs_api::Space;
 use wire::mds_api::{FileKind, MdsReply, ReplicaPolicy};
 use wire::{ClientId, FileId, ROOT, ShardIndex};
 
