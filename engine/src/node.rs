@@ -152,6 +152,11 @@ impl CsShard {
         self.store.as_ref()
     }
 
+    /// Chunks served here as primary, and at which epoch; for checkers in tests.
+    pub fn active_chunks(&self) -> impl Iterator<Item = (ChunkId, wire::Epoch)> {
+        self.replication.active_chunks()
+    }
+
     /// What this shard knows of a chunk, for people who look for the reason of a failed test.
     pub fn explain(&self, chunk: ChunkId) -> String {
         let stored = self.store.as_ref().and_then(|s| s.chunk(chunk));

@@ -8,7 +8,7 @@
 //!   that connect to each other at the same time don't fight over one line.
 
 use shards::{ConnId, Io, RawFrame, Timestamp};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 use wire::auth::ClusterKey;
@@ -81,6 +81,8 @@ pub struct Net {
     generation: u64,
     conns: BTreeMap<ConnId, Conn>,
     lines: BTreeMap<MdsId, Line>,
+    /// When an attempt to reach another server, or a line to one, failed last.
+    line_lost_at: Timestamp,
     next_request: u64,
 }
 
@@ -94,6 +96,7 @@ impl Net {
             generation,
             conns: BTreeMap::new(),
             lines: BTreeMap::new(),
+            line_lost_at: Timestamp(0),
             next_request: 1,
         }
     }
@@ -114,9 +117,15 @@ impl Net {
         self.conns.insert(conn, Conn { role, addr: Some(addr), since: now, heard: now });
     }
 
-    /// The other servers and where they are; lines to servers that are no longer listed are closed.
-    pub fn set_members(&mut self, members: &BTreeMap<MdsId, SocketAddr>, io: &mut dyn Io) {
-        let wanted = |id: &MdsId, line: &Line| members.get(id) == Some(&line.addr);
+    /// The other servers and where they are; lines to servers that are no longer listed are closed, but for those that
+    /// are `leaving`.
+    pub fn set_members(
+        &mut self,
+        members: &BTreeMap<MdsId, SocketAddr>,
+        leaving: &BTreeSet<MdsId>,
+        io: &mut dyn Io,
+    ) {
+        let wanted = |id: &MdsId, line: &Line| members.get(id) == Some(&line.addr) || leaving.contains(id);
         let gone: Vec<MdsId> =
             self.lines.iter().filter(|(id, l)| !wanted(id, l)).map(|(id, _)| *id).collect();
         for id in gone {
@@ -311,6 +320,7 @@ impl Net {
             line.failed = Some(why.to_string());
         }
         line.conn = None;
+        self.line_lost_at = now;
         line.retry_at = now.after(RECONNECT);
         let was_ready = std::mem::replace(&mut line.ready, false);
         if was_ready { vec![NetEvent::LineDown { mds }] } else { Vec::new() }
@@ -333,6 +343,10 @@ impl Net {
     /// The connection to another server, if it stands.
     pub fn line(&self, mds: MdsId) -> Option<ConnId> {
         self.lines.get(&mds).filter(|l| l.ready).and_then(|l| l.conn)
+    }
+
+    pub fn line_lost_at(&self) -> Timestamp {
+        self.line_lost_at
     }
 
     pub fn addr_of(&self, conn: ConnId) -> Option<SocketAddr> {

@@ -1,6 +1,7 @@
 //! The simulator in `cargo test`: many seeds, and the promise that one seed is one run.
 
-use pstorage_tests::simulator::{Options, all_cores, campaign, run};
+use pstorage_tests::simulator::{Fault, Options, Plan, What, all_cores, campaign, run, run_plan};
+use std::time::Duration;
 
 const SEEDS: u64 = 500;
 
@@ -28,5 +29,22 @@ fn one_seed_is_one_run() {
             (again.trace, again.events, again.done_ops),
             "seed {seed}: two runs differ: something depends on more than the seed"
         );
+    }
+}
+
+/// The vote of a removed server is needed until raft has let it go.
+#[test]
+fn metadata_servers_can_be_removed_down_to_one() {
+    let options = Options::default();
+    for (seed, apart_ms) in [(1, 20), (2, 400), (3, 4000)] {
+        let mut plan = Plan::of_seed(seed, options.chaos);
+        plan.shape.mds = 3;
+        let remove = |n| Fault {
+            at: Duration::from_millis(1000 + (2 - n) as u64 * apart_ms),
+            lasts: Duration::ZERO,
+            what: What::RemoveMds(n),
+        };
+        plan.faults = vec![remove(2), remove(1)];
+        run_plan(&plan, &options).unwrap_or_else(|failure| panic!("{apart_ms} ms apart: {failure}"));
     }
 }

@@ -26,6 +26,8 @@ use wire::{ClientId, Frame, Head, Kind, Status, encode};
 const ROUND_PAUSE: Duration = Duration::from_millis(100);
 /// How long making a connection may take before the next server is tried.
 const CONNECT_WITHIN: Duration = Duration::from_millis(1500);
+/// A session is trusted for its timeout less one part in so many: two clocks may differ by 3 %.
+const DRIFT_PART: u32 = 32;
 
 pub(super) struct Mds {
     addrs: Vec<SocketAddr>,
@@ -89,10 +91,10 @@ struct Pending {
 
 impl Mds {
     /// Whether the leases of the session certainly stand: nobody can have taken them. After a pause of this process
-    /// (or of the network) they may be gone before it hears of it.
+    /// (or of the network) they may be gone before it hears of it. The clocks here and there need not run alike.
     pub fn session_is_sure(&self, now: Timestamp) -> bool {
-        on(Sabotage::TrustOldLeases)
-            || self.client.is_some() && now < self.confirmed.after(self.lease_timeout)
+        let trusted = self.lease_timeout - self.lease_timeout / DRIFT_PART;
+        on(Sabotage::TrustOldLeases) || self.client.is_some() && now < self.confirmed.after(trusted)
     }
 
     /// How long a session lives without being heard of.
@@ -541,5 +543,21 @@ fn client_field(request: &mut MdsRequest) -> Option<&mut ClientId> {
         | R::Extend { client, .. }
         | R::Allocate { client, .. } => Some(client),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_clock_does_not_trust_a_session_that_has_ended() {
+        let mut mds = Mds::new(&[]);
+        let sent = Timestamp(5_000_000_000);
+        (mds.client, mds.confirmed, mds.lease_timeout) = (Some(ClientId(1)), sent, Duration::from_secs(10));
+        // What this clock shows when the master's, which is 3 % faster, has counted the whole timeout.
+        let ended_there = sent.after(Duration::from_secs(10) * 100 / 103);
+        assert!(mds.session_is_sure(sent.after(Duration::from_secs(9))));
+        assert!(!mds.session_is_sure(ended_there));
     }
 }

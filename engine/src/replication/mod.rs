@@ -154,8 +154,14 @@ impl Replication {
         std::mem::replace(&mut self.actions, empty)
     }
 
+    /// Chunks served here as primary, and at which epoch.
+    pub fn active_chunks(&self) -> impl Iterator<Item = (ChunkId, Epoch)> {
+        let active = |k: &Known| k.primary.as_ref().is_some_and(Primary::is_active);
+        self.chunks.iter().filter(move |(_, k)| active(k)).map(|(c, k)| (*c, k.epoch))
+    }
+
     pub fn active_primaries(&self) -> usize {
-        self.chunks.values().filter(|k| k.primary.as_ref().is_some_and(Primary::is_active)).count()
+        self.active_chunks().count()
     }
 
     /// Requests under way or waiting.

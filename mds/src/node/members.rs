@@ -3,18 +3,25 @@
 //! A server that is added first becomes a learner, and a voter once it has caught up: until it runs it can't cost the
 //! cluster its quorum. A server that is removed leaves raft's configuration; if it is the master it hands over first.
 //! One change at a time, each derived from the state, so a new master goes on where the old one stopped.
+//!
+//! Until raft's configuration lets a removed server go, its vote may be needed (always, if one of two is removed): it goes
+//! on, and the others keep their lines to it. Raft does not tell it of its own removal; it notices that those it can
+//! reach have nothing to say to it any more.
 
 use super::server::Server;
 use crate::state::Internal;
 use raft::eraftpb::ConfChangeType;
-use shards::{ConnId, Io};
-use std::collections::BTreeMap;
+use shards::{ConnId, Io, Timestamp};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::time::Duration;
 use wire::mds_api::MdsReply;
 use wire::{Head, MdsId, Status};
 
 /// A learner this close to the end of the log may vote.
 const CAUGHT_UP_ENTRIES: u64 = 200;
+/// Several elections long.
+const NOT_NEEDED_AFTER: Duration = Duration::from_secs(5);
 
 impl Server {
     /// Where the other servers are: what the state says, and until it says anything what this server was told when it
@@ -24,7 +31,29 @@ impl Server {
             self.config.control.peers.iter().map(|p| (p.id, p.raft_addr)).collect();
         members.extend(self.state.mds_list().map(|(id, record)| (id, record.raft_addr)));
         members.retain(|id, _| !self.removed.contains(id));
-        self.net.set_members(&members, io);
+        let leaving: BTreeSet<MdsId> = self.removed.iter().copied().filter(|id| self.votes(*id)).collect();
+        self.net.set_members(&members, &leaving, io);
+    }
+
+    /// Whether a server has a vote as far as this one knows.
+    pub(super) fn votes(&self, id: MdsId) -> bool {
+        self.consensus.conf().voters.contains(&id.0)
+    }
+
+    /// Whether this server was removed and nobody needs its vote any more.
+    pub(super) fn may_leave(&self, now: Timestamp) -> bool {
+        if !self.removed.contains(&self.me) || self.consensus.is_leader() {
+            return false;
+        }
+        let voters = self.consensus.conf().voters;
+        if !voters.contains(&self.me.0) {
+            return true;
+        }
+        // Somebody who needs it says so: the master by heartbeats, a candidate by asking for its vote.
+        let others: Vec<u64> = voters.iter().copied().filter(|id| *id != self.me.0).collect();
+        let reached = others.iter().filter(|id| self.net.line(MdsId(**id)).is_some()).count();
+        let majority = (voters.len() / 2 + 1).min(others.len());
+        reached >= majority && now.since(self.raft_heard.max(self.net.line_lost_at())) > NOT_NEEDED_AFTER
     }
 
     /// The address of a server for clients.

@@ -39,6 +39,8 @@ pub struct Server {
     pub(super) net: Net,
     pub(super) master: Option<Master>,
     pub(super) started_at: Timestamp,
+    /// When another server last sent a message of raft.
+    pub(super) raft_heard: Timestamp,
     log: LogFile,
     outbox: Outbox,
     inbox: Inbox,
@@ -72,6 +74,7 @@ impl Server {
             net,
             master: None,
             started_at: io.now(),
+            raft_heard: io.now(),
             log,
             outbox: Outbox::default(),
             inbox: Inbox::default(),
@@ -114,7 +117,7 @@ impl Server {
                 self.on_log(events, io)?;
             }
             Event::Timer { id: TICK_TIMER } => {
-                if self.removed.contains(&self.me) && !self.consensus.is_leader() {
+                if self.may_leave(io.now()) {
                     let me = self.me;
                     return Err(format!("MDS#{me} was removed from the cluster: delete its directory"));
                 }
@@ -300,6 +303,7 @@ impl Server {
         self.applied = entry.index;
         if entry.get_entry_type() != EntryType::EntryNormal {
             self.consensus.apply_conf_change(&entry);
+            self.update_members(io);
             return Ok(());
         }
         if entry.get_data().is_empty() {
@@ -356,7 +360,7 @@ impl Server {
 
     fn on_frame(&mut self, conn: ConnId, peer: Peer, frame: Frame, io: &mut dyn Io) {
         let outcome = match (frame.head.kind, peer) {
-            (Kind::Raft, Peer::Mds { mds, .. }) => self.on_raft(mds, &frame),
+            (Kind::Raft, Peer::Mds { mds, .. }) => self.on_raft(mds, &frame, io),
             (Kind::RaftSnapshot, Peer::Mds { .. }) => self.inbox.piece(conn, &frame),
             (Kind::RaftSnapshotDone, Peer::Mds { mds, .. }) => {
                 self.inbox.done(conn, &frame).map(|message| self.step(mds, message))
@@ -374,15 +378,17 @@ impl Server {
         }
     }
 
-    fn on_raft(&mut self, from: MdsId, frame: &Frame) -> Result<(), String> {
+    fn on_raft(&mut self, from: MdsId, frame: &Frame, io: &mut dyn Io) -> Result<(), String> {
         let message = Message::parse_from_bytes(&frame.meta).map_err(|e| format!("raft message: {e}"))?;
+        self.raft_heard = io.now();
         self.step(from, message);
         Ok(())
     }
 
     fn step(&mut self, from: MdsId, message: Message) {
-        // A server that was taken out of the cluster has no say any more.
-        if message.from == from.0 && message.to == self.me.0 && !self.removed.contains(&from) {
+        // A server that has left the cluster has no say any more.
+        let gone = self.removed.contains(&from) && !self.votes(from);
+        if message.from == from.0 && message.to == self.me.0 && !gone {
             self.consensus.step(message);
         }
     }

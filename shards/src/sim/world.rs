@@ -150,6 +150,8 @@ pub struct World {
     pub speeds: Speeds,
     trace: u64,
     events: u64,
+    /// Nodes that stopped by themselves, not asked about yet.
+    new_stops: Vec<HostId>,
     /// Notes and events go to the standard output; this says what is in a frame.
     describe: Option<fn(&RawFrame) -> String>,
 }
@@ -170,6 +172,7 @@ impl World {
             speeds: Speeds::default(),
             trace: 0xcbf2_9ce4_8422_2325,
             events: 0,
+            new_stops: Vec::new(),
             describe: None,
         }
     }
@@ -191,6 +194,10 @@ impl World {
             clock: Clock::default(),
         });
         HostId(self.hosts.len() - 1)
+    }
+
+    pub fn hosts(&self) -> impl Iterator<Item = HostId> + use<> {
+        (0..self.hosts.len()).map(HostId)
     }
 
     /// Starts a node on a host where none runs.
@@ -357,6 +364,11 @@ impl World {
         self.hosts[host.0].stopped.as_ref()
     }
 
+    /// Hosts whose nodes have stopped by themselves since the last call.
+    pub fn take_stops(&mut self) -> Vec<HostId> {
+        std::mem::take(&mut self.new_stops)
+    }
+
     pub fn name(&self, host: HostId) -> &str {
         &self.hosts[host.0].name
     }
@@ -496,6 +508,7 @@ impl World {
         node.handle_any(event, &mut NodeIo { world: self, host });
         if self.hosts[host.0].stopped.is_some() {
             self.note(|w| format!("{} stops: {:?}", w.hosts[host.0].name, w.hosts[host.0].stopped));
+            self.new_stops.push(host);
             self.leave(host, CrashKind::Process);
             let mut rng = self.rng.fork();
             self.hosts[host.0].disk.crash(CrashKind::Process, &mut rng);

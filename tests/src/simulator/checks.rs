@@ -1,6 +1,7 @@
 //! What is checked when the faults are over: the cluster heals, and nothing is lost or differs.
 
 use super::cluster::Cluster;
+use super::plan::{BadDisk, Place};
 use super::prober::{Probe, Prober};
 use super::registers::CELL_BYTES;
 use super::workload::{CHUNK_BYTES, FILE_BYTES};
@@ -8,33 +9,26 @@ use client::Call;
 use engine::CsShard;
 use engine::cache::CacheStat;
 use mds::MdsNode;
-use shards::sim::CrashKind;
+use shards::sim::{CrashKind, Weather};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use wire::mds_api::LeaseMode;
-use wire::{ChunkId, CsId, ROOT};
+use wire::mds_api::{ChunkMap, LeaseMode, MdsRequest};
+use wire::{BlockCrc, ChunkId, CsId, ROOT, Replica};
 
 /// How long a healed cluster may take to bring every replica in sync.
 const HEAL_WITHIN: Duration = Duration::from_secs(120);
+/// Rounds of a repair of damage, at most.
+const MOST_REPAIRS: usize = 5;
 
 impl Cluster {
-    fn no_server_stopped(&self) -> Result<(), String> {
-        let hosts = self.mds.iter().chain(self.cs.iter().flat_map(|c| &c.hosts)).chain(&self.clients);
-        for &host in hosts {
-            if let Some(outcome) = self.world.stopped(host) {
-                return Err(format!("{} stopped by itself: {outcome:?}", self.world.name(host)));
-            }
-        }
-        Ok(())
-    }
-
     /// Repairs links and disks, starts what is down, and waits until the cluster is whole.
     pub fn heal(&mut self) -> Result<(), String> {
-        self.no_server_stopped()?;
         self.world.heal_all();
+        self.mend_disk();
         for place in self.places() {
             self.pause(place, Duration::ZERO);
             self.slow_down(place, 1);
+            self.world.set_weather(self.ip(place), Weather::default());
             self.start(place);
         }
         // A little ordinary work, so that some repairs meet it; then let all operations end.
@@ -48,12 +42,74 @@ impl Cluster {
             }
             self.run_for(Duration::from_millis(100))?;
         }
+        self.start_added()?;
+        self.become_whole()?;
+        if matches!(self.shape.bad_disk, Some((_, BadDisk::Lies))) {
+            self.repair_damage()?;
+        }
+        Ok(())
+    }
+
+    fn become_whole(&mut self) -> Result<(), String> {
         self.until("every replica to be in sync", HEAL_WITHIN, |stat| {
             stat.chunks.healthy == stat.chunks.total
                 && stat.chunks.deleting == 0
                 && stat.mds.iter().all(|m| m.available)
-        })?;
-        self.no_server_stopped()
+        })
+    }
+
+    /// Starts metadata servers that were added though nobody was told so, and takes leave of the removed ones.
+    fn start_added(&mut self) -> Result<(), String> {
+        let members = self.stat()?.mds;
+        for n in 0..self.mds.len() {
+            match members.iter().find(|m| m.addr == self.peers[n].addr) {
+                Some(member) => {
+                    self.peers[n].id = member.mds;
+                    self.leaving.remove(&n);
+                    self.start(Place::Mds(n));
+                }
+                None => {
+                    self.leaving.insert(n);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Does what `pstorage check --repair` does: reads all replicas, and has the bad ones filled again.
+    fn repair_damage(&mut self) -> Result<(), String> {
+        for _ in 0..MOST_REPAIRS {
+            let mut bad = Vec::new();
+            for map in self.maps()? {
+                for replica in &map.grant.replicas {
+                    if let Err(why) = self.checksums(&map, replica)? {
+                        self.world.note(|_| format!("damage: {why}"));
+                        bad.push((map.chunk, map.epoch, replica.cs));
+                    }
+                }
+            }
+            if bad.is_empty() {
+                return Ok(());
+            }
+            for (chunk, epoch, cs) in bad {
+                self.ask(MdsRequest::ReportBadReplica { chunk, epoch, cs })?;
+            }
+            self.become_whole()?;
+        }
+        Err(format!("replicas are damaged after {MOST_REPAIRS} repairs of what was found"))
+    }
+
+    /// Of all blocks of a replica, as they are on its disk; or what is wrong with them.
+    fn checksums(
+        &mut self,
+        map: &ChunkMap,
+        replica: &Replica,
+    ) -> Result<Result<Vec<BlockCrc>, String>, String> {
+        let blocks = (CHUNK_BYTES / wire::BLOCK_BYTES as u64) as u32;
+        let (prober, chunk, epoch, addr) = (self.prober, map.chunk, map.epoch, replica.addr);
+        self.wait_for("checksums", Duration::from_secs(10), |world, done| {
+            world.message::<Prober>(prober, Probe { addr, chunk, epoch, blocks, done });
+        })
     }
 
     /// All checks at the end of a run.
@@ -69,8 +125,7 @@ impl Cluster {
         self.replicas_are_equal()?;
         self.no_orphans()?;
         self.caches_met_nothing_stale()?;
-        self.same_state_everywhere()?;
-        self.no_server_stopped()
+        self.same_state_everywhere()
     }
 
     fn read_everything(&mut self) -> Result<(), String> {
@@ -123,16 +178,13 @@ impl Cluster {
     }
 
     fn replicas_are_equal(&mut self) -> Result<(), String> {
-        let blocks = (CHUNK_BYTES / wire::BLOCK_BYTES as u64) as u32;
         for map in self.maps()? {
-            let mut first: Option<(CsId, Vec<wire::BlockCrc>)> = None;
+            let mut first: Option<(CsId, Vec<BlockCrc>)> = None;
             for replica in &map.grant.replicas {
-                let (prober, chunk, epoch, addr) = (self.prober, map.chunk, map.epoch, replica.addr);
-                let answer = self.wait_for("checksums", Duration::from_secs(10), |world, done| {
-                    world.message::<Prober>(prober, Probe { addr, chunk, epoch, blocks, done });
-                })?;
-                let sums =
-                    answer.map_err(|e| format!("checksums of chunk {chunk} on CS#{}: {e}", replica.cs))?;
+                let (chunk, epoch) = (map.chunk, map.epoch);
+                let sums = self
+                    .checksums(&map, replica)?
+                    .map_err(|e| format!("checksums of chunk {chunk} on CS#{}: {e}", replica.cs))?;
                 match &first {
                     None => first = Some((replica.cs, sums)),
                     Some((_, other)) if *other == sums => {}
@@ -208,10 +260,9 @@ impl Cluster {
         let until = self.world.now().after(Duration::from_secs(30));
         let mut seen = Vec::new();
         while self.world.now() < until {
-            seen = self
-                .mds
-                .iter()
-                .map(|&host| self.world.node::<MdsNode>(host).and_then(|n| n.applied_digest()))
+            let members = (0..self.mds.len()).filter(|n| !self.leaving.contains(n)).map(|n| self.mds[n]);
+            seen = members
+                .map(|host| self.world.node::<MdsNode>(host).and_then(|n| n.applied_digest()))
                 .collect();
             if seen.iter().all(|d| d.is_some() && *d == seen[0]) {
                 return Ok(());

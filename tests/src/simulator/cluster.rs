@@ -1,7 +1,7 @@
 //! The cluster in the world: where everything runs, how it is started again, how it is asked and checked.
 
 use super::Options;
-use super::plan::{DiskKind, NetKind, Place, Shape};
+use super::plan::{BadDisk, DiskKind, NetKind, Place, Shape};
 use super::prober::Prober;
 use super::workload::{Answers, FILE_BYTES, Workload};
 use client::{Call, ClientConfig, ClientCore, Done};
@@ -9,7 +9,8 @@ use engine::store::StoreConfig;
 use engine::{CsShard, CsShardConfig};
 use mds::control::{MdsControl, MdsPeer};
 use mds::{MdsConfig, MdsNode};
-use shards::sim::{CrashKind, HostId, Speeds, World};
+use shards::sim::{CrashKind, FaultEffect, FaultOn, FaultRule, HostId, Speeds, World};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -35,13 +36,27 @@ pub struct Cluster {
     pub shape: Shape,
     key: ClusterKey,
     pub(super) mds: Vec<HostId>,
-    peers: Vec<MdsPeer>,
+    pub(super) peers: Vec<MdsPeer>,
     pub(super) cs: Vec<Cs>,
     pub(super) clients: Vec<HostId>,
     /// An administrator: a client on a host of its own that no fault hits.
     admin: HostId,
     pub(super) prober: HostId,
     pub(super) workload: Option<Workload>,
+    /// Chunks of each file, by their place in it.
+    chunks: Vec<Vec<ChunkId>>,
+    /// What the administrator asked for and has no answer to yet.
+    orders: Vec<Order>,
+    /// Metadata servers that were to be removed.
+    pub(super) leaving: BTreeSet<usize>,
+}
+
+/// A request of the administrator whose answer nobody waits for.
+struct Order {
+    what: String,
+    answer: Arc<Mutex<Option<client::Result<MdsReply>>>>,
+    /// The metadata server that is added by it.
+    adds: Option<usize>,
 }
 
 fn ip(kind: u8, n: usize) -> IpAddr {
@@ -81,8 +96,30 @@ impl Cluster {
         let clients =
             (0..shape.clients).map(|n| world.add_host(&format!("client{}", n + 1), ip(3, n))).collect();
         let (admin, prober) = (world.add_host("admin", ip(4, 0)), world.add_host("prober", ip(4, 1)));
+        if shape.drift_ppm > 0 {
+            let mut rng = world.rng().fork();
+            for host in world.hosts() {
+                let fast_ppm = rng.between(0, 2 * shape.drift_ppm) as i64 - shape.drift_ppm as i64;
+                world.set_clock(host, fast_ppm, Duration::from_secs(rng.below(1_000_000)));
+                world.set_wall_offset_ms(host, rng.between(0, 120_000) as i64 - 60_000);
+            }
+        }
         let (shape, key) = (shape.clone(), ClusterKey::for_test(7));
-        Cluster { world, shape, key, mds, peers, cs, clients, admin, prober, workload: None }
+        Cluster {
+            world,
+            shape,
+            key,
+            mds,
+            peers,
+            cs,
+            clients,
+            admin,
+            prober,
+            workload: None,
+            chunks: Vec::new(),
+            orders: Vec::new(),
+            leaving: BTreeSet::new(),
+        }
     }
 
     pub fn workload(&self) -> &Workload {
@@ -91,8 +128,10 @@ impl Cluster {
 
     // ---- places ----
 
+    /// Also metadata servers that were added meanwhile.
     pub fn places(&self) -> Vec<Place> {
-        self.shape.places().collect()
+        let added = (self.shape.mds..self.mds.len()).map(Place::Mds);
+        self.shape.places().chain(added).collect()
     }
 
     pub fn ip(&self, place: Place) -> IpAddr {
@@ -143,8 +182,14 @@ impl Cluster {
         self.world.note(|_| format!("{place:?} starts"));
         match place {
             Place::Mds(n) => {
-                let id = self.peers[n].id;
-                let control = MdsControl::first_quorum(CLUSTER, "00".repeat(16), id, &self.peers);
+                let (me, uuid) = (self.peers[n], "00".repeat(16));
+                if me.id == MdsId(0) {
+                    return; // It has not been told its id.
+                }
+                let control = match n < self.shape.mds {
+                    true => MdsControl::first_quorum(CLUSTER, uuid, me.id, &self.peers[..self.shape.mds]),
+                    false => MdsControl::joining(CLUSTER, uuid, me, &self.peers[..self.shape.mds]),
+                };
                 let mut config = MdsConfig::new(control, self.key.clone());
                 (config.journal_bytes, config.snapshot_entries, config.keep_entries) = (1 << 20, 300, 100);
                 self.world.start(self.mds[n], MdsNode::new(config));
@@ -200,7 +245,7 @@ impl Cluster {
     }
 
     fn mds_addrs(&self) -> Vec<SocketAddr> {
-        self.peers.iter().map(|p| p.addr).collect()
+        self.peers[..self.shape.mds].iter().map(|p| p.addr).collect()
     }
 
     fn client(&self, name: &str) -> ClientCore {
@@ -218,6 +263,12 @@ impl Cluster {
         self.world.step();
         if self.world.events() > MOST_EVENTS {
             return Err(format!("more than {MOST_EVENTS} events: something spins"));
+        }
+        for host in self.world.take_stops() {
+            self.stopped(host)?;
+        }
+        if !self.orders.is_empty() {
+            self.take_answers();
         }
         if let Some(work) = &mut self.workload {
             work.turn(&mut self.world);
@@ -277,6 +328,118 @@ impl Cluster {
         self.admin(&what, |done| Call::Mds { request, done })
     }
 
+    /// As [`Cluster::ask`], but goes on at once.
+    pub fn order(&mut self, what: &str, request: MdsRequest) {
+        self.send_order(what, request, None);
+    }
+
+    fn send_order(&mut self, what: &str, request: MdsRequest, adds: Option<usize>) {
+        let answer = Arc::new(Mutex::new(None));
+        let into = answer.clone();
+        let done: Done<MdsReply> = Box::new(move |reply| *into.lock().expect("one thread") = Some(reply));
+        self.world.message::<ClientCore>(self.admin, Call::Mds { request, done });
+        self.orders.push(Order { what: what.into(), answer, adds });
+    }
+
+    fn take_answers(&mut self) {
+        for order in std::mem::take(&mut self.orders) {
+            let Some(answer) = order.answer.lock().expect("one thread").take() else {
+                self.orders.push(order);
+                continue;
+            };
+            self.world.note(|_| format!("{}: {answer:?}", order.what));
+            if let (Some(n), Ok(MdsReply::Mds { id })) = (order.adds, answer) {
+                self.peers[n].id = id;
+                self.start(Place::Mds(n));
+            }
+        }
+    }
+
+    // ---- faults ----
+
+    /// Adds a metadata server; it starts when it has been given an id.
+    pub fn add_mds(&mut self) {
+        let n = self.mds.len();
+        let me = MdsPeer::at(MdsId(0), SocketAddr::new(ip(1, n), 2510)).expect("a good port");
+        self.mds.push(self.world.add_host(&Place::Mds(n).to_string(), ip(1, n)));
+        self.peers.push(me);
+        let request = MdsRequest::AddMds { addr: me.addr, raft_addr: me.raft_addr };
+        self.send_order("add-mds", request, Some(n));
+    }
+
+    pub fn remove_mds(&mut self, n: usize) {
+        self.leaving.insert(n);
+        self.order("rm-mds", MdsRequest::RemoveMds { id: self.peers[n].id });
+    }
+
+    /// Chunk servers that serve chunks of the file that a client has open.
+    pub fn leaders_for(&self, client: usize) -> Vec<Place> {
+        let Some(file) = self.workload().held_by(client) else { return Vec::new() };
+        let chunks = &self.chunks[file];
+        let leads = |host: &HostId| {
+            let node = self.world.node::<CsShard>(*host);
+            node.is_some_and(|node| node.active_chunks().any(|(chunk, _)| chunks.contains(&chunk)))
+        };
+        (0..self.cs.len()).filter(|n| self.cs[*n].hosts.iter().any(leads)).map(Place::Cs).collect()
+    }
+
+    fn bad_hosts(&self) -> Vec<HostId> {
+        self.shape.bad_disk.map_or_else(Vec::new, |(n, _)| self.cs[n].hosts.clone())
+    }
+
+    /// Turns bits of what the bad disk holds of chunks.
+    pub fn rot(&mut self, bits: u32) {
+        let mut rng = self.world.rng().fork();
+        for (shard, host) in self.bad_hosts().into_iter().enumerate() {
+            let path = format!("shard{shard}/data");
+            let disk = self.world.disk(host);
+            let len = disk.len_of(&path).unwrap_or(0);
+            for _ in 0..if len > 0 { bits } else { 0 } {
+                disk.flip_bit(&path, rng.below(len), rng.below(8) as u8);
+            }
+        }
+    }
+
+    /// The next operations on data of the bad disk go wrong.
+    pub fn spoil_disk(&mut self, on: FaultOn, effect: FaultEffect) {
+        for host in self.bad_hosts() {
+            self.world.disk(host).fault(FaultRule::next(on, "/data", effect).times(3));
+        }
+    }
+
+    pub fn fill_disk(&mut self) {
+        for host in self.bad_hosts() {
+            let disk = self.world.disk(host);
+            disk.set_capacity(disk.used_bytes());
+        }
+    }
+
+    pub fn mend_disk(&mut self) {
+        for host in self.bad_hosts() {
+            let disk = self.world.disk(host);
+            disk.clear_faults();
+            disk.set_capacity(64 << 30);
+        }
+    }
+
+    /// A node has stopped by itself: some have good reasons.
+    fn stopped(&mut self, host: HostId) -> Result<(), String> {
+        let why = format!("{:?}", self.world.stopped(host));
+        if let Some(n) = self.mds.iter().position(|h| *h == host)
+            && self.leaving.contains(&n)
+            && why.contains("was removed from the cluster")
+        {
+            return Ok(());
+        }
+        let refuses = |n: usize| self.shape.bad_disk == Some((n, BadDisk::Refuses));
+        if let Some(n) = self.cs.iter().position(|cs| cs.hosts.contains(&host)).filter(|n| refuses(*n)) {
+            // The process ends with any of its shards.
+            self.crash(Place::Cs(n), CrashKind::Process);
+            return Ok(());
+        }
+        Err(format!("{} stopped by itself: {why}", self.world.name(host)))
+    }
+
     // ---- life ----
 
     /// An empty cluster with its files.
@@ -322,6 +485,10 @@ impl Cluster {
             let file = open.attr.file;
             self.admin("reserve", |done| Call::Reserve { file, offset: 0, len: FILE_BYTES, done })?;
             self.admin("sync", |done| Call::Sync { file, done })?;
+            match self.ask(MdsRequest::Map { file, first: 0, count: 100 })? {
+                MdsReply::Maps { chunks } => self.chunks.push(chunks.iter().map(|c| c.chunk).collect()),
+                other => return Err(format!("map: {other:?}")),
+            }
             self.admin("close", |done| Call::Close { file, mode: LeaseMode::Write, done })?;
             files.push(file);
         }

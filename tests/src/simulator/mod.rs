@@ -21,7 +21,7 @@ mod workload;
 
 pub use campaign::{Totals, all_cores, campaign, run_caught};
 use cluster::Cluster;
-pub use plan::{Fault, Plan, Shape};
+pub use plan::{Fault, Plan, Shape, What};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -104,13 +104,14 @@ impl std::fmt::Display for Failure {
 
 /// Runs one seed. A panic of the product is a panic here; see [`run_caught`].
 pub fn run(seed: u64, options: &Options) -> Result<Report, Failure> {
-    let plan = Plan::of_seed(seed, options.chaos);
+    run_plan(&Plan::of_seed(seed, options.chaos), options)
+}
+
+/// Runs a plan that need not be a seed's.
+pub fn run_plan(plan: &Plan, options: &Options) -> Result<Report, Failure> {
     #[cfg(feature = "sabotage")]
     shards::sabotage::choose(options.sabotage);
-    let mut cluster = Cluster::new(seed, &plan.shape, options);
-    play::play(&mut cluster, &plan, options).map_err(|why| Failure {
-        seed,
-        why,
-        faults: plan.chosen(options),
-    })
+    let mut cluster = Cluster::new(plan.seed, &plan.shape, options);
+    let outcome = play::play(&mut cluster, plan, options);
+    outcome.map_err(|why| Failure { seed: plan.seed, why, faults: plan.chosen(options) })
 }

@@ -54,6 +54,41 @@ pub struct Shape {
     pub readers: bool,
     pub disks: DiskKind,
     pub net: NetKind,
+    /// Clocks run too fast or too slow by up to so many parts per million.
+    pub drift_ppm: u64,
+    /// The only chunk server whose disk damages or refuses something: one failure is within what replicas promise.
+    pub bad_disk: Option<(usize, BadDisk)>,
+}
+
+/// What is wrong with a bad disk. Not both: a write that the disk said it had and a crash make a replica forget what it
+/// acknowledged, which nothing on it can tell (docs/formats.md).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BadDisk {
+    /// Damages, loses and misdirects writes, and decays. Its server is never killed.
+    Lies,
+    /// Returns errors, or is full. Its server may stop because of it.
+    Refuses,
+}
+
+/// What a bad disk does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DiskFault {
+    /// So many bits of data turn, wherever they lie.
+    Rot(u32),
+    /// Some writes of data are lost.
+    LostWrite,
+    /// Some writes of data land elsewhere.
+    Misdirected,
+    /// Bits of some writes of data turn on their way.
+    WriteFlip,
+    /// Bits of some reads of data turn on their way.
+    ReadFlip,
+    /// Some reads of data fail.
+    ReadError,
+    /// A write of data fails.
+    WriteError,
+    /// There is no room left, for as long as the fault lasts.
+    Full,
 }
 
 /// Something that goes wrong.
@@ -77,6 +112,31 @@ pub enum What {
     Pause(Place),
     /// A disk is this many times slower.
     SlowDisk(Place, u32),
+    /// Nothing gets from the first to the second; the other way is open.
+    OneWay(Place, Place),
+    /// All connections between two hosts break at once, again and again while it lasts.
+    Resets(Place, Place),
+    /// One packet in so many of a host is lost and sent again: late, and all behind it.
+    Loss(Place, u64),
+    /// A host is far away: so many milliseconds more, each way.
+    Far(Place, u64),
+    /// A host's network card sends and receives so few bytes per microsecond.
+    Narrow(Place, u64),
+    /// A client and those that lead the chunks of its file are on an island, where they believe that all is well; with
+    /// `pause` the client stands still for the first half.
+    Stranded {
+        client: usize,
+        pause: bool,
+    },
+    /// To the server with the bad disk.
+    Disk(DiskFault),
+    /// A metadata server is added.
+    AddMds,
+    RemoveMds(usize),
+    /// The leases of a file are revoked.
+    Revoke(usize),
+    /// A setting is changed.
+    Configure(&'static str, u64),
 }
 
 impl What {
@@ -92,6 +152,24 @@ impl What {
             What::Island(_) => "island",
             What::Pause(_) => "pause",
             What::SlowDisk(..) => "slow disk",
+            What::OneWay(..) => "one-way cut",
+            What::Resets(..) => "resets",
+            What::Loss(..) => "loss",
+            What::Far(..) => "far away",
+            What::Narrow(..) => "narrow link",
+            What::Stranded { .. } => "stranded client",
+            What::Disk(DiskFault::Rot(_)) => "bit rot",
+            What::Disk(DiskFault::LostWrite) => "lost writes",
+            What::Disk(DiskFault::Misdirected) => "misdirected writes",
+            What::Disk(DiskFault::WriteFlip) => "damaged writes",
+            What::Disk(DiskFault::ReadFlip) => "damaged reads",
+            What::Disk(DiskFault::ReadError) => "read errors",
+            What::Disk(DiskFault::WriteError) => "write error",
+            What::Disk(DiskFault::Full) => "full disk",
+            What::AddMds => "add-mds",
+            What::RemoveMds(_) => "rm-mds",
+            What::Revoke(_) => "revoke",
+            What::Configure(..) => "set-config",
         }
     }
 }
@@ -104,13 +182,24 @@ impl fmt::Display for What {
                 write!(f, "{name} of {p}")
             }
             What::RackPowerLoss(rack) => write!(f, "{name}, rack {}", rack + 1),
-            What::Blackout => write!(f, "{name}"),
+            What::Blackout | What::Disk(_) | What::AddMds => write!(f, "{name}"),
             What::Cut(a, b) => write!(f, "{name} between {a} and {b}"),
             What::Island(places) => {
                 let places: Vec<String> = places.iter().map(Place::to_string).collect();
                 write!(f, "{name} of {}", places.join(", "))
             }
             What::SlowDisk(p, factor) => write!(f, "{name} of {p}, {factor} times"),
+            What::OneWay(from, to) => write!(f, "{name} from {from} to {to}"),
+            What::Resets(a, b) => write!(f, "{name} between {a} and {b}"),
+            What::Loss(p, one_in) => write!(f, "{name} of one packet in {one_in} of {p}"),
+            What::Far(p, ms) => write!(f, "{name}: {p}, by {ms} ms"),
+            What::Narrow(p, rate) => write!(f, "{name} of {p}, {rate} bytes/us"),
+            What::Stranded { client, pause } => {
+                write!(f, "{name}: {}{}", Place::Client(*client), if *pause { ", first paused" } else { "" })
+            }
+            What::RemoveMds(n) => write!(f, "{name} of {}", Place::Mds(*n)),
+            What::Revoke(file) => write!(f, "{name} of file {file}"),
+            What::Configure(key, value) => write!(f, "{name} {key}={value}"),
         }
     }
 }
@@ -148,6 +237,17 @@ enum Kind {
     Island,
     Pause,
     SlowDisk,
+    OneWay,
+    Resets,
+    Loss,
+    Far,
+    Narrow,
+    Stranded,
+    Disk,
+    AddMds,
+    RemoveMds,
+    Revoke,
+    Configure,
 }
 
 /// Kinds and how often each is taken, against the others that a seed has.
@@ -161,6 +261,24 @@ const KINDS: &[(Kind, u64)] = &[
     (Kind::Island, 10),
     (Kind::Pause, 13),
     (Kind::SlowDisk, 12),
+    (Kind::OneWay, 12),
+    (Kind::Resets, 8),
+    (Kind::Loss, 8),
+    (Kind::Far, 5),
+    (Kind::Narrow, 5),
+    (Kind::Stranded, 12),
+    (Kind::Disk, 25),
+    (Kind::AddMds, 5),
+    (Kind::RemoveMds, 4),
+    (Kind::Revoke, 5),
+    (Kind::Configure, 6),
+];
+
+/// Settings changed meanwhile, and to what.
+const SETTINGS: &[(&str, &[u64])] = &[
+    ("mds.wd.offline_tout", &[2000, 6000, 30_000]),
+    ("mds.repl.max_fills", &[1, 2, 8]),
+    ("mds.wd.max_offline_cs_hosts", &[0, 1, 2]),
 ];
 
 impl Plan {
@@ -191,11 +309,18 @@ fn shape(rng: &mut Rng) -> Shape {
         readers: rng.one_in(2),
         disks: if rng.one_in(3) { DiskKind::Hard } else { DiskKind::Ssd },
         net: if rng.one_in(3) { NetKind::Slow } else { NetKind::Fast },
+        drift_ppm: if rng.one_in(2) { 10_000 } else { 0 },
+        bad_disk: match rng.below(4) {
+            0 => Some((rng.below(5) as usize, BadDisk::Lies)),
+            1 => Some((rng.below(5) as usize, BadDisk::Refuses)),
+            _ => None,
+        },
     }
 }
 
 fn faults(rng: &mut Rng, shape: &Shape, chaos: Duration) -> Vec<Fault> {
     let mut kinds: Vec<(Kind, u64)> = KINDS.iter().copied().filter(|_| rng.one_in(2)).collect();
+    kinds.retain(|(kind, _)| *kind != Kind::Disk || shape.bad_disk.is_some());
     if kinds.is_empty() {
         kinds.push(KINDS[0]);
     }
@@ -228,15 +353,14 @@ fn faults(rng: &mut Rng, shape: &Shape, chaos: Duration) -> Vec<Fault> {
 fn what(rng: &mut Rng, shape: &Shape, kind: Kind) -> What {
     let places: Vec<Place> = shape.places().collect();
     let place = *rng.pick(&places);
+    let others: Vec<Place> = places.iter().copied().filter(|p| *p != place).collect();
+    let other = |rng: &mut Rng| *rng.pick(&others);
     match kind {
         Kind::Kill => What::Kill(place),
         Kind::PowerLoss => What::PowerLoss(place),
         Kind::RackPowerLoss => What::RackPowerLoss(rng.below(shape.racks as u64) as usize),
         Kind::Blackout => What::Blackout,
-        Kind::Cut => {
-            let others: Vec<Place> = places.iter().copied().filter(|p| *p != place).collect();
-            What::Cut(place, *rng.pick(&others))
-        }
+        Kind::Cut => What::Cut(place, other(rng)),
         Kind::Isolation => What::Isolation(place),
         Kind::Island => {
             let one_in = rng.between(2, 4);
@@ -248,6 +372,38 @@ fn what(rng: &mut Rng, shape: &Shape, kind: Kind) -> What {
         }
         Kind::Pause => What::Pause(place),
         Kind::SlowDisk => What::SlowDisk(place, rng.between(5, 200) as u32),
+        Kind::OneWay => What::OneWay(place, other(rng)),
+        Kind::Resets => What::Resets(place, other(rng)),
+        Kind::Loss => What::Loss(place, rng.between(3, 50)),
+        Kind::Far => What::Far(place, rng.between(5, 300)),
+        Kind::Narrow => What::Narrow(place, rng.between(1, 20)),
+        Kind::Stranded => {
+            What::Stranded { client: rng.below(shape.clients as u64) as usize, pause: rng.one_in(2) }
+        }
+        Kind::Disk => {
+            What::Disk(disk_fault(rng, shape.bad_disk.expect("such faults are left out without").1))
+        }
+        Kind::AddMds => What::AddMds,
+        // The first one stays: others are not known to everybody.
+        Kind::RemoveMds => What::RemoveMds(rng.between(1, shape.mds as u64 - 1) as usize),
+        Kind::Revoke => What::Revoke(rng.below(shape.files as u64) as usize),
+        Kind::Configure => {
+            let (key, values) = rng.pick(SETTINGS);
+            What::Configure(key, *rng.pick(values))
+        }
+    }
+}
+
+fn disk_fault(rng: &mut Rng, bad: BadDisk) -> DiskFault {
+    match (bad, rng.below(5)) {
+        (BadDisk::Lies, 0) => DiskFault::Rot(rng.between(1, 200) as u32),
+        (BadDisk::Lies, 1) => DiskFault::LostWrite,
+        (BadDisk::Lies, 2) => DiskFault::Misdirected,
+        (BadDisk::Lies, 3) => DiskFault::WriteFlip,
+        (BadDisk::Lies, _) => DiskFault::ReadFlip,
+        (BadDisk::Refuses, 0) => DiskFault::WriteError,
+        (BadDisk::Refuses, 1..=2) => DiskFault::Full,
+        (BadDisk::Refuses, _) => DiskFault::ReadError,
     }
 }
 
@@ -276,8 +432,7 @@ mod tests {
         let plans: Vec<Plan> = (0..200).map(|seed| Plan::of_seed(seed, chaos)).collect();
         let names = |plan: &Plan| plan.faults.iter().map(|f| f.what.name()).collect::<BTreeSet<_>>();
         let all: BTreeSet<&str> = plans.iter().flat_map(names).collect();
-        assert_eq!(all.len(), KINDS.len());
-        assert!(plans.iter().all(|p| names(p).len() < KINDS.len()), "swarm: none has all kinds");
+        assert_eq!(all.len(), KINDS.len() + 7, "eight kinds of faults of disks");
         for plan in &plans {
             assert!(plan.faults.iter().all(|f| f.at < chaos) && plan.faults.is_sorted_by_key(|f| f.at));
             assert!((3..=5).contains(&plan.shape.mds) && (5..=9).contains(&plan.shape.cs));

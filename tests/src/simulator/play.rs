@@ -1,13 +1,14 @@
 //! Carries out a plan: its faults begin and end at their times, while clients work.
 
 use super::cluster::Cluster;
-use super::plan::{Fault, Place, Plan, What};
+use super::plan::{BadDisk, DiskFault, Fault, Place, Plan, What};
 use super::{Options, Report};
 use shards::Timestamp;
-use shards::sim::CrashKind;
+use shards::sim::{CrashKind, FaultEffect, FaultOn, Weather};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
+use wire::mds_api::MdsRequest;
 
 /// Something ordered for later.
 enum Later {
@@ -15,11 +16,17 @@ enum Later {
     Restart(Place),
     Heal(IpAddr, IpAddr),
     Quicken(Place),
+    /// Until this time, again and again.
+    Reset(IpAddr, IpAddr, Timestamp),
+    Clear(IpAddr),
+    /// The bad disk has room again.
+    Room,
     EndOfChaos,
 }
 
 /// Servers that lost power together come back one after another.
 const RESTART_APART: Duration = Duration::from_millis(170);
+const RESET_EVERY: Duration = Duration::from_millis(700);
 
 struct Player<'a> {
     cluster: &'a mut Cluster,
@@ -76,6 +83,9 @@ impl Player<'_> {
                 Later::Restart(place) => self.cluster.start(place),
                 Later::Heal(a, b) => self.cluster.world.heal(a, b),
                 Later::Quicken(place) => self.cluster.slow_down(place, 1),
+                Later::Reset(a, b, until) => self.reset(a, b, until),
+                Later::Clear(ip) => self.cluster.world.set_weather(ip, Weather::default()),
+                Later::Room => self.cluster.mend_disk(),
                 Later::EndOfChaos => return Ok(()),
             }
         }
@@ -103,11 +113,81 @@ impl Player<'_> {
                 self.cluster.slow_down(place, factor);
                 self.order(then, Later::Quicken(place));
             }
+            What::OneWay(from, to) => {
+                let (from, to) = (self.cluster.ip(from), self.cluster.ip(to));
+                self.cluster.world.cut_one_way(from, to);
+                self.order(then, Later::Heal(from, to));
+            }
+            What::Resets(a, b) => self.reset(self.cluster.ip(a), self.cluster.ip(b), then),
+            What::Loss(p, loses_one_in) => {
+                self.weather(p, then, Weather { loses_one_in, ..Weather::default() })
+            }
+            What::Far(p, ms) => {
+                let delay = Duration::from_millis(ms);
+                self.weather(p, then, Weather { delay, ..Weather::default() });
+            }
+            What::Narrow(p, bytes_per_us) => {
+                self.weather(p, then, Weather { bytes_per_us, ..Weather::default() });
+            }
+            What::Stranded { client, pause } => {
+                let mut island = self.cluster.leaders_for(client);
+                island.push(Place::Client(client));
+                let rest: Vec<Place> = places.into_iter().filter(|p| !island.contains(p)).collect();
+                self.cut(&island, &rest, then);
+                if pause {
+                    self.cluster.pause(Place::Client(client), fault.lasts / 2);
+                }
+            }
+            What::Disk(fault) => self.disk(fault, then),
+            What::AddMds => self.cluster.add_mds(),
+            What::RemoveMds(n) => self.cluster.remove_mds(n),
+            What::Revoke(file) => {
+                let file = self.cluster.workload().files[file];
+                self.cluster.order("revoke", MdsRequest::Revoke { file });
+            }
+            What::Configure(key, value) => {
+                let (key, value) = (key.to_string(), value.to_string());
+                self.cluster.order("set-config", MdsRequest::SetConfig { key, value });
+            }
         }
+    }
+
+    fn reset(&mut self, a: IpAddr, b: IpAddr, until: Timestamp) {
+        self.cluster.world.reset_links(a, b);
+        let next = self.cluster.world.now().after(RESET_EVERY);
+        if next < until {
+            self.order(next, Later::Reset(a, b, until));
+        }
+    }
+
+    fn weather(&mut self, place: Place, then: Timestamp, weather: Weather) {
+        let ip = self.cluster.ip(place);
+        self.cluster.world.set_weather(ip, weather);
+        self.order(then, Later::Clear(ip));
+    }
+
+    fn disk(&mut self, fault: DiskFault, then: Timestamp) {
+        let (on, effect) = match fault {
+            DiskFault::Rot(bits) => return self.cluster.rot(bits),
+            DiskFault::Full => {
+                self.cluster.fill_disk();
+                return self.order(then, Later::Room);
+            }
+            DiskFault::LostWrite => (FaultOn::Write, FaultEffect::Lost),
+            DiskFault::Misdirected => (FaultOn::Write, FaultEffect::Misdirected(4096)),
+            DiskFault::WriteFlip => (FaultOn::Write, FaultEffect::WriteFlip),
+            DiskFault::ReadFlip => (FaultOn::Read, FaultEffect::ReadFlip),
+            DiskFault::ReadError => (FaultOn::Read, FaultEffect::Eio),
+            DiskFault::WriteError => (FaultOn::Write, FaultEffect::Eio),
+        };
+        self.cluster.spoil_disk(on, effect);
     }
 
     fn crash(&mut self, places: impl IntoIterator<Item = Place>, kind: CrashKind, then: Timestamp) {
         let mut then = then;
+        // What a lying disk lost, a crash would make final.
+        let liar = |p: &Place| matches!((p, self.cluster.shape.bad_disk), (Place::Cs(n), Some((bad, BadDisk::Lies))) if *n == bad);
+        let places: Vec<Place> = places.into_iter().filter(|p| !liar(p)).collect();
         for place in places {
             if self.cluster.crash(place, kind) {
                 self.order(then, Later::Restart(place));

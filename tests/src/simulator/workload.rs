@@ -156,6 +156,11 @@ impl Workload {
         }
     }
 
+    /// The file a client has open, by its number.
+    pub fn held_by(&self, client: usize) -> Option<usize> {
+        self.users[client].holds
+    }
+
     /// No new operations; those under way may end.
     pub fn stop(&mut self) {
         self.stopped = true;
