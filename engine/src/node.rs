@@ -7,7 +7,7 @@
 //! - a request to the metadata service that must not be lost (Suspect, Joined, Deleted …) is repeated to every new
 //!   master until it is answered.
 
-use crate::replication::{Action, Replication};
+use crate::replication::{Action, Replication, Stats};
 use crate::scrub::Scrub;
 use crate::store::{Outcome, Store, StoreConfig};
 use shards::{ConnId, Event, Io, Node, OpId, TimerId, Timestamp};
@@ -157,6 +157,11 @@ impl CsShard {
         self.replication.active_chunks()
     }
 
+    /// Counters, for checkers in tests.
+    pub fn stats(&self) -> Stats {
+        self.replication.stats
+    }
+
     /// What this shard knows of a chunk, for people who look for the reason of a failed test.
     pub fn explain(&self, chunk: ChunkId) -> String {
         let stored = self.store.as_ref().and_then(|s| s.chunk(chunk));
@@ -298,7 +303,8 @@ impl CsShard {
                     chunks: store.chunk_count() as u64,
                     active_primaries: self.replication.active_primaries() as u64,
                     reconciliations: stats.reconciliations,
-                    fills: stats.fills,
+                    catch_ups: stats.catch_ups,
+                    full_copies: stats.full_copies,
                 };
                 let head = frame.head.reply(Kind::ShardStatDone, Status::Ok);
                 io.send(conn, Frame::new(head, &encode!(&stat), shards::Buf::empty()).encode());
@@ -834,5 +840,9 @@ fn load(replication: &Replication, scrub: &Scrub, store: &Store) -> Load {
         cache_misses: cache.misses,
         cached_bytes: cache.cached_bytes,
         cache_total_bytes: cache.total_bytes,
+        catch_ups: stats.catch_ups,
+        catch_up_bytes: stats.catch_up_bytes,
+        full_copies: stats.full_copies,
+        full_copy_bytes: stats.full_copy_bytes,
     }
 }

@@ -360,6 +360,10 @@ impl CsRegistry {
             scrub_total_bytes: sum(&|s| s.load.scrub_total_bytes),
             scrub_passes: passes.unwrap_or(0),
             scrub_damaged: sum(&|s| s.load.scrub_damaged),
+            catch_ups: sum(&|s| s.load.catch_ups),
+            catch_up_bytes: sum(&|s| s.load.catch_up_bytes),
+            full_copies: sum(&|s| s.load.full_copies),
+            full_copy_bytes: sum(&|s| s.load.full_copy_bytes),
         }
     }
 }

@@ -14,6 +14,10 @@ pub enum Sabotage {
     ForgetReconciliation,
     /// Filling a learner does not keep client writes off the range being copied.
     FillWithoutLock,
+    /// A returned replica is not sent the last range that was written while it was away.
+    CatchUpForgetsUnit,
+    /// What a returned replica stored and nobody committed stays there.
+    CatchUpIgnoresTail,
     /// Primaries take writes under revoked and overtaken leases.
     IgnoreRevocation,
     /// Clients trust their leases for ever.
@@ -27,12 +31,14 @@ pub enum Sabotage {
 }
 
 impl Sabotage {
-    pub const ALL: [(&str, Sabotage); 10] = [
+    pub const ALL: [(&str, Sabotage); 12] = [
         ("ack-before-secondaries", Sabotage::AckBeforeSecondaries),
         ("ack-before-durable", Sabotage::AckBeforeDurable),
         ("skip-epoch-check", Sabotage::SkipEpochCheck),
         ("forget-reconciliation", Sabotage::ForgetReconciliation),
         ("fill-without-lock", Sabotage::FillWithoutLock),
+        ("catch-up-forgets-unit", Sabotage::CatchUpForgetsUnit),
+        ("catch-up-ignores-tail", Sabotage::CatchUpIgnoresTail),
         ("ignore-revocation", Sabotage::IgnoreRevocation),
         ("trust-old-leases", Sabotage::TrustOldLeases),
         ("reclaim-anyway", Sabotage::ReclaimAnyway),

@@ -93,6 +93,12 @@ pub struct Load {
     pub cache_misses: u64,
     pub cached_bytes: u64,
     pub cache_total_bytes: u64,
+    /// As primary: returned replicas that were sent what they lacked, replicas that were sent everything (both counted when
+    /// they are begun), and the bytes.
+    pub catch_ups: u64,
+    pub catch_up_bytes: u64,
+    pub full_copies: u64,
+    pub full_copy_bytes: u64,
 }
 
 /// Answer to the ShardStat frame.
@@ -106,7 +112,8 @@ pub struct ShardStat {
     pub chunks: u64,
     pub active_primaries: u64,
     pub reconciliations: u64,
-    pub fills: u64,
+    pub catch_ups: u64,
+    pub full_copies: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
@@ -114,6 +121,9 @@ pub struct ChunkSet {
     pub chunk: ChunkId,
     pub epoch: Epoch,
     pub grant: Grant,
+    /// Of learners and stale replicas that may have all that was acknowledged then: the last epoch at which they were in
+    /// sync. Those that are missing here may hold anything.
+    pub in_sync_until: Vec<(CsId, Epoch)>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]

@@ -210,10 +210,11 @@ pub struct TailEntry {
 /// Metadata of Prepared (rkyv): what a replica holds of a chunk.
 #[derive(Clone, PartialEq, Eq, Debug, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Prepared {
-    /// Whether the replica holds the chunk at all.
-    pub exists: bool,
+    /// The replica knows its copy to be damaged.
+    pub damaged: bool,
+    /// 0: nothing was ever stored.
     pub last_sequence: Sequence,
     pub committed: Sequence,
-    /// Stored writes above `committed`.
+    /// Stored writes above `committed`; may be larger than true, never smaller.
     pub tail: Vec<TailEntry>,
 }

@@ -458,6 +458,12 @@ pub struct CsInfo {
     pub scrub_total_bytes: u64,
     pub scrub_passes: u64,
     pub scrub_damaged: u64,
+    /// Replicas that this server, as primary, brought up to date since its start: by what they lacked, and by everything
+    /// (both counted when they are begun), and bytes sent so.
+    pub catch_ups: u64,
+    pub catch_up_bytes: u64,
+    pub full_copies: u64,
+    pub full_copy_bytes: u64,
 }
 
 impl CsInfo {

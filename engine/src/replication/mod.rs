@@ -9,18 +9,25 @@
 //! - a chunk is served only after every in-sync replica has adopted the epoch and all tails are levelled;
 //! - nothing of an epoch older than the one known is accepted, and the known epoch never falls.
 
+mod fill;
 mod flights;
 mod primary;
+mod ranges;
 mod secondary;
+#[cfg(test)]
+mod tests;
+mod written;
 
 use crate::scrub::Piece;
 use crate::store::{Done, Outcome, Store, StoreError, Ticket};
+use fill::FillKind;
 use primary::Primary;
 use shards::{Buf, ConnId, Io, Timestamp};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use wire::cs_api::{ChunkReport, ChunkSet, CsCommand, CsRequest};
 use wire::{ChunkId, CsId, DataMeta, Epoch, Frame, Grant, Head, Kind, LeaseId, Role, Status};
+use written::Written;
 
 /// What the state machine wants done.
 #[derive(Debug)]
@@ -84,6 +91,10 @@ enum Purpose {
 struct Known {
     epoch: Epoch,
     grant: Grant,
+    /// Of replicas that are missing, as the metadata service says: the last epoch at which they were in sync.
+    in_sync_until: Vec<(CsId, Epoch)>,
+    /// Learners that have everything, as the metadata service was told: members like those in sync from then on.
+    joined: Vec<CsId>,
     primary: Option<Primary>,
     /// The metadata service itself has told this set.
     told: bool,
@@ -102,6 +113,7 @@ pub struct Replication {
     next_activation: u64,
     /// Prepares whose epoch is durable, waiting for the chunk to fall quiet.
     prepared: Vec<(ConnId, Head)>,
+    written: Written,
     revoked: BTreeSet<LeaseId>,
     /// Chunks whose watermark the secondaries don't know yet.
     uncommitted_notes: BTreeSet<ChunkId>,
@@ -124,7 +136,20 @@ pub struct Stats {
     pub read_bytes: u64,
     pub write_bytes: u64,
     pub reconciliations: u64,
-    pub fills: u64,
+    /// Learners that this shard, as primary, began to send what they lacked, and to send everything; bytes sent so.
+    pub catch_ups: u64,
+    pub catch_up_bytes: u64,
+    pub full_copies: u64,
+    pub full_copy_bytes: u64,
+}
+
+impl Stats {
+    fn count_filled(&mut self, kind: FillKind, bytes: u64) {
+        match kind {
+            FillKind::CatchUp => self.catch_up_bytes += bytes,
+            FillKind::Full => self.full_copy_bytes += bytes,
+        }
+    }
 }
 
 impl Replication {
@@ -137,6 +162,7 @@ impl Replication {
             next_ticket: 1,
             next_activation: 1,
             prepared: Vec::new(),
+            written: Written::default(),
             revoked: BTreeSet::new(),
             uncommitted_notes: BTreeSet::new(),
             preparing: BTreeSet::new(),
@@ -289,11 +315,23 @@ impl Replication {
         if epoch < known {
             return;
         }
-        self.damaged.remove(&chunk);
+        let in_sync = grant.in_sync().any(|r| r.cs == self.me);
+        if in_sync {
+            self.damaged.remove(&chunk);
+        }
+        self.written.set_adopted(chunk, known, grant, self.me);
         let leads = grant.primary().is_some_and(|p| p.cs == self.me);
         let old = self.chunks.remove(&chunk).and_then(|k| k.primary);
         let carried = old.map(Primary::unanswered).unwrap_or_default();
-        let mut next = Known { epoch, grant: grant.clone(), primary: None, told: false, listed: false };
+        let mut next = Known {
+            epoch,
+            grant: grant.clone(),
+            in_sync_until: Vec::new(),
+            joined: Vec::new(),
+            primary: None,
+            told: false,
+            listed: false,
+        };
         if leads {
             self.next_activation += 1;
             next.primary = Some(Primary::new(self.next_activation, carried));
@@ -341,6 +379,7 @@ impl Replication {
         if self.epoch_of(set.chunk, store) == set.epoch {
             if let Some(known) = self.chunks.get_mut(&set.chunk) {
                 known.told = true;
+                known.in_sync_until.clone_from(&set.in_sync_until);
             }
             self.learn_addresses(set.chunk, &set.grant, true, store, io);
         }
@@ -356,7 +395,7 @@ impl Replication {
             if set.epoch == before && self.damaged.contains_key(&set.chunk) {
                 if set.grant.primary().is_some_and(|p| p.cs == self.me) {
                     self.damaged.insert(set.chunk, true);
-                } else {
+                } else if set.grant.in_sync().any(|r| r.cs == self.me) {
                     self.damaged.remove(&set.chunk); // It is told again when it is met again.
                 }
             }
@@ -382,7 +421,10 @@ impl Replication {
 
     pub fn on_command(&mut self, command: CsCommand, store: &mut Store, io: &mut dyn Io) {
         match command {
-            CsCommand::Repair { set } => self.on_set(&set, store, io),
+            CsCommand::Repair { set } => {
+                self.on_set(&set, store, io);
+                self.repeat_joined(set.chunk);
+            }
             CsCommand::Delete { chunks } => self.delete(&chunks, store, io),
             CsCommand::Revoke { leases } => self.revoke(&leases),
             CsCommand::Expelled { .. } => {}
@@ -392,6 +434,8 @@ impl Replication {
 
     fn delete(&mut self, chunks: &[ChunkId], store: &mut Store, io: &mut dyn Io) {
         for &chunk in chunks {
+            self.written.forget(chunk);
+            self.damaged.remove(&chunk);
             if let Some(primary) = self.chunks.remove(&chunk).and_then(|k| k.primary) {
                 for request in primary.unanswered() {
                     let (conn, head) = request.origin();

@@ -1,9 +1,11 @@
-//! A chunk server as primary: activation, ordering, fan-out, acknowledgement, filling learners.
+//! A chunk server as primary: activation, ordering, fan-out, acknowledgement. Learners are filled in `fill.rs`.
 //!
 //! Activation (docs/architecture.md, "Becoming active"): Prepare to all others of the set, own epoch durable, then the
-//! union of all tails is sent again from our own bytes, then learners are emptied and filled; client requests wait.
+//! union of all tails is sent again from our own bytes, then what learners must not hold is cleared; client requests wait.
 
+use super::fill::{Fill, FillKind};
 use super::flights::{Flight, Flights, Peers};
+use super::ranges::{merged, overlaps, pieces, split_held};
 use super::{Action, Known, Purpose, Queue, Replication, done_kind, secondaries, status_of};
 use crate::store::{DiscardOp, Done, Stamp, Store, StoreError, WriteOp};
 use shards::sabotage::{Sabotage, on};
@@ -15,16 +17,14 @@ use std::time::Duration;
 use wire::cs_api::{ChunkReport, CsRequest};
 use wire::data::first_mismatch;
 use wire::{
-    BLOCK_BYTES, BlockCrcs, ChunkId, CsId, DataMeta, Epoch, Frame, Head, Kind, LeaseId, Prepared, Role,
-    Sequence, Status, decode, flags,
+    BLOCK_BYTES, BlockCrcs, ChunkId, DataMeta, Epoch, Frame, Head, Kind, LeaseId, Prepared, Role, Sequence,
+    Status, TailEntry, decode, flags,
 };
 
 /// A request that waits this long is answered Busy, so that the client can tell its user why it waits.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Blocks copied to a learner, or levelled, in one go.
-const COPY_BLOCKS: u32 = 64;
-const COPIES_AT_ONCE: usize = 4;
-const BLOCK: u32 = BLOCK_BYTES as u32;
+pub(super) const COPIES_AT_ONCE: usize = 4;
+pub(super) const BLOCK: u32 = BLOCK_BYTES as u32;
 
 /// A client's request, waiting.
 pub(super) struct ClientRequest {
@@ -54,7 +54,7 @@ impl ClientRequest {
 }
 
 #[derive(PartialEq, Eq, Clone, Copy, Debug)]
-enum Phase {
+pub(super) enum Phase {
     /// Nothing asked of it since the set or a connection changed.
     Idle,
     /// Waiting for `Prepared` of these and for our own epoch to be durable.
@@ -66,22 +66,24 @@ enum Phase {
 
 pub(super) struct Primary {
     activation: u64,
-    phase: Phase,
+    pub(super) phase: Phase,
     own_epoch_durable: bool,
-    prepared: BTreeMap<SocketAddr, Prepared>,
+    pub(super) prepared: BTreeMap<SocketAddr, Prepared>,
     awaited: BTreeSet<SocketAddr>,
     next_sequence: u64,
-    committed: u64,
-    flights: Flights,
+    pub(super) committed: u64,
+    pub(super) flights: Flights,
     /// Reads under way: a write over them waits.
     queue: Queue<ClientRequest>,
     /// Ranges to send again before becoming active.
     to_level: Vec<Range<u32>>,
-    /// The same where this replica has holes.
-    to_clear: Vec<Range<u32>>,
-    /// Ranges learners lack, last first; learners are told to empty the chunk first.
-    to_fill: Vec<Range<u32>>,
-    learners: BTreeSet<SocketAddr>,
+    /// Ranges where this replica has holes and these peers may hold something: cleared before becoming active.
+    pub(super) to_clear: Vec<(Range<u32>, Peers)>,
+    /// What learners lack, last first.
+    pub(super) to_fill: Vec<Fill>,
+    /// Those that do not have everything yet. They hear of no watermark: their tail must go on naming all they may have to
+    /// be sent again, should this fill not come to its end.
+    pub(super) learners: BTreeMap<SocketAddr, FillKind>,
     /// Secondaries that must be sent EXPECT_EMPTY with their first write.
     expect_empty: BTreeSet<SocketAddr>,
     /// The chunk is taken for new, and no write has yet been stored by all: they may know better.
@@ -105,7 +107,7 @@ impl Primary {
             to_level: Vec::new(),
             to_clear: Vec::new(),
             to_fill: Vec::new(),
-            learners: BTreeSet::new(),
+            learners: BTreeMap::new(),
             expect_empty: BTreeSet::new(),
             unproven: false,
             suspected: false,
@@ -251,8 +253,8 @@ impl Replication {
         let mut primary = Primary::new(activation, old.unanswered());
         primary.suspected = suspected;
         let members: Vec<SocketAddr> = secondaries(&grant, me).map(|r| r.addr).collect();
-        primary.learners =
-            grant.replicas.iter().filter(|r| r.role == Role::Learner).map(|r| r.addr).collect();
+        let lacking = |r: &&wire::Replica| r.role == Role::Learner && !known.joined.contains(&r.cs);
+        primary.learners = grant.replicas.iter().filter(lacking).map(|r| (r.addr, FillKind::Full)).collect();
         if epoch == Epoch(1) && !held && primary.learners.is_empty() {
             // Never written: nothing to reconcile, unless a secondary says otherwise.
             primary.phase = Phase::Active;
@@ -335,43 +337,38 @@ impl Replication {
             return;
         }
         let own = store.chunk(chunk).cloned().unwrap_or_default();
-        let in_sync: BTreeSet<SocketAddr> =
-            secondaries(&grant, me).filter(|r| r.role == Role::InSync).map(|r| r.addr).collect();
-        let mut last = own.last_sequence;
-        let mut ranges: Vec<Range<u32>> =
-            own.tail.iter().map(|t| t.first_block..t.first_block + t.block_count).collect();
+        let others: Peers = secondaries(&grant, me).map(|r| r.addr).collect();
+        let complete: BTreeSet<SocketAddr> =
+            others.iter().copied().filter(|addr| !primary.learners.contains_key(addr)).collect();
+        // Copies for learners take sequences too, so that a watermark may be above all that a replica stored.
+        let mut last = own.last_sequence.max(own.committed);
+        let mut tails = tail_blocks(&own.tail);
         for (addr, prepared) in &primary.prepared {
-            last = last.max(prepared.last_sequence);
-            if in_sync.contains(addr) {
-                ranges.extend(prepared.tail.iter().map(|t| t.first_block..t.first_block + t.block_count));
+            last = last.max(prepared.last_sequence).max(prepared.committed);
+            if complete.contains(addr) {
+                tails.extend(tail_blocks(&prepared.tail));
             }
         }
+        let tails = merged(tails);
         primary.largest_lease = primary.largest_lease.max(own.largest_lease);
         primary.next_sequence = last.0 + 1;
         primary.committed = own.committed.0;
         let allocated = store.allocated_ranges(chunk);
-        if !in_sync.is_empty() && !on(Sabotage::ForgetReconciliation) {
-            let (held, holes) = split_held(&merged(ranges), &allocated);
-            (primary.to_level, primary.to_clear) = (pieces(held), holes);
+        if !complete.is_empty() && !on(Sabotage::ForgetReconciliation) {
+            let (held, holes) = split_held(&tails, &allocated);
+            primary.to_level = pieces(held);
+            primary.to_clear = holes.into_iter().map(|blocks| (blocks, others.clone())).collect();
         }
-        primary.to_fill = Vec::new();
-        if !primary.learners.is_empty() {
-            primary.to_fill = pieces(allocated);
-            primary.to_fill.reverse();
-            self.stats.fills += 1;
-        }
-        let learners: Peers = primary.learners.iter().copied().collect();
         primary.phase = Phase::Levelling;
-        if !learners.is_empty() {
-            // They may hold anything: they start from nothing. All later sends to them come behind this one.
-            let all = 0..crate::store::MOST_CHUNK_BYTES as u32 / BLOCK;
-            self.send_discard(chunk, all, learners, true);
-        }
+        // Decided now, at this epoch: a replica that is missing may lack it.
+        let epoch = known.epoch;
+        tails.iter().for_each(|blocks| self.written.note(chunk, epoch, blocks));
+        self.plan_fills(chunk, &allocated);
         self.pump(chunk, store, io);
     }
 
     /// Makes holes of blocks that are holes here.
-    fn send_discard(&mut self, chunk: ChunkId, blocks: Range<u32>, targets: Peers, fill: bool) {
+    fn send_discard(&mut self, chunk: ChunkId, blocks: Range<u32>, targets: Peers) {
         let Some(known) = self.chunks.get_mut(&chunk) else { return };
         let Some(primary) = known.primary.as_mut() else { return };
         let sequence = primary.next_sequence;
@@ -383,13 +380,12 @@ impl Replication {
             waiting: targets.iter().copied().collect(),
             failed: None,
             targets: Peers::new(),
-            fill,
+            fill: false,
         };
         primary.flights.insert(sequence, flight);
         let mut head = Head::new(Kind::ForwardDiscard, sequence);
         head.chunk = chunk;
         head.epoch = known.epoch;
-        head.flags = if fill { flags::FILL } else { 0 };
         head.offset_bytes = blocks.start * BLOCK;
         head.length_bytes = (blocks.end - blocks.start) * BLOCK;
         let meta = DataMeta { sequence: Sequence(sequence), ..DataMeta::default() }.encode();
@@ -421,11 +417,11 @@ impl Replication {
             if primary.flights.len() >= COPIES_AT_ONCE {
                 return;
             }
-            let (list, hole) = match primary.to_clear.is_empty() {
-                true => (&mut primary.to_level, false),
-                false => (&mut primary.to_clear, true),
+            let next = match primary.to_clear.pop() {
+                Some((blocks, peers)) => Some((blocks, peers, true)),
+                None => primary.to_level.pop().map(|blocks| (blocks, targets, false)),
             };
-            let Some(range) = list.pop() else {
+            let Some((range, targets, hole)) = next else {
                 if primary.flights.is_empty() {
                     primary.phase = Phase::Active;
                     primary.committed = primary.next_sequence - 1;
@@ -436,48 +432,17 @@ impl Replication {
                 return;
             };
             let blocked = primary.flights.values().any(|f| overlaps(&f.blocks, &range));
-            if blocked {
-                list.push(range);
-                return;
-            }
             match hole {
-                true => self.send_discard(chunk, range, targets, false),
+                true if blocked => return primary.to_clear.push((range, targets)),
+                false if blocked => return primary.to_level.push(range),
+                true => self.send_discard(chunk, range, targets),
                 false => self.start_copy(chunk, range, targets, false, store, io),
             }
         }
     }
 
-    fn fill_more(&mut self, chunk: ChunkId, store: &mut Store, io: &mut dyn Io) {
-        loop {
-            let Some(known) = self.chunks.get_mut(&chunk) else { return };
-            let epoch = known.epoch;
-            let Some(primary) = known.primary.as_mut().filter(|p| p.is_active() && !p.learners.is_empty())
-            else {
-                return;
-            };
-            let targets: Peers = primary.learners.iter().copied().collect();
-            let filling = primary.flights.values().filter(|f| f.fill).count();
-            let Some(range) = primary.to_fill.last().cloned() else {
-                if filling == 0 {
-                    let done = std::mem::take(&mut primary.learners);
-                    let joined = known.grant.replicas.iter().filter(|r| done.contains(&r.addr)).map(|r| r.cs);
-                    for cs in joined.collect::<Vec<CsId>>() {
-                        self.actions.push(Action::ToMds(CsRequest::Joined { chunk, epoch, cs }));
-                    }
-                }
-                return;
-            };
-            let blocked = primary.flights.values().any(|f| overlaps(&f.blocks, &range));
-            if filling >= COPIES_AT_ONCE || (blocked && !on(Sabotage::FillWithoutLock)) {
-                return;
-            }
-            primary.to_fill.pop();
-            self.start_copy(chunk, range, targets, true, store, io);
-        }
-    }
-
     /// Reads our own bytes of a range, to send them on.
-    fn start_copy(
+    pub(super) fn start_copy(
         &mut self,
         chunk: ChunkId,
         blocks: Range<u32>,
@@ -530,9 +495,18 @@ impl Replication {
         head.epoch = epoch;
         head.offset_bytes = flight.blocks.start * BLOCK;
         head.flags = if flight.fill { flags::FILL } else { 0 };
-        let meta = DataMeta { sequence: Sequence(sequence), committed, crcs, ..DataMeta::default() }.encode();
+        let (fill, learners) = (flight.fill, primary.learners.clone());
+        let meta = |committed| {
+            DataMeta { sequence: Sequence(sequence), committed, crcs: crcs.clone(), ..DataMeta::default() }
+                .encode()
+        };
         for addr in targets {
-            self.actions.push(Action::ToPeer(addr, Frame::new(head, &meta, data.clone())));
+            let learner = learners.get(&addr);
+            let committed = if learner.is_some() { Sequence(0) } else { committed };
+            self.actions.push(Action::ToPeer(addr, Frame::new(head, &meta(committed), data.clone())));
+            if let Some(kind) = learner.filter(|_| fill) {
+                self.stats.count_filled(*kind, data.len() as u64);
+            }
         }
         self.settle(chunk, sequence, store, io);
     }
@@ -592,6 +566,7 @@ impl Replication {
             committed: Sequence(primary.committed),
             lease: request.lease,
         };
+        self.written.note(chunk, epoch, &request.blocks);
         let activation = primary.activation;
         let (blocks, body) = (request.blocks.clone(), request.body.clone());
         let mut head = Head::new(
@@ -626,6 +601,7 @@ impl Replication {
         };
         for addr in members {
             let mut head = head;
+            meta.committed = if primary.learners.contains_key(&addr) { Sequence(0) } else { stamp.committed };
             if primary.expect_empty.remove(&addr) {
                 head.flags |= flags::EXPECT_EMPTY | flags::GRANT;
                 meta.grant = Some(known.grant.clone());
@@ -756,15 +732,18 @@ impl Replication {
                 self.uncommitted_notes.insert(chunk);
                 continue;
             }
-            let mut head = Head::new(Kind::CommitNote, 0);
-            head.chunk = chunk;
-            head.epoch = known.epoch;
-            head.flags = flags::ONE_WAY;
-            let meta = DataMeta { committed: Sequence(primary.committed), ..DataMeta::default() }.encode();
-            for replica in secondaries(&known.grant, me) {
-                self.actions.push(Action::ToPeer(replica.addr, Frame::new(head, &meta, Buf::empty())));
-            }
+            let (epoch, committed) = (known.epoch, primary.committed);
+            let informed = |r: &&wire::Replica| !primary.learners.contains_key(&r.addr);
+            let peers: Peers = secondaries(&known.grant, me).filter(informed).map(|r| r.addr).collect();
+            peers.into_iter().for_each(|peer| self.send_commit_note(chunk, epoch, committed, peer));
         }
+    }
+
+    pub(super) fn send_commit_note(&mut self, chunk: ChunkId, epoch: Epoch, committed: u64, to: SocketAddr) {
+        let mut head = Head::new(Kind::CommitNote, 0);
+        (head.chunk, head.epoch, head.flags) = (chunk, epoch, flags::ONE_WAY);
+        let meta = DataMeta { committed: Sequence(committed), ..DataMeta::default() }.encode();
+        self.actions.push(Action::ToPeer(to, Frame::new(head, &meta, Buf::empty())));
     }
 
     /// Chunks with waiting work that are not getting anywhere: try again, and tell clients after a while.
@@ -792,59 +771,6 @@ impl Replication {
     }
 }
 
-fn overlaps(a: &Range<u32>, b: &Range<u32>) -> bool {
-    a.start < b.end && b.start < a.end
-}
-
-/// The ranges, sorted and disjoint.
-fn merged(mut ranges: Vec<Range<u32>>) -> Vec<Range<u32>> {
-    ranges.sort_by_key(|r| r.start);
-    let mut merged: Vec<Range<u32>> = Vec::new();
-    for range in ranges {
-        match merged.last_mut() {
-            Some(last) if last.end >= range.start => last.end = last.end.max(range.end),
-            _ => merged.push(range),
-        }
-    }
-    merged
-}
-
-/// What of `ranges` lies inside `held`, and what outside; both sorted and disjoint, as the results are.
-fn split_held(ranges: &[Range<u32>], held: &[Range<u32>]) -> (Vec<Range<u32>>, Vec<Range<u32>>) {
-    let (mut inside, mut outside) = (Vec::new(), Vec::new());
-    for range in ranges {
-        let mut at = range.start;
-        for part in held.iter().filter(|h| overlaps(h, range)) {
-            let (start, end) = (part.start.max(range.start), part.end.min(range.end));
-            outside.extend((at < start).then_some(at..start));
-            inside.push(start..end);
-            at = end;
-        }
-        outside.extend((at < range.end).then_some(at..range.end));
-    }
-    (inside, outside)
-}
-
-/// Pieces of at most [`COPY_BLOCKS`] that cover sorted disjoint ranges.
-fn pieces(ranges: Vec<Range<u32>>) -> Vec<Range<u32>> {
-    let cut = |r: Range<u32>| {
-        let end = r.end;
-        r.step_by(COPY_BLOCKS as usize).map(move |start| start..(start + COPY_BLOCKS).min(end))
-    };
-    ranges.into_iter().flat_map(cut).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_replica_holds_is_copied_and_its_holes_are_cleared() {
-        let ranges = merged(vec![40..200, 0..4, 2..10, 300..310]);
-        assert_eq!(ranges, [0..10, 40..200, 300..310]);
-        let (held, holes) = split_held(&ranges, &[0..16, 48..64, 128..1000]);
-        assert_eq!(held, [0..10, 48..64, 128..200, 300..310]);
-        assert_eq!(holes, [40..48, 64..128]);
-        assert_eq!(pieces(held), [0..10, 48..64, 128..192, 192..200, 300..310]);
-    }
+pub(super) fn tail_blocks(tail: &[TailEntry]) -> Vec<Range<u32>> {
+    tail.iter().map(|t| t.first_block..t.first_block + t.block_count).collect()
 }

@@ -1,5 +1,6 @@
 //! A chunk server as secondary: stores what the primary forwards, and adopts epochs.
 
+use super::primary::BLOCK;
 use super::{Action, Purpose, Replication};
 use crate::store::{DiscardOp, Stamp, Store, WriteOp};
 use shards::sabotage::{Sabotage, on};
@@ -29,6 +30,12 @@ impl Replication {
             committed: meta.committed,
             lease: meta.lease,
         };
+        if head.kind != Kind::ForwardDiscard && first_mismatch(&frame.payload, &meta.crcs).is_some() {
+            return self.reply(conn, &head, Kind::Stored, Status::Checksum);
+        }
+        let length = if head.kind == Kind::Forward { frame.payload.len() as u32 } else { head.length_bytes };
+        let blocks = head.offset_bytes / BLOCK..head.offset_bytes.saturating_add(length).div_ceil(BLOCK);
+        self.written.note(head.chunk, head.epoch, &blocks);
         let ticket = self.ticket(Purpose::Forwarded { conn, head });
         if head.kind == Kind::ForwardDiscard {
             let op = DiscardOp {
@@ -38,10 +45,6 @@ impl Replication {
                 length_bytes: head.length_bytes,
             };
             return store.discard(io, ticket, op);
-        }
-        if first_mismatch(&frame.payload, &meta.crcs).is_some() {
-            self.purposes.remove(&ticket.0);
-            return self.reply(conn, &head, Kind::Stored, Status::Checksum);
         }
         let op = WriteOp {
             chunk: head.chunk,
@@ -94,7 +97,7 @@ impl Replication {
                 self.reply(conn, &head, Kind::Prepared, Status::OldEpoch);
             } else {
                 let answer = store.chunk(head.chunk).map_or_else(Prepared::default, |info| Prepared {
-                    exists: true,
+                    damaged: self.damaged.contains_key(&head.chunk),
                     last_sequence: info.last_sequence,
                     committed: info.committed,
                     tail: info.tail.clone(),

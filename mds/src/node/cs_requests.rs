@@ -226,17 +226,18 @@ impl Server {
         io: &mut dyn Io,
     ) {
         tracing::warn!(name: "replicas_damaged", cs = cs.0, chunks = chunks.len(), reason);
-        let holds = |report: &&ChunkReport| {
-            let view = self.state.chunk(report.chunk).filter(|v| v.epoch == report.epoch);
-            view.is_some_and(|v| v.role_of(cs).is_some_and(|role| role != wire::Role::Stale))
+        // A stale copy is the same at whatever epoch it was found damaged; any other may have been filled since.
+        let change = |report: &ChunkReport| {
+            let view = self.state.chunk(report.chunk)?;
+            let concerned = view.epoch == report.epoch || view.role_of(cs) == Some(wire::Role::Stale);
+            let change = SetChange {
+                chunk: report.chunk,
+                epoch: view.epoch,
+                action: SetAction::Damaged { cs, force: true },
+            };
+            (concerned && view.role_of(cs).is_some()).then_some(change)
         };
-        let change = |report: &ChunkReport| SetChange {
-            chunk: report.chunk,
-            epoch: report.epoch,
-            // A damaged copy counts for nothing: below the minimum writes wait, and the others can fill it again.
-            action: SetAction::Drop { cs: vec![cs], force: true },
-        };
-        let changes: Vec<SetChange> = chunks.iter().filter(holds).map(change).collect();
+        let changes: Vec<SetChange> = chunks.iter().filter_map(change).collect();
         let asked = chunks.iter().map(|r| r.chunk).collect();
         self.change_or_answer(conn, head, asked, changes, io);
     }

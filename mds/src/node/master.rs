@@ -145,6 +145,7 @@ impl Master {
             chunk: view.chunk,
             epoch: view.epoch,
             grant: view.to_grant(&|cs, chunk| self.addr_of(cs, chunk)),
+            in_sync_until: view.in_sync_until.clone(),
         }
     }
 }

@@ -52,7 +52,7 @@ impl Server {
             }
             MdsRequest::ReportBadReplica { chunk, epoch, cs } => {
                 tracing::warn!(name: "bad_replica", chunk = chunk.0, cs = cs.0);
-                let action = SetAction::Drop { cs: vec![cs], force: false };
+                let action = SetAction::Damaged { cs, force: false };
                 self.change_sets(conn, head, false, vec![chunk], vec![SetChange { chunk, epoch, action }]);
             }
             MdsRequest::Allocate { client, file, lease, first, count } => {

@@ -75,6 +75,9 @@ pub struct ChunkView {
     pub epoch: Epoch,
     /// In-sync ones first, the primary in front; then learners, then stale ones.
     pub replicas: Vec<(CsId, Role)>,
+    /// Of those that are not in sync and were once: the last epoch at which they were. Those missing here may hold
+    /// anything.
+    pub in_sync_until: Vec<(CsId, Epoch)>,
     pub min_replicas: u8,
     /// How many in-sync replicas there should be.
     pub normal_replicas: u8,

@@ -20,8 +20,24 @@ impl State {
             index: record.index,
             epoch: record.epoch,
             replicas: record.replicas.clone(),
+            in_sync_until: self.in_sync_until(chunk),
             min_replicas: policy.minimum,
             normal_replicas: policy.normal,
+        }
+    }
+
+    fn in_sync_until(&self, chunk: ChunkId) -> Vec<(CsId, Epoch)> {
+        let until = self.data.in_sync_until.get(&chunk);
+        until.into_iter().flatten().map(|(cs, epoch)| (*cs, *epoch)).collect()
+    }
+
+    /// From now on a replica may hold anything, or is in sync, or gone.
+    fn forget_in_sync_until(&mut self, chunk: ChunkId, cs: CsId) {
+        if let Some(until) = self.data.in_sync_until.get_mut(&chunk) {
+            until.remove(&cs);
+            if until.is_empty() {
+                self.data.in_sync_until.remove(&chunk);
+            }
         }
     }
 
@@ -92,6 +108,7 @@ impl State {
         let mut by_cs: BTreeMap<CsId, Vec<ChunkId>> = BTreeMap::new();
         for chunk in chunks {
             let Some(record) = self.data.chunks.remove(chunk) else { continue };
+            self.data.in_sync_until.remove(chunk);
             for (cs, _) in record.replicas {
                 self.forget_on(cs, *chunk);
                 by_cs.entry(cs).or_default().push(*chunk);
@@ -131,12 +148,16 @@ impl State {
             return SetOutcome::OtherEpoch;
         }
         let mut replicas = view.replicas.clone();
+        let mut left = Vec::new();
         let in_sync = |replicas: &[(CsId, Role)]| replicas.iter().filter(|r| r.1 == Role::InSync).count();
         match &change.action {
             SetAction::Drop { cs, force } => {
                 let primary_lost = view.primary().is_some_and(|p| cs.contains(&p));
                 let mut changed = false;
                 for replica in replicas.iter_mut().filter(|r| cs.contains(&r.0) && r.1 != Role::Stale) {
+                    if replica.1 == Role::InSync {
+                        left.push(replica.0);
+                    }
                     replica.1 = Role::Stale;
                     changed = true;
                 }
@@ -151,6 +172,22 @@ impl State {
                 if in_sync_lost && too_few && !force && !primary_lost {
                     return SetOutcome::BelowMinimum;
                 }
+            }
+            SetAction::Damaged { cs, force } => {
+                let Some(role) = view.role_of(*cs) else { return SetOutcome::WrongReplica };
+                let left = in_sync(&view.replicas) - usize::from(role == Role::InSync);
+                let too_few = left < usize::from(view.min_replicas);
+                if left == 0 {
+                    return SetOutcome::NoneWouldRemain;
+                }
+                if role == Role::InSync && too_few && !force && view.primary() != Some(*cs) {
+                    return SetOutcome::BelowMinimum;
+                }
+                self.forget_in_sync_until(change.chunk, *cs);
+                if role == Role::Stale {
+                    return SetOutcome::Unchanged;
+                }
+                replicas.iter_mut().filter(|r| r.0 == *cs).for_each(|r| r.1 = Role::Stale);
             }
             SetAction::AddLearner { cs } => {
                 let pending = self.data.pending_deletes.get(cs).is_some_and(|d| d.contains(&change.chunk));
@@ -169,6 +206,7 @@ impl State {
             }
             SetAction::Joined { cs } => match view.role_of(*cs) {
                 Some(Role::Learner) => {
+                    self.forget_in_sync_until(change.chunk, *cs);
                     replicas.iter_mut().filter(|r| r.0 == *cs).for_each(|r| r.1 = Role::InSync)
                 }
                 Some(Role::InSync) => return SetOutcome::Unchanged,
@@ -183,9 +221,13 @@ impl State {
                 if role == Role::InSync && in_sync(&replicas) < usize::from(view.min_replicas) && !force {
                     return SetOutcome::BelowMinimum;
                 }
+                self.forget_in_sync_until(change.chunk, *cs);
                 self.forget_on(*cs, change.chunk);
                 self.must_delete(*cs, vec![change.chunk], effects);
             }
+        }
+        for cs in left {
+            self.data.in_sync_until.entry(change.chunk).or_default().insert(cs, view.epoch);
         }
         // A stable sort: the primary stays in front while it is in sync.
         replicas.sort_by_key(|r| ORDER.iter().position(|o| *o == r.1));

@@ -183,6 +183,10 @@ pub enum SetAction {
     /// The replica leaves the set and its data is deleted. Refused for the last in-sync one, and below the
     /// minimum without `force`.
     Remove { cs: CsId, force: bool },
+    /// The copy is bad: the replica becomes Stale, and nothing it holds is relied on when it returns. Refused when no
+    /// in-sync replica would remain, and when fewer than the minimum would, except with `force` (its own server says so:
+    /// writes wait, and the others fill it again) or when it is the primary.
+    Damaged { cs: CsId, force: bool },
 }
 
 impl Command {

@@ -21,6 +21,8 @@ pub(super) struct Data {
     pub next_event: u64,
     pub inodes: BTreeMap<FileId, Inode>,
     pub chunks: BTreeMap<ChunkId, ChunkRecord>,
+    /// Of replicas that left the in-sync set and may return: the last epoch at which they were in sync.
+    pub in_sync_until: BTreeMap<ChunkId, BTreeMap<CsId, Epoch>>,
     pub pending_deletes: BTreeMap<CsId, BTreeSet<ChunkId>>,
     pub sessions: BTreeMap<ClientId, Session>,
     /// The newest revoked leases, oldest first.

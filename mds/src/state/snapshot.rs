@@ -36,6 +36,7 @@ impl State {
             next_event: 1,
             inodes: BTreeMap::from([(ROOT, root)]),
             chunks: BTreeMap::new(),
+            in_sync_until: BTreeMap::new(),
             pending_deletes: BTreeMap::new(),
             sessions: BTreeMap::new(),
             revoked: Vec::new(),

@@ -225,6 +225,34 @@ fn replica_sets_change_by_the_rules() {
 }
 
 #[test]
+fn the_last_epoch_in_sync_is_remembered_while_a_replica_may_return() {
+    let mut b = Bench::new();
+    let (_, chunk) = b.chunk();
+    let drop = |cs: u32| SetAction::Drop { cs: vec![CsId(cs)], force: true };
+    let learn = |cs: u32| SetAction::AddLearner { cs: CsId(cs) };
+    let damaged = |cs: u32| SetAction::Damaged { cs: CsId(cs), force: false };
+    let mut until = |epoch, action| b.set(chunk, epoch, action).set.unwrap().in_sync_until;
+    assert_eq!(until(1, drop(1)), [(CsId(1), Epoch(1))]);
+    assert_eq!(until(2, drop(2)), [(CsId(1), Epoch(1)), (CsId(2), Epoch(2))]);
+    assert_eq!(until(3, learn(1)), [(CsId(1), Epoch(1)), (CsId(2), Epoch(2))]);
+    assert_eq!(
+        until(4, drop(1)),
+        [(CsId(1), Epoch(1)), (CsId(2), Epoch(2))],
+        "as a learner it was not in sync"
+    );
+    assert_eq!(until(5, learn(1)).len(), 2);
+    assert_eq!(until(6, SetAction::Joined { cs: CsId(1) }), [(CsId(2), Epoch(2))]);
+    assert_eq!(until(7, damaged(2)), [], "a stale copy found damaged");
+    assert_eq!(until(7, damaged(1)), [], "the minimum is two: refused");
+    assert_eq!(until(7, learn(2)), []);
+    assert_eq!(until(8, SetAction::Joined { cs: CsId(2) }), []);
+    assert_eq!(until(9, damaged(2)), [], "a damaged copy is as good as none");
+    assert_eq!(until(10, drop(3)), [(CsId(3), Epoch(10))]);
+    assert_eq!(until(11, SetAction::Remove { cs: CsId(3), force: true }), []);
+    assert!(b.state.snapshot() == State::restore(&b.state.snapshot()).unwrap().snapshot());
+}
+
+#[test]
 fn truncating_drops_chunks_and_settings_are_checked() {
     let mut b = Bench::new();
     let (file, chunk) = b.chunk();

@@ -1,7 +1,7 @@
 //! Many seeds on all cores.
 
 use super::shrink::shrink;
-use super::{Failure, Options, Plan, Report, run};
+use super::{Failure, Filled, Options, Plan, Report, run};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -15,6 +15,7 @@ pub struct Totals {
     pub failed_ops: u64,
     pub events: u64,
     pub cache_hits: u64,
+    pub filled: Filled,
     pub virtual_ms: u64,
     pub longest_heal_ms: u64,
     pub faults: BTreeMap<&'static str, u64>,
@@ -31,6 +32,7 @@ impl Totals {
                 self.failed_ops += report.failed_ops;
                 self.events += report.events;
                 self.cache_hits += report.cache_hits;
+                self.filled += report.filled;
                 self.virtual_ms += report.virtual_ms;
                 self.longest_heal_ms = self.longest_heal_ms.max(report.heal_ms);
                 for (name, count) in report.faults {
@@ -50,7 +52,7 @@ impl std::fmt::Display for Totals {
         write!(
             f,
             "{} seeds, {} failed {:?}; {} operations ({} refused), {} faults {:?}, {} virtual seconds, {} events, \
-             {} cache hits",
+             {} cache hits, {} catch-ups of {} KiB, {} full copies of {} KiB",
             self.seeds,
             self.failures.len(),
             self.failed_seeds(),
@@ -60,7 +62,11 @@ impl std::fmt::Display for Totals {
             self.faults,
             self.virtual_ms / 1000,
             self.events,
-            self.cache_hits
+            self.cache_hits,
+            self.filled.catch_ups,
+            self.filled.catch_up_bytes >> 10,
+            self.filled.full_copies,
+            self.filled.full_copy_bytes >> 10
         )
     }
 }

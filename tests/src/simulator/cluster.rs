@@ -1,9 +1,9 @@
 //! The cluster in the world: where everything runs, how it is started again, how it is asked and checked.
 
-use super::Options;
 use super::plan::{BadDisk, DiskKind, NetKind, Place, Shape};
 use super::prober::Prober;
 use super::workload::{Answers, FILE_BYTES, Workload};
+use super::{Filled, Options};
 use client::{Call, ClientConfig, ClientCore, Done};
 use engine::store::StoreConfig;
 use engine::{CsShard, CsShardConfig};
@@ -49,6 +49,8 @@ pub struct Cluster {
     orders: Vec<Order>,
     /// Metadata servers that were to be removed.
     pub(super) leaving: BTreeSet<usize>,
+    /// By chunk servers that run no more.
+    filled_before: Filled,
 }
 
 /// A request of the administrator whose answer nobody waits for.
@@ -119,6 +121,7 @@ impl Cluster {
             chunks: Vec::new(),
             orders: Vec::new(),
             leaving: BTreeSet::new(),
+            filled_before: Filled::default(),
         }
     }
 
@@ -150,11 +153,29 @@ impl Cluster {
         }
     }
 
+    fn filled_by(&self, host: HostId) -> Filled {
+        let stats = self.world.node::<CsShard>(host).map(CsShard::stats).unwrap_or_default();
+        Filled {
+            catch_ups: stats.catch_ups,
+            catch_up_bytes: stats.catch_up_bytes,
+            full_copies: stats.full_copies,
+            full_copy_bytes: stats.full_copy_bytes,
+        }
+    }
+
+    /// How replicas were brought up to date by all chunk servers, those that were killed included.
+    pub fn filled(&self) -> Filled {
+        let mut all = self.filled_before;
+        self.cs.iter().flat_map(|cs| &cs.hosts).for_each(|&host| all += self.filled_by(host));
+        all
+    }
+
     /// False when nothing ran there.
     pub fn crash(&mut self, place: Place, kind: CrashKind) -> bool {
         let mut ran = false;
         for host in self.hosts(place) {
             ran |= self.world.is_up(host);
+            self.filled_before += self.filled_by(host);
             self.world.crash(host, kind);
         }
         if let (true, Place::Client(n), Some(work)) = (ran, place, &mut self.workload) {

@@ -69,6 +69,25 @@ pub struct Report {
     pub heal_ms: u64,
     /// Since the last start of each chunk server.
     pub cache_hits: u64,
+    pub filled: Filled,
+}
+
+/// How replicas were brought up to date.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Filled {
+    pub catch_ups: u64,
+    pub catch_up_bytes: u64,
+    pub full_copies: u64,
+    pub full_copy_bytes: u64,
+}
+
+impl std::ops::AddAssign for Filled {
+    fn add_assign(&mut self, more: Filled) {
+        self.catch_ups += more.catch_ups;
+        self.catch_up_bytes += more.catch_up_bytes;
+        self.full_copies += more.full_copies;
+        self.full_copy_bytes += more.full_copy_bytes;
+    }
 }
 
 /// A run that showed a defect.

@@ -58,6 +58,7 @@ pub fn play(cluster: &mut Cluster, plan: &Plan, options: &Options) -> Result<Rep
     report.errors = work.errors.clone();
     report.trace = cluster.world.trace();
     report.cache_hits = cluster.cache_hits();
+    report.filled = cluster.filled();
     report.events = cluster.world.events();
     report.virtual_ms = cluster.world.now().since(Timestamp(0)).as_millis() as u64;
     Ok(report)

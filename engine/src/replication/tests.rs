@@ -1,0 +1,447 @@
+//! Four replicas on virtual disks, without a metadata service: the test says which set holds.
+
+use super::*;
+use crate::store::{StoreConfig, UNIT_BLOCKS};
+use shards::sim::{CrashKind, TestIo};
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::ops::Range;
+use wire::data::block_crcs;
+use wire::{BLOCK_BYTES, Replica, Sequence, flags};
+
+const CHUNK: ChunkId = ChunkId(7);
+const UNIT_BYTES: u64 = UNIT_BLOCKS as u64 * BLOCK_BYTES as u64;
+/// Units the chunk has at first.
+const UNITS: u32 = 40;
+const CLIENT: ConnId = ConnId(1000);
+
+fn addr(n: usize) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, n as u16 + 1).into()
+}
+
+fn cs(n: usize) -> CsId {
+    CsId(n as u32 + 1)
+}
+
+struct Side {
+    replication: Replication,
+    store: Store,
+    io: TestIo,
+}
+
+impl Side {
+    fn open(n: usize, mut io: TestIo) -> Side {
+        let config = StoreConfig {
+            dir: "shard-000".into(),
+            journal_path: "shard-000/journal".into(),
+            journal_bytes: 8 << 20,
+            capacity_bytes: 64 << 20,
+            map_cache_bytes: 1 << 20,
+            overlay_bytes: 1 << 20,
+            cache: None,
+        };
+        let mut store = Store::open(&mut io, &config).unwrap();
+        while !store.is_ready() {
+            let (op, result) = io.complete_next().expect("the store opens");
+            store.on_disk(&mut io, op, result);
+            store.outcomes();
+        }
+        Side { replication: Replication::new(cs(n)), store, io }
+    }
+
+    /// Lets the disk and what follows from it go on.
+    fn settle(&mut self) {
+        loop {
+            let mut outcomes: Vec<Outcome> = self.store.outcomes().collect();
+            let idle = outcomes.is_empty();
+            self.replication.on_store(&mut outcomes, &mut self.store, &mut self.io);
+            match self.io.complete_next() {
+                Some((op, result)) => {
+                    self.store.on_disk(&mut self.io, op, result);
+                }
+                None if idle => return,
+                None => {}
+            }
+        }
+    }
+
+    fn contents(&mut self) -> Vec<u8> {
+        let blocks = (UNITS + 8) * UNIT_BLOCKS;
+        self.store.read(&mut self.io, Ticket(1), CHUNK, 0, blocks * BLOCK_BYTES as u32);
+        loop {
+            for outcome in self.store.outcomes() {
+                if let Outcome::Finished { ticket: Ticket(1), result } = outcome {
+                    let Ok(Done::Read { data, .. }) = result else { panic!("{result:?}") };
+                    return data.chunks(BLOCK_BYTES).map(|block| block[0]).collect();
+                }
+            }
+            let (op, result) = self.io.complete_next().expect("the read ends");
+            self.store.on_disk(&mut self.io, op, result);
+        }
+    }
+}
+
+struct Bench {
+    sides: Vec<Side>,
+    epoch: Epoch,
+    grant: Grant,
+    /// The last epoch at which a replica that is not in sync was.
+    until: Vec<(CsId, Epoch)>,
+    /// Nothing reaches these.
+    away: BTreeSet<usize>,
+    /// Frames that may still be delivered.
+    frames_left: usize,
+    replies: Vec<Frame>,
+    joined: Vec<CsId>,
+    requests: u64,
+}
+
+use Role::{InSync, Learner, Stale};
+
+impl Bench {
+    /// A chunk with `UNITS` units, all replicas in sync.
+    fn new(replicas: usize) -> Bench {
+        let mut bench = Bench {
+            sides: (0..replicas).map(|n| Side::open(n, TestIo::new(n as u64))).collect(),
+            epoch: Epoch(0),
+            grant: Grant::default(),
+            until: Vec::new(),
+            away: BTreeSet::new(),
+            frames_left: usize::MAX,
+            replies: Vec::new(),
+            joined: Vec::new(),
+            requests: 0,
+        };
+        let all: Vec<(usize, Role)> = (0..replicas).map(|n| (n, InSync)).collect();
+        bench.set(&all);
+        bench.write(0..UNITS * UNIT_BLOCKS, 1);
+        // Brings the watermark of the first to the disks.
+        bench.write(0..1, 1);
+        bench.tick();
+        bench
+    }
+
+    /// The set from now on, as the MDS would make it.
+    fn set(&mut self, roles: &[(usize, Role)]) {
+        for old in self.grant.in_sync() {
+            let stays = roles.iter().any(|(n, role)| cs(*n) == old.cs && *role == InSync);
+            if !stays {
+                self.until.push((old.cs, self.epoch));
+            }
+        }
+        self.until.retain(|(c, _)| !roles.iter().any(|(n, role)| cs(*n) == *c && *role == InSync));
+        self.epoch = Epoch(self.epoch.0 + 1);
+        let replica = |&(n, role): &(usize, Role)| Replica { cs: cs(n), addr: addr(n), role };
+        self.grant = Grant { replicas: roles.iter().map(replica).collect(), min_replicas: 1 };
+        self.tell();
+    }
+
+    fn primary(&self) -> usize {
+        self.grant.primary().unwrap().cs.0 as usize - 1
+    }
+
+    fn tell(&mut self) {
+        let set = ChunkSet {
+            chunk: CHUNK,
+            epoch: self.epoch,
+            grant: self.grant.clone(),
+            in_sync_until: self.until.clone(),
+        };
+        let primary = self.primary();
+        let side = &mut self.sides[primary];
+        side.replication.on_command(CsCommand::Repair { set }, &mut side.store, &mut side.io);
+        self.run();
+    }
+
+    /// Everything goes on until nothing does.
+    fn run(&mut self) {
+        loop {
+            let mut idle = true;
+            for n in 0..self.sides.len() {
+                self.sides[n].settle();
+                for action in self.sides[n].replication.take_actions(Vec::new()) {
+                    idle = false;
+                    self.deliver(n, action);
+                }
+            }
+            if idle {
+                return;
+            }
+        }
+    }
+
+    fn deliver(&mut self, from: usize, action: Action) {
+        let (to, frame, answer) = match action {
+            Action::Reply(CLIENT, frame) => return self.replies.push(frame),
+            Action::ToMds(CsRequest::Joined { cs, epoch, .. }) if epoch == self.epoch => {
+                return self.joined.push(cs);
+            }
+            Action::ToMds(_) => return,
+            Action::Reply(conn, frame) => (conn.0 as usize, frame, true),
+            Action::ToPeer(addr, frame) => (addr.port() as usize - 1, frame, false),
+        };
+        if self.frames_left == 0 || self.away.contains(&from) || self.away.contains(&to) {
+            return;
+        }
+        self.frames_left -= 1;
+        let Side { replication, store, io } = &mut self.sides[to];
+        match answer {
+            true => replication.on_peer(addr(from), frame, store, io),
+            false => replication.on_request(ConnId(from as u64), frame, store, io),
+        }
+    }
+
+    fn tick(&mut self) {
+        for n in 0..self.sides.len() {
+            let Side { replication, store, io } = &mut self.sides[n];
+            let now = io.now();
+            replication.on_tick(now, store, io);
+        }
+        self.run();
+    }
+
+    /// A client's write or, with `None`, discard. True when it was acknowledged.
+    fn change(&mut self, blocks: Range<u32>, value: Option<u8>) -> bool {
+        self.requests += 1;
+        let mut head = Head::new(if value.is_some() { Kind::Write } else { Kind::Discard }, self.requests);
+        (head.chunk, head.epoch, head.flags) = (CHUNK, self.epoch, flags::GRANT);
+        head.offset_bytes = blocks.start * BLOCK_BYTES as u32;
+        let bytes = (blocks.end - blocks.start) as usize * BLOCK_BYTES;
+        let data = value.map_or_else(Vec::new, |v| vec![v; bytes]);
+        let meta = DataMeta {
+            lease: LeaseId(1),
+            grant: Some(self.grant.clone()),
+            crcs: block_crcs(&data).collect(),
+            ..DataMeta::default()
+        };
+        let mut frame = Frame::data(head, &meta, Buf::from_slice(&data));
+        frame.head.length_bytes = bytes as u32;
+        let primary = self.primary();
+        let Side { replication, store, io } = &mut self.sides[primary];
+        replication.on_request(CLIENT, frame, store, io);
+        self.run();
+        let answered =
+            self.replies.iter().any(|r| r.head.request == self.requests && r.head.status == Status::Ok);
+        self.replies.clear();
+        answered
+    }
+
+    fn write(&mut self, blocks: Range<u32>, value: u8) {
+        assert!(self.change(blocks, Some(value)), "acknowledged");
+    }
+
+    /// A replica stores a write that nobody acknowledged, as from a primary that died of it.
+    fn store_alone(&mut self, n: usize, blocks: Range<u32>, value: u8) {
+        let data = vec![value; (blocks.end - blocks.start) as usize * BLOCK_BYTES];
+        let mut head = Head::new(Kind::Forward, 1);
+        (head.chunk, head.epoch) = (CHUNK, self.epoch);
+        head.offset_bytes = blocks.start * BLOCK_BYTES as u32;
+        let crcs = block_crcs(&data).collect();
+        let meta = DataMeta { sequence: Sequence(500), crcs, ..DataMeta::default() };
+        let frame = Frame::data(head, &meta, Buf::from_slice(&data));
+        let Side { replication, store, io } = &mut self.sides[n];
+        replication.on_request(ConnId(900), frame, store, io);
+        self.sides[n].settle();
+        self.sides[n].replication.take_actions(Vec::new());
+    }
+
+    /// The process ends and starts again.
+    fn restart(&mut self, n: usize) {
+        let placeholder = Side::open(n, TestIo::new(0));
+        let old = std::mem::replace(&mut self.sides[n], placeholder);
+        let disk = old.io.crash(CrashKind::Process, 5);
+        self.sides[n] = Side::open(n, TestIo::with_disk(disk, 6));
+    }
+
+    /// The replica comes back and is filled; returns what that took.
+    fn bring_back(&mut self, n: usize, roles: &[(usize, Role)]) -> Stats {
+        self.away.remove(&n);
+        let before = self.sides[roles[0].0].replication.stats;
+        self.joined.clear();
+        self.set(roles);
+        assert_eq!(self.joined, [cs(n)], "it is to be put in sync");
+        let after = self.sides[roles[0].0].replication.stats;
+        Stats {
+            catch_ups: after.catch_ups - before.catch_ups,
+            catch_up_bytes: after.catch_up_bytes - before.catch_up_bytes,
+            full_copies: after.full_copies - before.full_copies,
+            full_copy_bytes: after.full_copy_bytes - before.full_copy_bytes,
+            ..Stats::default()
+        }
+    }
+
+    fn assert_equal(&mut self) {
+        let in_set: Vec<usize> =
+            self.grant.replicas.iter().filter(|r| r.role != Stale).map(|r| r.cs.0 as usize - 1).collect();
+        let contents: Vec<Vec<u8>> = in_set.iter().map(|n| self.sides[*n].contents()).collect();
+        for (n, other) in in_set.iter().zip(&contents) {
+            let differs = contents[0].iter().zip(other).position(|(a, b)| a != b);
+            assert_eq!(differs, None, "replica {n} differs from {} at this block", in_set[0]);
+        }
+    }
+}
+
+fn caught_up(stats: Stats) -> u64 {
+    assert_eq!((stats.catch_ups, stats.full_copies, stats.full_copy_bytes), (1, 0, 0));
+    stats.catch_up_bytes / UNIT_BYTES
+}
+
+fn copied_whole(stats: Stats) {
+    assert_eq!((stats.catch_ups, stats.catch_up_bytes, stats.full_copies), (0, 0, 1));
+    assert!(stats.full_copy_bytes >= u64::from(UNITS) * UNIT_BYTES - 2 * UNIT_BYTES, "{stats:?}");
+}
+
+#[test]
+fn a_returned_replica_gets_the_units_written_while_it_was_away() {
+    let mut b = Bench::new(3);
+    b.away.insert(2);
+    b.set(&[(0, InSync), (1, InSync), (2, Stale)]);
+    b.write(3..4, 2);
+    b.write(160..200, 3);
+    assert!(b.change(320..336, None), "a whole unit is discarded");
+    let stats = b.bring_back(2, &[(0, InSync), (1, InSync), (2, Learner)]);
+    assert_eq!(caught_up(stats), 1 + 3, "the discarded unit is only cleared");
+    b.assert_equal();
+    b.set(&[(0, InSync), (1, InSync), (2, InSync)]);
+    b.write(0..1, 9);
+    b.assert_equal();
+    assert_eq!(b.sides[0].replication.written.after(CHUNK, b.epoch), None, "nobody is missing");
+}
+
+#[test]
+fn what_a_returned_replica_stored_and_nobody_acknowledged_goes() {
+    let mut b = Bench::new(3);
+    b.store_alone(2, 100..104, 66);
+    b.store_alone(2, UNITS * UNIT_BLOCKS + 3..UNITS * UNIT_BLOCKS + 5, 67);
+    b.away.insert(2);
+    b.set(&[(0, InSync), (1, InSync), (2, Stale)]);
+    b.write(0..1, 2);
+    let stats = b.bring_back(2, &[(0, InSync), (1, InSync), (2, Learner)]);
+    assert_eq!(stats.catch_up_bytes, UNIT_BYTES + 4 * BLOCK_BYTES as u64, "a unit, and its tail");
+    b.assert_equal();
+}
+
+#[test]
+fn a_catch_up_that_ends_half_way_is_made_good_by_the_next() {
+    for frames in [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15] {
+        let mut b = Bench::new(3);
+        b.store_alone(2, 100..104, 66);
+        b.away.insert(2);
+        b.set(&[(0, InSync), (1, InSync), (2, Stale)]);
+        b.write(16..80, 2);
+        b.write(300..301, 2);
+        // It comes, gets some of it, and a write that nobody acknowledges.
+        (b.frames_left, b.until) = (frames, b.until.clone());
+        b.away.remove(&2);
+        b.set(&[(0, InSync), (1, InSync), (2, Learner)]);
+        b.change(200..204, Some(5));
+        b.store_alone(2, 400..404, 68);
+        b.frames_left = usize::MAX;
+        b.away.insert(2);
+        b.set(&[(0, InSync), (1, InSync), (2, Stale)]);
+        b.write(17..18, 4);
+        b.restart(2);
+        let stats = b.bring_back(2, &[(0, InSync), (1, InSync), (2, Learner)]);
+        assert!(caught_up(stats) < u64::from(UNITS) / 2, "after {frames} frames: {stats:?}");
+        b.assert_equal();
+    }
+}
+
+#[test]
+fn who_leads_next_knows_it_too() {
+    let mut b = Bench::new(4);
+    b.away.insert(3);
+    b.set(&[(0, InSync), (1, InSync), (2, InSync), (3, Stale)]);
+    b.write(16..32, 2);
+    b.tick();
+    b.away.insert(0);
+    b.set(&[(1, InSync), (2, InSync), (0, Stale), (3, Stale)]);
+    b.write(64..80, 3);
+    let stats = b.bring_back(3, &[(1, InSync), (2, InSync), (3, Learner), (0, Stale)]);
+    assert_eq!(caught_up(stats), 2);
+    b.set(&[(1, InSync), (2, InSync), (3, InSync), (0, Stale)]);
+    b.write(96..112, 4);
+    b.tick();
+    let stats = b.bring_back(0, &[(1, InSync), (2, InSync), (3, InSync), (0, Learner)]);
+    assert_eq!(caught_up(stats), 2, "it was there for the first write");
+    b.assert_equal();
+}
+
+#[test]
+fn writes_of_unknown_outcome_are_sent_too() {
+    let mut b = Bench::new(4);
+    // Stored by a secondary and by nobody else: the next primary may level it into all, or away.
+    b.store_alone(1, 100..104, 66);
+    b.away.extend([0, 3]);
+    b.set(&[(1, InSync), (2, InSync), (0, Stale), (3, Stale)]);
+    let stats = b.bring_back(3, &[(1, InSync), (2, InSync), (3, Learner), (0, Stale)]);
+    assert_eq!(caught_up(stats), 1);
+    assert_eq!(b.sides[3].contents()[100], 66);
+    b.assert_equal();
+}
+
+#[test]
+fn a_primary_that_does_not_know_what_was_written_copies_everything() {
+    let mut b = Bench::new(3);
+    b.away.insert(2);
+    b.set(&[(0, InSync), (1, InSync), (2, Stale)]);
+    b.write(16..32, 2);
+    b.restart(0);
+    copied_whole(b.bring_back(2, &[(0, InSync), (1, InSync), (2, Learner)]));
+    b.assert_equal();
+}
+
+#[test]
+fn a_primary_that_started_again_before_the_replica_left_knows_enough() {
+    let mut b = Bench::new(3);
+    b.restart(0);
+    b.away.insert(2);
+    b.set(&[(0, InSync), (1, InSync), (2, Stale)]);
+    b.write(16..32, 2);
+    // Its watermark is older than before: the last write but one is sent again.
+    assert_eq!(caught_up(b.bring_back(2, &[(0, InSync), (1, InSync), (2, Learner)])), 2);
+    b.assert_equal();
+}
+
+#[test]
+fn a_replica_that_lost_what_it_had_is_copied_whole() {
+    let mut b = Bench::new(3);
+    b.away.insert(2);
+    b.set(&[(0, InSync), (1, InSync), (2, Stale)]);
+    b.sides[2] = Side::open(2, TestIo::new(77));
+    copied_whole(b.bring_back(2, &[(0, InSync), (1, InSync), (2, Learner)]));
+    b.assert_equal();
+    // Cut off in the middle: what it was just given is no proof of more.
+    let mut b = Bench::new(3);
+    b.away.insert(2);
+    b.set(&[(0, InSync), (1, InSync), (2, Stale)]);
+    b.sides[2] = Side::open(2, TestIo::new(77));
+    b.away.remove(&2);
+    b.frames_left = 9;
+    b.set(&[(0, InSync), (1, InSync), (2, Learner)]);
+    b.frames_left = usize::MAX;
+    b.set(&[(0, InSync), (1, InSync), (2, Stale)]);
+    copied_whole(b.bring_back(2, &[(0, InSync), (1, InSync), (2, Learner)]));
+    b.assert_equal();
+}
+
+#[test]
+fn a_learner_that_has_everything_is_not_emptied_again() {
+    let mut b = Bench::new(3);
+    b.away.insert(2);
+    b.set(&[(0, InSync), (1, InSync), (2, Stale)]);
+    b.restart(0);
+    copied_whole(b.bring_back(2, &[(0, InSync), (1, InSync), (2, Learner)]));
+    // The word is on its way to the MDS when the connection breaks. The set may have it in sync at any moment.
+    let side = &mut b.sides[0];
+    side.replication.peer_down(addr(2), "test", &mut side.store, &mut side.io);
+    side.replication.peer_up(addr(2), &mut side.store, &mut side.io);
+    b.frames_left = 8;
+    b.change(0..1, Some(9));
+    assert_eq!(b.sides[2].contents()[16..600], b.sides[0].contents()[16..600]);
+    assert_eq!(b.sides[0].replication.stats.full_copies, 1);
+    b.joined.clear();
+    b.frames_left = usize::MAX;
+    b.tell();
+    assert_eq!(b.joined, [cs(2)], "told again when the MDS asks for the fill again");
+}
