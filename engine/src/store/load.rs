@@ -1,12 +1,16 @@
 //! Map pages on demand: what a request needs is read before it starts, and what nobody used lately is forgotten.
+//!
+//! A page that is damaged (twice: what was read wrongly once may be right on the disk) is replaced by one whose blocks are
+//! all lost: to read them is an error, which another replica mends, until they are written anew. The rest of the chunk,
+//! the journal's records for the page, and the other chunks go on as before.
 
 use super::page::{self, MapPage, PageKind};
 use super::write::whole_units;
-use super::{Chunk, PAGE_BLOCKS, Request, Store, StoreError, Waiting, bits, pages_of};
+use super::{Chunk, PAGE_BLOCKS, Request, Store, StoreError, UNIT_BLOCKS, Waiting, bits, pages_of};
 use shards::{Buf, Io};
 use std::io;
 use std::ops::Range;
-use wire::{BLOCK_BYTES, ChunkId};
+use wire::{BLOCK_BYTES, BlockCrc, ChunkId};
 
 /// A request that waits for map pages. It holds its blocks meanwhile.
 pub(super) struct Load {
@@ -62,14 +66,29 @@ impl Store {
         let waiters = self.page_waiters.entry((chunk, number)).or_default();
         waiters.push(waiter);
         if waiters.len() == 1 {
-            let at = self.chunks[&chunk].page_offset(number);
-            let wait = self.expect(Waiting::MapPage { chunk, page: number });
-            io.read(self.maps, at, BLOCK_BYTES, wait);
+            self.fetch_page(io, chunk, number, false);
         }
     }
 
-    pub(super) fn page_read(&mut self, io: &mut dyn Io, id: ChunkId, number: u32, result: io::Result<Buf>) {
-        let read = self.take_page(id, number, result);
+    fn fetch_page(&mut self, io: &mut dyn Io, chunk: ChunkId, number: u32, again: bool) {
+        let at = self.chunks[&chunk].page_offset(number);
+        let wait = self.expect(Waiting::MapPage { chunk, page: number, again });
+        io.read(self.maps, at, BLOCK_BYTES, wait);
+    }
+
+    pub(super) fn page_read(
+        &mut self,
+        io: &mut dyn Io,
+        id: ChunkId,
+        number: u32,
+        again: bool,
+        result: io::Result<Buf>,
+    ) {
+        let read = match self.take_page(id, number, result) {
+            Err(StoreError::Corrupt { .. }) if !again => return self.fetch_page(io, id, number, true),
+            Err(error @ StoreError::Corrupt { .. }) => Ok(self.lose_page(io, id, number, &error)),
+            read => read,
+        };
         for waiter in self.page_waiters.remove(&(id, number)).unwrap_or_default() {
             // Errors can't be cloned: who comes after the first reads the page again and sees for itself.
             let failed = read.as_ref().err().map(copy_of);
@@ -106,26 +125,30 @@ impl Store {
         Ok(())
     }
 
+    /// The page can't be read. What it described is lost here; the units it named have to be found (census.rs).
+    fn lose_page(&mut self, io: &mut dyn Io, id: ChunkId, number: u32, error: &StoreError) {
+        tracing::error!(%error, chunk = id.0, page = number, "map_page_lost: 2 MiB of the chunk are lost on this server");
+        let chunk = self.chunks.get_mut(&id).expect("somebody waits for its page");
+        chunk.pages.insert(number, MapPage::lost());
+        chunk.dirty |= 1 << number;
+        self.dirty_chunks.insert(id);
+        if self.is_ready() {
+            self.start_census(io);
+            self.mark_dirty(io);
+        } else {
+            self.lost_at_start.insert((id, number));
+        }
+    }
+
     fn request_page_done(&mut self, io: &mut dyn Io, id: u64, number: u32, failed: Option<StoreError>) {
         let Some(load) = self.loads.get_mut(&id) else { return };
         load.left -= 1;
-        let mut given_up = false;
-        if let Some(error) = failed {
-            if forgets(&load.request, number) {
-                // The chunk can be emptied all the same; its units have to be found (census.rs).
-                tracing::error!(%error, chunk = load.chunk.0, page = number, "a damaged map page is given up");
-                let chunk = self.chunks.get_mut(&load.chunk).expect("a request holds it");
-                chunk.pages.insert(number, MapPage::default());
-                chunk.dirty |= 1 << number;
-                self.dirty_chunks.insert(load.chunk);
-                given_up = true;
-            } else {
-                load.failed = Some(error);
-            }
-        }
-        let left = load.left;
-        if given_up {
-            self.start_census(io);
+        let (left, chunk) = (load.left, load.chunk);
+        match failed {
+            // The chunk can be emptied all the same.
+            Some(error) if forgets(&load.request, number) => self.lose_page(io, chunk, number, &error),
+            Some(error) => load.failed = Some(error),
+            None => {}
         }
         if left > 0 {
             return;
@@ -170,6 +193,15 @@ impl Store {
 }
 
 impl Chunk {
+    /// The first of these blocks that a lost page described, and that nobody has written since. (Its page is in memory.)
+    pub(super) fn first_lost(&self, blocks: &Range<u32>) -> Option<u32> {
+        blocks.clone().find(|&block| {
+            self.unit(block / UNIT_BLOCKS).is_none()
+                && !self.overlay.contains_key(&block)
+                && self.crc(block) != BlockCrc::HOLE
+        })
+    }
+
     /// Where the valid version of a map page stands in `maps`.
     fn page_offset(&self, number: u32) -> u64 {
         page::offset(page::map_number(self.slot, number), (self.places >> number & 1) as u8)

@@ -294,6 +294,8 @@ enum Waiting {
     MapPage {
         chunk: ChunkId,
         page: u32,
+        /// The second try.
+        again: bool,
     },
     /// A step of the running round: one of its writes, or a sync.
     Apply(Option<apply::WriteBack>),
@@ -311,6 +313,8 @@ pub struct Store {
     opening: Option<Opening>,
     /// Replay is done; its result is being written.
     finishing_open: bool,
+    /// Damaged map pages over which the journal's records were replayed: their units are still taken.
+    lost_at_start: BTreeSet<(ChunkId, u32)>,
     broken: bool,
     chunks: BTreeMap<ChunkId, Chunk>,
     units: Units,
@@ -412,6 +416,7 @@ impl Store {
             cache,
             opening: Some(Opening::new()),
             finishing_open: false,
+            lost_at_start: BTreeSet::new(),
             broken: false,
             chunks: BTreeMap::new(),
             units: Units::new(total_units),
@@ -758,7 +763,7 @@ impl Store {
             Waiting::LargeSync => self.large_sync_done(io, result),
             Waiting::JournalRun { id, run } => self.journal_run_done(io, id, run, result),
             Waiting::Gather { run, part } => self.gathered(io, run, part, result),
-            Waiting::MapPage { chunk, page } => self.page_read(io, chunk, page, result),
+            Waiting::MapPage { chunk, page, again } => self.page_read(io, chunk, page, again, result),
             Waiting::Open(reading) => self.open_step(io, reading, result),
             Waiting::Apply(write) => self.apply_step(io, write, result),
         }
@@ -785,6 +790,9 @@ impl Store {
         if self.finishing_open && self.apply.is_none() && self.journal.used_bytes() == 0 {
             self.finishing_open = false;
             self.outcomes.push(Outcome::Ready);
+            if !std::mem::take(&mut self.lost_at_start).is_empty() {
+                self.start_census(io);
+            }
         }
         self.retry_stalled(io);
         self.consider_apply(io);

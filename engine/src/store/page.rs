@@ -56,6 +56,9 @@ const STORED_TAIL: usize = 3;
 /// Units in one page of `units`, a bit each.
 pub(super) const UNITS_PER_PAGE: u32 = ((BLOCK_BYTES - BODY_AT) * 8) as u32;
 
+/// Stands for the checksum of a block whose real one is lost, in a unit that has no place: nothing matches but by chance.
+const LOST: BlockCrc = BlockCrc(u32::MAX);
+
 const CRCS_AT: usize = BODY_AT + 4 * PAGE_UNITS as usize;
 const _: () = assert!(CRCS_AT + 4 * PAGE_BLOCKS as usize <= BLOCK_BYTES);
 const _: () = assert!(BODY_AT + ENTRY_BYTES * INDEX_ENTRIES as usize <= BLOCK_BYTES);
@@ -201,6 +204,11 @@ impl Default for MapPage {
 }
 
 impl MapPage {
+    /// In place of a damaged page: nobody knows where its blocks are. Reading one is an error until it is written anew.
+    pub fn lost() -> MapPage {
+        MapPage { crcs: Box::new([LOST; PAGE_BLOCKS as usize]), ..MapPage::default() }
+    }
+
     pub fn unit(&self, unit: u32) -> Option<u32> {
         self.units[unit as usize].checked_sub(1)
     }
@@ -215,7 +223,7 @@ impl MapPage {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.units.iter().all(|&u| u == 0)
+        self.units.iter().all(|&u| u == 0) && self.crcs.iter().all(|&crc| crc == BlockCrc::HOLE)
     }
 
     pub fn crc(&self, block: u32) -> BlockCrc {

@@ -52,7 +52,10 @@ impl Store {
         blocks: Range<u32>,
         want: Want,
     ) {
-        let (runs, cached, cacheable) = self.plan_read(id, &blocks, want);
+        let (runs, cached, cacheable) = match self.plan_read(id, &blocks, want) {
+            Ok(plan) => plan,
+            Err(error) => return self.finish(ticket, Err(error)),
+        };
         let in_journal = self.journal_runs(id, &blocks);
         let read = self.fresh_id();
         let reading = Reading {
@@ -96,11 +99,16 @@ impl Store {
 
     /// What is read from `data` and from the cache, and whether the former may go to the latter. Who verifies the disk
     /// (`Want::Sums`) reads the disk, and a long stream is better off there.
-    fn plan_read(&mut self, id: ChunkId, blocks: &Range<u32>, want: Want) -> (Runs, CacheRuns, bool) {
-        let runs = self.disk_runs(id, blocks);
+    fn plan_read(
+        &mut self,
+        id: ChunkId,
+        blocks: &Range<u32>,
+        want: Want,
+    ) -> Result<(Runs, CacheRuns, bool), StoreError> {
+        let runs = self.disk_runs(id, blocks)?;
         let (mut missed, mut cached) = (Runs::new(), CacheRuns::new());
         let Some(cache) = self.cache.as_mut().filter(|_| want == Want::Data) else {
-            return (runs, cached, false);
+            return Ok((runs, cached, false));
         };
         let chunk = &self.chunks[&id];
         for (piece, run) in runs.into_iter().flat_map(pieces_of) {
@@ -109,22 +117,25 @@ impl Store {
                 None => join(&mut missed, run),
             }
         }
-        (missed, cached, !cache.is_stream(id, blocks))
+        Ok((missed, cached, !cache.is_stream(id, blocks)))
     }
 
-    /// What must be read from `data`; neighbours on disk joined.
-    fn disk_runs(&self, id: ChunkId, blocks: &Range<u32>) -> Runs {
+    /// What must be read from `data`; neighbours on disk joined. An error if one of the blocks is lost.
+    fn disk_runs(&self, id: ChunkId, blocks: &Range<u32>) -> Result<Runs, StoreError> {
         let chunk = &self.chunks[&id];
         let mut runs = Runs::new();
         for block in blocks.clone() {
             if chunk.overlay.contains_key(&block) || chunk.crc(block) == BlockCrc::HOLE {
                 continue;
             }
-            let Some(unit) = chunk.unit(block / UNIT_BLOCKS) else { continue };
+            // It has a checksum and no place (load.rs).
+            let Some(unit) = chunk.unit(block / UNIT_BLOCKS) else {
+                return Err(StoreError::Checksum { chunk: id, block });
+            };
             let offset = u64::from(unit) * UNIT_BYTES + u64::from(block % UNIT_BLOCKS) * BLOCK_BYTES as u64;
             join(&mut runs, (block, 1, offset));
         }
-        runs
+        Ok(runs)
     }
 
     /// What must be read from the journal.
@@ -144,7 +155,7 @@ impl Store {
         // A round may have written these blocks to their places meanwhile, and others stand in the journal now.
         let in_journal = self.journal_runs(chunk, &blocks);
         if in_journal[..] != [run] {
-            let runs = self.disk_runs(chunk, &blocks);
+            let runs = self.disk_runs(chunk, &blocks).expect("a block that was in the journal has a place");
             let reading = self.reads.get_mut(&id).expect("just seen");
             reading.runs_left += (runs.len() + in_journal.len()) as u32 - 1;
             runs.into_iter().for_each(|run| self.read_run(io, id, run));

@@ -447,13 +447,21 @@ impl Store {
             self.units.release(unit);
         }
         for &unit in after.difference(before) {
-            if !self.units.claim(unit) {
+            // What a lost page named is taken already, and a record may have put it in its place again.
+            if !self.units.claim(unit) && !self.named_by_lost_page(unit) {
                 let names = |c: &Chunk| c.pages.values().any(|p| p.units().any(|u| u == unit));
                 let (id, chunk) = self.chunks.iter().find(|(_, c)| names(c)).expect("it is named");
                 return Err(self.two_owners(*id, chunk, unit));
             }
         }
         Ok(())
+    }
+
+    fn named_by_lost_page(&self, unit: u32) -> bool {
+        self.lost_at_start.iter().any(|(id, number)| {
+            let page = self.chunks.get(id).and_then(|chunk| chunk.pages.get(number));
+            page.is_some_and(|page| page.units().any(|named| named == unit))
+        })
     }
 
     fn two_owners(&self, id: ChunkId, chunk: &Chunk, unit: u32) -> StoreError {

@@ -464,6 +464,52 @@ fn units_of_a_map_page_that_was_given_up_are_found_and_freed() {
     b.check_units(0);
 }
 
+#[test]
+fn records_are_replayed_over_a_damaged_map_page_whose_other_blocks_are_lost() {
+    let mut b = Bench::new();
+    for chunk in 1..=3 {
+        let t = b.write(chunk, 0, &[chunk as u8; 160], 1);
+        b.ok(t);
+    }
+    b.apply();
+    // In the journal alone, over the page that will be damaged: a small write, whole units anew, and a discard.
+    for (sequence, first, values) in [(2, 3, &[20; 2][..]), (3, 32, &[21; 32]), (4, 66, &[22; 1])] {
+        let t = b.write(2, first, values, sequence);
+        b.ok(t);
+    }
+    let t = b.discard(2, 80, 4, 5);
+    b.ok(t);
+    let at = page::map_number(b.store.chunks[&ChunkId(2)].slot, 0);
+    let mut disk = b.io.crash(CrashKind::Power, 1);
+    for place in [0, 1] {
+        disk.flip_bit("shard-000/maps", page::offset(at, place) + 300, 1);
+    }
+    let mut b = Bench::open(TestIo::with_disk(disk, 1), &config());
+    assert_eq!(b.broken, None);
+    for _ in 0..2 {
+        b.apply();
+        assert_eq!((b.read(1, 0, 160).unwrap(), b.read(3, 0, 160).unwrap()), (vec![1; 160], vec![3; 160]));
+        assert_eq!((b.read(2, 3, 2).unwrap(), b.read(2, 32, 32).unwrap()), (vec![20; 2], vec![21; 32]));
+        assert_eq!((b.read(2, 66, 1).unwrap(), b.read(2, 80, 4).unwrap()), (vec![22], vec![0; 4]));
+        for lost in [0, 2, 5, 31, 64, 65, 67, 79, 84, 159, 300, PAGE_BLOCKS - 1] {
+            assert!(b.read(2, lost, 1).unwrap_err().is_damage(), "block {lost}");
+        }
+        assert!(b.read(2, 0, 160).unwrap_err().is_damage());
+        b.check_units(0);
+        b = b.crash(2);
+        assert_eq!(b.broken, None);
+    }
+    // Another replica's bytes make it whole; what was a hole becomes one again.
+    let t = b.write(2, 0, &[9; 160], 6);
+    b.ok(t);
+    let t = b.discard(2, 160, PAGE_BLOCKS - 160, 7);
+    b.ok(t);
+    b.apply();
+    let mut b = b.crash(3);
+    assert_eq!((b.read(2, 0, 160).unwrap(), b.read(2, 300, 1).unwrap()), (vec![9; 160], vec![0]));
+    b.check_units(0);
+}
+
 /// What a block may hold: the last acknowledged value, or any unacknowledged one since.
 #[derive(Clone, Default)]
 struct Model(BTreeMap<(u64, u32), BTreeSet<u8>>);
