@@ -12,6 +12,7 @@
 //! - at most one change per chunk is in flight;
 //! - the primary hears of a fill again when it, its connection or the epoch changed, and every [`REMIND`].
 
+mod balance;
 mod progress;
 mod queue;
 mod slots;
@@ -21,6 +22,7 @@ pub use slots::Limits;
 use crate::cs_registry::CsRegistry;
 use crate::placement::{self, CsView, Deviation};
 use crate::state::{ChunkView, Liveness, RepairStep, SetAction, SetChange, State};
+use balance::Balance;
 use progress::Progress;
 use queue::{Queue, Source, Urgency};
 use shards::{ConnId, Timestamp};
@@ -52,6 +54,8 @@ pub struct World<'a> {
     pub now: Timestamp,
     pub offline_after: Duration,
     pub limits: Limits,
+    /// By how much the used shares of the space of two servers differ when balance begins; 0: never.
+    pub balance_margin: f64,
     /// False when too many servers are offline: then a person decides, and only returning replicas are filled.
     pub may_place: bool,
 }
@@ -94,14 +98,21 @@ impl World<'_> {
         Some((primary, self.registry.shard_for(primary, view.chunk)?))
     }
 
-    /// Takes the replica out that the set can best do without. The primary goes in two steps, as one that failed would:
+    /// Takes the replica out that the set can best do without, or the one wished if that is as good. The primary goes in two steps, as one that failed would:
     /// first another one leads, then the copy is deleted.
-    fn dismiss(&self, view: &ChunkView) -> Option<SetAction> {
+    fn dismiss(&self, view: &ChunkView, wished: Option<CsId>) -> Option<SetAction> {
         if view.in_sync().any(|cs| self.live(cs) != Liveness::Active) {
             return None; // one that is away for a moment may be missed soon
         }
         let policy = self.state.policy(view.file).ok()?;
-        let cs = placement::surplus(&self.views(view.in_sync()), &policy)?;
+        let set = self.views(view.in_sync());
+        let after = |cs: CsId| {
+            let rest: Vec<&CsView> = set.iter().copied().filter(|v| v.cs != cs).collect();
+            Deviation::of(&rest, &policy)
+        };
+        let best = placement::surplus(&set, &policy)?;
+        let wished = wished.filter(|cs| view.role_of(*cs) == Some(Role::InSync) && after(*cs) <= after(best));
+        let cs = wished.unwrap_or(best);
         Some(if view.primary() == Some(cs) {
             SetAction::Drop { cs: vec![cs], force: false }
         } else {
@@ -138,6 +149,9 @@ pub struct Repair {
     /// Chunks for which no (better) place was found.
     homeless: BTreeSet<ChunkId>,
     progress: Progress,
+    balance: Balance,
+    /// All chunks have been looked at since this mastership began.
+    scanned: bool,
     scan_after: ChunkId,
     scan_at: Timestamp,
 }
@@ -184,6 +198,7 @@ impl Repair {
         self.queue.remove(chunk);
         self.fills.remove(&chunk);
         self.homeless.remove(&chunk);
+        self.balance.forget(chunk);
     }
 
     /// A change proposed from here was applied or refused.
@@ -204,13 +219,21 @@ impl Repair {
         self.fills.len()
     }
 
-    /// Chunks that wait for their copy.
-    pub fn waiting(&self) -> usize {
-        self.queue.waiting()
+    /// Chunks that wait for their copy or are copied, those left out that only move for balance.
+    pub fn mending(&self) -> usize {
+        self.queue.waiting() + self.fills.keys().filter(|c| !self.balance.is_move(**c)).count()
     }
 
-    /// Nothing is to be done, as far as is known.
-    pub fn is_idle(&self) -> bool {
+    pub fn is_mending(&self) -> bool {
+        self.fills.keys().any(|c| !self.balance.is_move(*c))
+    }
+
+    /// Nothing is to be looked at or decided, as far as is known.
+    pub fn has_settled(&self) -> bool {
+        self.queue.is_empty() && self.proposed.keys().all(|c| self.balance.is_move(*c))
+    }
+
+    fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.fills.is_empty() && self.proposed.is_empty()
     }
 
@@ -221,6 +244,7 @@ impl Repair {
             copying: self.fills.len() as u64,
             without_place: self.homeless.len() as u64,
             done: self.progress.done(),
+            copies_total: self.progress.total(),
             chunks_per_s: self.progress.per_s(now),
             seconds_left: self.progress.seconds_left(left, now).filter(|_| left > 0),
         }
@@ -242,12 +266,42 @@ impl Repair {
             if self.proposed.contains_key(&chunk) {
                 continue; // looked at again when the change is done
             }
+            self.balance.review(chunk, world.state.chunk(chunk).as_ref(), world.now);
             let plan = self.plan(chunk, world, random);
             actions.extend(self.begin(chunk, plan, world));
         }
         self.hand_out_slots(world, random, &mut actions);
+        self.balance(world, random, &mut actions);
         self.progress.set_busy(!self.is_idle(), world.now);
         actions
+    }
+
+    /// Moves replicas from full servers to empty ones, while everything is as it should be.
+    fn balance(&mut self, world: &World<'_>, random: &mut dyn FnMut() -> u64, actions: &mut Vec<Action>) {
+        let all_there = || world.servers.values().all(|v| !v.leaving && world.live(v.cs) == Liveness::Active);
+        let calm = self.scanned && self.mending() == 0 && self.has_settled();
+        if world.balance_margin <= 0.0 || !calm || !world.may_place || !all_there() {
+            return;
+        }
+        let mut slots = self.slots();
+        let (fills, proposed) = (&self.fills, &self.proposed);
+        let is_free = |chunk: ChunkId| !fills.contains_key(&chunk) && !proposed.contains_key(&chunk);
+        let moves = self.balance.step(world, &mut slots, &is_free, random);
+        for (chunk, to) in moves {
+            let Some(view) = world.state.chunk(chunk) else { continue };
+            if let Plan::Copy { change, source, target, .. } = copy_to(to, &view, Urgency::Balance, world) {
+                self.proposed.insert(chunk, Some((source, target)));
+                actions.push(Action::Propose(change));
+            }
+        }
+    }
+
+    /// The slots that are taken.
+    fn slots(&self) -> Slots {
+        let mut slots = Slots::default();
+        self.fills.values().for_each(|f| slots.take(f.source, &f.learners));
+        self.proposed.values().flatten().for_each(|(source, target)| slots.take(*source, &[*target]));
+        slots
     }
 
     /// Carries out what needs no slot; the rest waits for one.
@@ -293,9 +347,7 @@ impl Repair {
         random: &mut dyn FnMut() -> u64,
         actions: &mut Vec<Action>,
     ) {
-        let mut slots = Slots::default();
-        self.fills.values().for_each(|f| slots.take(f.source, &f.learners));
-        self.proposed.values().flatten().for_each(|(source, target)| slots.take(*source, &[*target]));
+        let mut slots = self.slots();
         for source in self.queue.sources() {
             for (urgency, chunk) in self.queue.first_waiting(source, TRIES_PER_SOURCE) {
                 if !slots.may_send(source, urgency, &world.limits) {
@@ -340,6 +392,7 @@ impl Repair {
             _ => {
                 self.scan_after = ChunkId(0);
                 self.scan_at = world.now.after(SCAN_PAUSE);
+                self.scanned = true;
             }
         }
     }
@@ -368,7 +421,9 @@ impl Repair {
         match world.state.repair_step(chunk, &|cs| world.live(cs)) {
             None => move_closer(&view, world, random),
             Some(RepairStep::Filling { view }) => Plan::Fill(view),
-            Some(RepairStep::Surplus { view }) => world.dismiss(&view).map_or(Plan::Nothing, change),
+            Some(RepairStep::Surplus { view }) => {
+                world.dismiss(&view, self.balance.leaver(chunk)).map_or(Plan::Nothing, change)
+            }
             Some(RepairStep::Change(SetChange { action: SetAction::AddLearner { cs }, .. })) => {
                 // A stale replica on a server that is to leave would only have to leave again.
                 let elsewhere = (world.is_leaving(cs) && world.may_place)

@@ -548,6 +548,8 @@ pub struct RepairStat {
     pub without_place: u64,
     /// Copies made since this work began.
     pub done: u64,
+    /// Copies made since the master became so, also those that only moved a replica.
+    pub copies_total: u64,
     /// In the last half minute.
     pub chunks_per_s: f64,
     /// At that rate, for what waits and is copied; none when nothing does, or nothing is known yet.

@@ -109,13 +109,13 @@ impl Server {
             now,
             offline_after,
             limits,
+            balance_margin: self.state.config_number(config::BALANCE_MARGIN_PERCENT) as f64 / 100.0,
             may_place,
         };
         let actions = master.repair.step(&world, &mut || io.random());
-        let filling = master.repair.filling();
-        let began = filling > 0 && !master.replicating;
-        let ended = master.replicating && master.repair.is_idle();
-        let queued = filling + master.repair.waiting();
+        let queued = master.repair.mending();
+        let began = master.repair.is_mending() && !master.replicating;
+        let ended = master.replicating && queued == 0 && master.repair.has_settled();
         master.replicating = (master.replicating || began) && !ended;
         for action in actions {
             self.carry_out_repair(action, io);

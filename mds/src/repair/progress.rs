@@ -12,6 +12,7 @@ const WINDOW: Duration = Duration::from_secs(30);
 pub struct Progress {
     began: Option<Timestamp>,
     done: u64,
+    total: u64,
     recent: VecDeque<Timestamp>,
 }
 
@@ -28,6 +29,7 @@ impl Progress {
     /// A replica has everything.
     pub fn copied(&mut self, now: Timestamp) {
         self.done += 1;
+        self.total += 1;
         self.recent.push_back(now);
         self.forget(now);
     }
@@ -41,6 +43,11 @@ impl Progress {
     /// Copies since it began.
     pub fn done(&self) -> u64 {
         self.done
+    }
+
+    /// Copies since this mastership began.
+    pub fn total(&self) -> u64 {
+        self.total
     }
 
     pub fn per_s(&self, now: Timestamp) -> f64 {

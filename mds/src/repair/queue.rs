@@ -21,6 +21,8 @@ pub enum Urgency {
     Leaving,
     /// A replica is on another tier than wished for.
     OtherTier,
+    /// A server is fuller than others.
+    Balance,
 }
 
 impl Urgency {

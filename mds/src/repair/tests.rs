@@ -23,6 +23,9 @@ pub(super) struct Bench {
     /// Turns a fill takes.
     pub fill_turns: u32,
     pub limits: Limits,
+    pub balance_margin: f64,
+    /// What a replica takes, where the servers report their space from time to time: then 100 GB are theirs.
+    pub replica_bytes: Option<u64>,
     /// Learners made, by server.
     pub copies_to: BTreeMap<CsId, u64>,
     /// Most fills under way at a time, by primary and by learner.
@@ -42,6 +45,8 @@ impl Bench {
             fills: BTreeMap::new(),
             fill_turns: 3,
             limits: Limits { from_shard: 8, to_server: 16, moves: 4 },
+            balance_margin: 0.05,
+            replica_bytes: None,
             copies_to: BTreeMap::new(),
             most_from: BTreeMap::new(),
             most_to: BTreeMap::new(),
@@ -169,9 +174,30 @@ impl Bench {
         self.state.policy(view.file).unwrap()
     }
 
+    /// Each server reports once a second.
+    fn heartbeats(&mut self) {
+        let (Some(bytes), true) = (self.replica_bytes, self.now.0 % 1_000_000_000 == 0) else { return };
+        let all: Vec<CsId> = self.state.cs_list().map(|(cs, _)| cs).collect();
+        for cs in all {
+            let chunks = self.state.replica_count(cs);
+            let free_bytes = (100 * GB).saturating_sub(chunks * bytes);
+            let space = Space { total_bytes: 100 * GB, free_bytes, chunks };
+            self.registry.heartbeat(ConnId(cs.0.into()), space, Load::default(), self.now);
+        }
+    }
+
+    /// Used parts of the space: of the emptiest and of the fullest server.
+    pub fn levels(&self) -> (f64, f64) {
+        let share = |v: &CsView| 1.0 - v.free_bytes as f64 / v.total_bytes as f64;
+        let servers = self.servers();
+        let shares = || servers.values().map(share);
+        (shares().fold(1.0, f64::min), shares().fold(0.0, f64::max))
+    }
+
     /// One step of repair and of the servers. Returns what was proposed or ordered.
     pub fn turn(&mut self) -> usize {
         self.now = self.now.after(TURN);
+        self.heartbeats();
         let servers = self.servers();
         let is_active = |cs: CsId| self.registry.liveness(cs, self.now, OFFLINE_AFTER) == Liveness::Active;
         let candidates: Vec<CsView> =
@@ -184,6 +210,7 @@ impl Bench {
             now: self.now,
             offline_after: OFFLINE_AFTER,
             limits: self.limits,
+            balance_margin: self.balance_margin,
             may_place: true,
         };
         let random = &mut self.random;
@@ -505,4 +532,77 @@ fn what_is_in_danger_goes_before_what_only_moves() {
     assert!(b.repair.stat(b.now).chunks_per_s > 0.0);
     b.run_until(3000, |b| b.state.replica_count(cs[1]) == 0);
     assert!(b.is_whole());
+}
+
+#[test]
+fn new_servers_are_filled_with_no_more_than_is_needed() {
+    let mut b = Bench::new();
+    let old: Vec<CsId> = (0..200).map(|n| b.server(n as u8, &format!("a.1.r{}", n % 10))).collect();
+    b.set(ROOT, "replicas", "3:2");
+    b.set(ROOT, "failure-domain", "rack");
+    // 80 % of the space: 8,000 replicas of 2 GB.
+    let places = (0..8000 / 3).map(|n| (0..3).map(|r| old[(n * 3 + r) % 200]).collect::<Vec<_>>());
+    b.file("disks", &places.collect::<Vec<_>>());
+    b.replica_bytes = Some(2 * GB);
+    for _ in 0..600 {
+        b.turn();
+    }
+    assert_eq!((b.copies(), b.misplaced()), (0, 0), "there is nothing to do");
+    let new: Vec<CsId> = (0..20).map(|n| b.server(200 + n as u8, &format!("a.1.r{}", n % 10))).collect();
+    let mean = 7998.0 * 2.0 / (220.0 * 100.0);
+    let needed = 20.0 * mean * 100.0 / 2.0;
+    for turn in 0..20_000 {
+        b.turn();
+        if turn % 50 == 0 {
+            assert!(b.views().iter().all(|v| v.in_sync().count() >= 3));
+        }
+    }
+    let (least, most) = b.levels();
+    println!("levels {least:.3} to {most:.3}, mean {mean:.3}; {} moves, {needed:.0} needed", b.copies());
+    assert!(most - least <= 0.03, "{least} to {most}");
+    assert!(b.copies() as f64 <= 1.1 * needed, "{} moves, {needed} are needed", b.copies());
+    assert!(b.copies_to.keys().all(|cs| new.contains(cs)), "{:?}", b.copies_to);
+    assert!(b.is_whole() && b.misplaced() == 0);
+    let before = b.copies();
+    for _ in 0..5000 {
+        b.turn();
+    }
+    assert_eq!(b.copies(), before, "it has come to rest");
+}
+
+#[test]
+fn small_differences_are_left_alone_and_repair_goes_first() {
+    let mut b = Bench::new();
+    let cs: Vec<CsId> = (1..=6).map(|host| b.server(host, "")).collect();
+    b.set(ROOT, "replicas", "2:1");
+    // 40 GB on four servers, 38 and 36 on two.
+    let mut places = in_turn(&cs[..4], 2, 80);
+    places.extend(in_turn(&cs[4..], 2, 37));
+    let file = b.file("disk", &places);
+    b.replica_bytes = Some(GB);
+    for _ in 0..1000 {
+        b.turn();
+    }
+    assert_eq!(b.copies(), 0, "{:?}", b.levels());
+    // Now two new servers; but first one that is away for a moment.
+    let new = [b.server(7, ""), b.server(8, "")];
+    b.disconnect(cs[0]);
+    for _ in 0..300 {
+        b.turn();
+    }
+    assert_eq!(b.copies(), 0, "not while a server is missing");
+    b.connect(cs[0]);
+    b.run_until(5000, |b| b.levels().0 > 0.2);
+    assert!(b.copies_to.keys().all(|cs| new.contains(cs)));
+    // Missing replicas stop it.
+    b.set(file, "replicas", "3:1");
+    b.run_until(20_000, |b| b.views().iter().all(|v| v.in_sync().count() == 3) && b.is_whole());
+    for _ in 0..3000 {
+        b.turn();
+    }
+    let before = b.copies();
+    for _ in 0..3000 {
+        b.turn();
+    }
+    assert_eq!(b.copies(), before, "it has come to rest at {:?}", b.levels());
 }

@@ -302,6 +302,11 @@ impl State {
         self.data.chunks.len() as u64
     }
 
+    /// The largest id of a chunk that was ever given, 0 when there was none.
+    pub fn newest_chunk(&self) -> ChunkId {
+        ChunkId(self.data.next_chunk - 1)
+    }
+
     pub fn cs(&self, cs: CsId) -> Option<&CsRecord> {
         self.data.cs.get(&cs)
     }
