@@ -18,8 +18,6 @@ pub const COPIES_TO_SERVER: &str = "mds.repl.max_incoming";
 pub const MOVES: &str = "mds.repl.max_moves";
 /// Balance begins when the used shares of the space of two chunk servers differ by so many percent. 0: never.
 pub const BALANCE_MARGIN_PERCENT: &str = "mds.balance.margin";
-/// What one chunk server copies to others, MB a second. 0: as much as disks and network give.
-pub const COPY_RATE_MB: &str = "mds.repl.max_rate";
 /// Within so many hours a chunk server verifies everything it holds. 0: never.
 pub const SCRUB_PERIOD_HOURS: &str = "cs.scrub.period";
 
@@ -40,7 +38,6 @@ pub(super) const KEYS: &[Key] = &[
     Key { name: COPIES_FROM_SHARD, default: 8, least: 1, most: 1000, unit: "chunks" },
     Key { name: COPIES_TO_SERVER, default: 16, least: 1, most: 1000, unit: "chunks" },
     Key { name: MOVES, default: 4, least: 1, most: 1000, unit: "chunks" },
-    Key { name: COPY_RATE_MB, default: 0, least: 0, most: 100_000, unit: "MB/s, 0 = no limit" },
     Key { name: MAX_OFFLINE_CS_HOSTS, default: 2, least: 0, most: 10_000, unit: "hosts, 0 = off" },
     Key { name: OFFLINE_TIMEOUT_MS, default: 300_000, least: 1_000, most: 86_400_000, unit: "ms" },
 ];
