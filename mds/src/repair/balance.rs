@@ -7,7 +7,8 @@
 //! - a replica moves from a server above the mean level to one below it, which it does not lift above the mean by more than
 //!   half a replica; and the two differ by more than the replica. So every move brings the levels closer (the sum of
 //!   their squared distances from the mean falls), data is not moved on, and moves end;
-//! - reports of space come late: what is on its way counts as arrived until reports must show it ([`SETTLE`]);
+//! - reports of space come late: until they must show a move ([`SETTLE`]), its target may hold the replica already and its
+//!   source may have lost it. A target is judged by the most it may hold, a source by the least;
 //! - a chunk is never farther from its policy after a move than before.
 
 use super::World;
@@ -45,15 +46,22 @@ pub struct Move {
 #[derive(Clone, Copy, PartialEq, Debug)]
 struct Level {
     cs: CsId,
-    used: f64,
+    reported: f64,
+    /// The least and the most that may be used, bytes.
+    least: f64,
+    most: f64,
     total: f64,
     /// A replica of middle size there.
     replica: f64,
 }
 
 impl Level {
-    fn share(&self) -> f64 {
-        self.used / self.total
+    fn least_share(&self) -> f64 {
+        self.least / self.total
+    }
+
+    fn most_share(&self) -> f64 {
+        self.most / self.total
     }
 }
 
@@ -108,9 +116,7 @@ impl Balance {
             if !self.is_active(tier, &levels, world.balance_margin) {
                 continue;
             }
-            while let Some((chunk, m)) =
-                self.next_move(world, &levels, slots, &|c| is_free(c), random, &mut looks)
-            {
+            while let Some((chunk, m)) = self.next_move(world, &levels, slots, is_free, random, &mut looks) {
                 shift(&mut levels, &m);
                 self.moves.insert(chunk, m);
                 begun.push((chunk, m.to));
@@ -120,18 +126,21 @@ impl Balance {
     }
 
     fn level(&self, view: &CsView, world: &World<'_>) -> Level {
-        let used = view.total_bytes.saturating_sub(view.free_bytes) as f64;
-        let replica = used / world.state.replica_count(view.cs).max(1) as f64;
-        let mut level = [Level { cs: view.cs, used, total: view.total_bytes.max(1) as f64, replica }];
+        let reported = view.total_bytes.saturating_sub(view.free_bytes) as f64;
+        let replica = reported / world.state.replica_count(view.cs).max(1) as f64;
+        let total = view.total_bytes.max(1) as f64;
+        let mut level = [Level { cs: view.cs, reported, least: reported, most: reported, total, replica }];
         self.moves.values().for_each(|m| shift(&mut level, m));
         level[0]
     }
 
     fn is_active(&mut self, tier: u8, levels: &[Level], margin: f64) -> bool {
-        let shares = || levels.iter().map(Level::share);
-        let spread = shares().fold(0.0, f64::max) - shares().fold(f64::INFINITY, f64::min);
+        let fullest = levels.iter().map(Level::least_share).fold(0.0, f64::max);
+        let spread = fullest - levels.iter().map(Level::most_share).fold(f64::INFINITY, f64::min);
+        // What is still on its way makes levels look closer than they will be: the end is judged when all has arrived.
+        let under_way = !self.moves.is_empty();
         let active = self.active.entry(tier).or_default();
-        *active = spread > if *active { margin * STOP_AT } else { margin };
+        *active = spread > if *active { margin * STOP_AT } else { margin } || (*active && under_way);
         *active
     }
 
@@ -144,20 +153,23 @@ impl Balance {
         random: &mut dyn FnMut() -> u64,
         looks: &mut usize,
     ) -> Option<(ChunkId, Move)> {
-        let mean = levels.iter().map(|l| l.used).sum::<f64>() / levels.iter().map(|l| l.total).sum::<f64>();
-        let mut ordered: Vec<&Level> = levels.iter().collect();
-        ordered.sort_by(|a, b| a.share().total_cmp(&b.share()));
+        let total: f64 = levels.iter().map(|l| l.total).sum();
+        let mean = levels.iter().map(|l| l.reported).sum::<f64>() / total;
         let rests = |cs| self.vain.get(&cs).is_some_and(|(_, until)| *until > world.now);
-        let full = ordered.iter().rev().filter(|l| l.share() > mean && !rests(l.cs));
-        let full: Vec<Level> = full.map(|l| **l).collect();
-        for to in ordered.iter().filter(|l| l.share() < mean) {
+        let is_full = |l: &&Level| l.least_share() > mean && !rests(l.cs);
+        let mut full: Vec<Level> = levels.iter().filter(is_full).copied().collect();
+        full.sort_by(|a, b| b.least_share().total_cmp(&a.least_share()));
+        let mut empty: Vec<Level> = levels.iter().filter(|l| l.most_share() < mean).copied().collect();
+        empty.sort_by(|a, b| a.most_share().total_cmp(&b.most_share()));
+        for to in &empty {
             let Some(target) = world.candidates.iter().find(|v| v.cs == to.cs) else { continue };
             for from in &full {
                 if !slots.may_receive(to.cs, Urgency::Balance, &world.limits) {
                     break;
                 }
-                let fits = to.used + from.replica / 2.0 <= mean * to.total;
-                if !fits || from.share() - to.share() <= from.replica / from.total.min(to.total) {
+                let fits = to.most + from.replica / 2.0 <= mean * to.total;
+                let difference = from.least_share() - to.most_share();
+                if !fits || difference <= from.replica / from.total.min(to.total) {
                     continue;
                 }
                 if *looks == 0 {
@@ -168,7 +180,9 @@ impl Balance {
                     *looks = looks.saturating_sub(1);
                     let view = world.state.chunk(chunk).filter(|v| may_move(v, from.cs, target, world));
                     vain += usize::from(view.is_none());
-                    let source = world.source(&view?).filter(|_| is_free(chunk))?;
+                    // One that has just moved still counts on the levels.
+                    let free = is_free(chunk) && !self.moves.contains_key(&chunk);
+                    let source = world.source(&view?).filter(|_| free)?;
                     slots.may_send(source, Urgency::Balance, &world.limits).then_some((chunk, source))
                 });
                 if let Some((chunk, source)) = found {
@@ -192,9 +206,9 @@ impl Balance {
 fn shift(levels: &mut [Level], m: &Move) {
     for level in levels {
         if level.cs == m.from {
-            level.used = (level.used - m.bytes as f64).max(0.0);
+            level.least = (level.least - m.bytes as f64).max(0.0);
         } else if level.cs == m.to {
-            level.used += m.bytes as f64;
+            level.most += m.bytes as f64;
         }
     }
 }
