@@ -5,7 +5,7 @@
 //!
 //! Invariants:
 //! - a replica moves from a server above the mean level to one below it, which it does not lift above the mean by more than
-//!   half a replica; and the two differ by more than the replica. So every move brings the levels closer (the sum of
+//!   half a replica; and the two differ by more than [`WORTH_IT`] replicas. So every move brings the levels closer (the sum of
 //!   their squared distances from the mean falls), data is not moved on, and moves end;
 //! - reports of space come late: until they must show a move ([`SETTLE`]), its target may hold the replica already and its
 //!   source may have lost it. A target is judged by the most it may hold, a source by the least;
@@ -32,6 +32,9 @@ const VAIN_LOOKS: usize = 2048;
 const REST: Duration = Duration::from_secs(60);
 /// Work goes on until the levels differ by this part of the margin.
 const STOP_AT: f64 = 0.2;
+/// A move pays if the levels differ by so many replicas. At 1 it would only swap the two levels, and the size of a replica is
+/// an estimate.
+const WORTH_IT: f64 = 1.5;
 
 /// A replica on its way.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -169,7 +172,7 @@ impl Balance {
                 }
                 let fits = to.most + from.replica / 2.0 <= mean * to.total;
                 let difference = from.least_share() - to.most_share();
-                if !fits || difference <= from.replica / from.total.min(to.total) {
+                if !fits || difference <= WORTH_IT * from.replica / from.total.min(to.total) {
                     continue;
                 }
                 if *looks == 0 {
