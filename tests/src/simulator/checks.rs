@@ -43,6 +43,8 @@ impl Cluster {
             self.run_for(Duration::from_millis(100))?;
         }
         self.start_added()?;
+        // There may be too few racks for it: the cluster would not be healthy for ever.
+        self.set_failure_domain("host");
         self.become_whole()?;
         if matches!(self.shape.bad_disk, Some((_, BadDisk::Lies))) {
             self.repair_damage()?;
@@ -52,8 +54,10 @@ impl Cluster {
 
     fn become_whole(&mut self) -> Result<(), String> {
         self.until("every replica to be in sync", HEAL_WITHIN, |stat| {
+            let at_rest = stat.repair.waiting + stat.repair.copying + stat.chunks.overcommitted == 0;
             stat.chunks.healthy == stat.chunks.total
                 && stat.chunks.deleting == 0
+                && at_rest
                 && stat.mds.iter().all(|m| m.available)
         })
     }

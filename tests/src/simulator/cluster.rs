@@ -243,7 +243,7 @@ impl Cluster {
             incarnation: self.cs[n].incarnation,
             host_id: [n as u8 + 1; 16],
             host: format!("host{}", n + 1),
-            location: String::new(),
+            location: format!("room.row.{}", n % self.shape.racks),
             tier: 0,
             flags: "CD".into(),
             store: StoreConfig {
@@ -391,6 +391,11 @@ impl Cluster {
     pub fn remove_mds(&mut self, n: usize) {
         self.leaving.insert(n);
         self.order("rm-mds", MdsRequest::RemoveMds { id: self.peers[n].id });
+    }
+
+    pub fn set_failure_domain(&mut self, domain: &str) {
+        let (name, value) = ("failure-domain".to_string(), domain.to_string());
+        self.order("set-attr", MdsRequest::SetPolicy { file: ROOT, name, value, recursive: true });
     }
 
     /// Chunk servers that serve chunks of the file that a client has open.

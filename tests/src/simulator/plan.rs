@@ -137,6 +137,8 @@ pub enum What {
     Revoke(usize),
     /// A setting is changed.
     Configure(&'static str, u64),
+    /// All files get another failure domain: replicas that share a rack must move, primaries too.
+    FailureDomain(&'static str),
 }
 
 impl What {
@@ -170,6 +172,7 @@ impl What {
             What::RemoveMds(_) => "rm-mds",
             What::Revoke(_) => "revoke",
             What::Configure(..) => "set-config",
+            What::FailureDomain(_) => "set-attr",
         }
     }
 }
@@ -200,6 +203,7 @@ impl fmt::Display for What {
             What::RemoveMds(n) => write!(f, "{name} of {}", Place::Mds(*n)),
             What::Revoke(file) => write!(f, "{name} of file {file}"),
             What::Configure(key, value) => write!(f, "{name} {key}={value}"),
+            What::FailureDomain(domain) => write!(f, "{name} failure-domain={domain}"),
         }
     }
 }
@@ -387,6 +391,7 @@ fn what(rng: &mut Rng, shape: &Shape, kind: Kind) -> What {
         // The first one stays: others are not known to everybody.
         Kind::RemoveMds => What::RemoveMds(rng.between(1, shape.mds as u64 - 1) as usize),
         Kind::Revoke => What::Revoke(rng.below(shape.files as u64) as usize),
+        Kind::Configure if rng.one_in(2) => What::FailureDomain(if rng.one_in(4) { "host" } else { "rack" }),
         Kind::Configure => {
             let (key, values) = rng.pick(SETTINGS);
             What::Configure(key, *rng.pick(values))
@@ -432,7 +437,7 @@ mod tests {
         let plans: Vec<Plan> = (0..200).map(|seed| Plan::of_seed(seed, chaos)).collect();
         let names = |plan: &Plan| plan.faults.iter().map(|f| f.what.name()).collect::<BTreeSet<_>>();
         let all: BTreeSet<&str> = plans.iter().flat_map(names).collect();
-        assert_eq!(all.len(), KINDS.len() + 7, "eight kinds of faults of disks");
+        assert_eq!(all.len(), KINDS.len() + 8, "eight kinds of faults of disks, two of settings");
         for plan in &plans {
             assert!(plan.faults.iter().all(|f| f.at < chaos) && plan.faults.is_sorted_by_key(|f| f.at));
             assert!((3..=5).contains(&plan.shape.mds) && (5..=9).contains(&plan.shape.cs));

@@ -146,6 +146,7 @@ impl Player<'_> {
                 let file = self.cluster.workload().files[file];
                 self.cluster.order("revoke", MdsRequest::Revoke { file });
             }
+            What::FailureDomain(domain) => self.cluster.set_failure_domain(domain),
             What::Configure(key, value) => {
                 let (key, value) = (key.to_string(), value.to_string());
                 self.cluster.order("set-config", MdsRequest::SetConfig { key, value });
