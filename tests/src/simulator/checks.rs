@@ -44,7 +44,8 @@ impl Cluster {
         }
         self.start_added()?;
         // There may be too few racks for it: the cluster would not be healthy for ever.
-        self.set_failure_domain("host");
+        let (name, value) = ("failure-domain".to_string(), "host".to_string());
+        self.ask(MdsRequest::SetPolicy { file: ROOT, name, value, recursive: true })?;
         self.become_whole()?;
         if matches!(self.shape.bad_disk, Some((_, BadDisk::Lies))) {
             self.repair_damage()?;
