@@ -46,6 +46,9 @@ impl Cluster {
         // There may be too few racks for it: the cluster would not be healthy for ever.
         let (name, value) = ("failure-domain".to_string(), "host".to_string());
         self.ask(MdsRequest::SetPolicy { file: ROOT, name, value, recursive: true })?;
+        // A full disk makes a server one that others relieve, at any time: what is compared must stand still.
+        let (key, value) = ("mds.balance.margin".to_string(), "0".to_string());
+        self.ask(MdsRequest::SetConfig { key, value })?;
         self.become_whole()?;
         if matches!(self.shape.bad_disk, Some((_, BadDisk::Lies))) {
             self.repair_damage()?;
