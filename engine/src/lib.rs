@@ -8,4 +8,4 @@ pub mod replication;
 pub mod scrub;
 pub mod store;
 
-pub use node::{CsShard, CsShardConfig};
+pub use node::{Backlog, CsShard, CsShardConfig};

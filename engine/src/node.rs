@@ -66,6 +66,15 @@ pub struct CsShardConfig {
     pub detect: Duration,
 }
 
+/// How much a shard has to remember because of work that has not ended.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Backlog {
+    /// Requests of clients under way or waiting, and fills.
+    pub requests: usize,
+    /// Operations of the store, frames for peers that are not connected, requests to the metadata service.
+    pub remembered: usize,
+}
+
 /// An accepted connection.
 enum Guest {
     Greeting(Box<Acceptor>),
@@ -160,6 +169,15 @@ impl CsShard {
     /// Counters, for checkers in tests.
     pub fn stats(&self) -> Stats {
         self.replication.stats
+    }
+
+    /// For checkers in tests: nothing piles up, and nothing is left when all is quiet.
+    pub fn backlog(&self) -> Backlog {
+        let frames: usize = self.links.values().map(|l| l.waiting.len()).sum();
+        Backlog {
+            requests: self.replication.queue_depth(),
+            remembered: self.replication.remembered() + frames + self.session.pending.len(),
+        }
     }
 
     /// What this shard knows of a chunk, for people who look for the reason of a failed test.

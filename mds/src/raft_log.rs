@@ -307,10 +307,16 @@ impl Storage for RaftStore {
         Ok(self.last())
     }
 
-    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        // One made before the receiver was added is refused by it: it would ask for ever.
+        let names = |conf: &ConfState| conf.voters.contains(&to) || conf.learners.contains(&to);
         match &self.offered {
             // Entries behind it must still be there, or the receiver would need another one at once.
-            Some(meta) if meta.index >= request_index && meta.index + 1 >= self.first() => {
+            Some(meta)
+                if meta.index >= request_index
+                    && meta.index + 1 >= self.first()
+                    && names(meta.get_conf_state()) =>
+            {
                 let mut snapshot = Snapshot::default();
                 snapshot.set_metadata(meta.clone());
                 Ok(snapshot)
@@ -525,8 +531,10 @@ mod tests {
         assert!(store.snapshot(0, 2).is_err() && store.take_wanted() && !store.take_wanted());
         let mut meta = SnapshotMetadata::default();
         meta.set_index(5);
+        meta.set_conf_state(ConfState::from((vec![1], vec![2])));
         store.offer(Some(meta));
         assert_eq!(store.snapshot(0, 2).unwrap().get_metadata().index, 5);
-        assert!(store.snapshot(6, 2).is_err());
+        assert!(!store.take_wanted() && store.snapshot(6, 2).is_err() && store.take_wanted());
+        assert!(store.snapshot(0, 3).is_err() && store.take_wanted(), "made before server 3 was added");
     }
 }

@@ -28,10 +28,28 @@ pub enum Sabotage {
     KeepStaleCache,
     /// A client's own writes leave its cached blocks as they are.
     CacheIgnoresWrites,
+    /// A chunk server takes what its disk returns for what it wrote, and makes new checksums for it.
+    TrustDisk,
+    /// Journals replay records whose payload is not what its checksum says.
+    ReplayTornRecords,
+    /// Writes count as committed when they begin.
+    EarlyWatermark,
+    /// A new primary levels its own tail and not those of the others.
+    ForgetOthersTails,
+    /// A learner joins though nothing was copied to it.
+    JoinUnfilled,
+    /// Reads see writes that not all replicas have.
+    DirtyReads,
+    /// The leases of a session that fell silent are not revoked.
+    KeepSilentLeases,
+    /// Sets are changed though the epoch has moved on since the change was asked for.
+    StaleSetChanges,
+    /// A removed metadata server ends itself though its vote may be needed.
+    LeaveAtOnce,
 }
 
 impl Sabotage {
-    pub const ALL: [(&str, Sabotage); 12] = [
+    pub const ALL: [(&str, Sabotage); 21] = [
         ("ack-before-secondaries", Sabotage::AckBeforeSecondaries),
         ("ack-before-durable", Sabotage::AckBeforeDurable),
         ("skip-epoch-check", Sabotage::SkipEpochCheck),
@@ -44,6 +62,15 @@ impl Sabotage {
         ("reclaim-anyway", Sabotage::ReclaimAnyway),
         ("keep-stale-cache", Sabotage::KeepStaleCache),
         ("cache-ignores-writes", Sabotage::CacheIgnoresWrites),
+        ("trust-disk", Sabotage::TrustDisk),
+        ("replay-torn-records", Sabotage::ReplayTornRecords),
+        ("early-watermark", Sabotage::EarlyWatermark),
+        ("forget-others-tails", Sabotage::ForgetOthersTails),
+        ("join-unfilled", Sabotage::JoinUnfilled),
+        ("dirty-reads", Sabotage::DirtyReads),
+        ("keep-silent-leases", Sabotage::KeepSilentLeases),
+        ("stale-set-changes", Sabotage::StaleSetChanges),
+        ("leave-at-once", Sabotage::LeaveAtOnce),
     ];
 
     pub fn by_name(name: &str) -> Option<Sabotage> {

@@ -84,7 +84,9 @@ impl Replication {
             );
             let targets: Peers = std::iter::once(replica.addr).collect();
             primary.to_clear.extend(clear.into_iter().map(|blocks| (blocks, targets.clone())));
-            to_fill.extend(pieces(copy).into_iter().map(|blocks| Fill { blocks, to: replica.addr }));
+            if !on(Sabotage::JoinUnfilled) {
+                to_fill.extend(pieces(copy).into_iter().map(|blocks| Fill { blocks, to: replica.addr }));
+            }
             learners.insert(replica.addr, kind);
             match kind {
                 FillKind::CatchUp => self.stats.catch_ups += 1,

@@ -195,6 +195,11 @@ impl Replication {
         self.busy_primaries().map(|(_, _, p)| p.load()).sum()
     }
 
+    /// Operations and answers it remembers beyond the requests themselves.
+    pub fn remembered(&self) -> usize {
+        self.purposes.len() + self.prepared.len() + self.scrubbed.len() + self.actions.len()
+    }
+
     fn busy_primaries(&self) -> impl Iterator<Item = (ChunkId, &Known, &Primary)> {
         self.busy.iter().filter_map(|c| {
             let known = self.chunks.get(c)?;

@@ -345,7 +345,7 @@ impl Replication {
         let mut tails = tail_blocks(&own.tail);
         for (addr, prepared) in &primary.prepared {
             last = last.max(prepared.last_sequence).max(prepared.committed);
-            if complete.contains(addr) {
+            if complete.contains(addr) && !on(Sabotage::ForgetOthersTails) {
                 tails.extend(tail_blocks(&prepared.tail));
             }
         }
@@ -524,7 +524,7 @@ impl Replication {
             let held = primary.flights.values().any(|f| {
                 // A copy only reads our bytes: reads may pass it.
                 !(f.fill && on(Sabotage::FillWithoutLock))
-                    && (request.writes() || f.request.is_some())
+                    && (request.writes() || (f.request.is_some() && !on(Sabotage::DirtyReads)))
                     && overlaps(&f.blocks, &request.blocks)
             });
             let ahead = primary
@@ -563,7 +563,7 @@ impl Replication {
         let stamp = Stamp {
             epoch,
             sequence: Sequence(sequence),
-            committed: Sequence(primary.committed),
+            committed: Sequence(if on(Sabotage::EarlyWatermark) { sequence } else { primary.committed }),
             lease: request.lease,
         };
         self.written.note(chunk, epoch, &request.blocks);

@@ -5,6 +5,7 @@ use super::{
     Chunk, Done, PAGE_BLOCKS, Store, StoreConfig, StoreError, Ticket, UNIT_BLOCKS, UNIT_BYTES, Waiting,
 };
 use crate::cache::{Hit, Piece, Version};
+use shards::sabotage::{Sabotage, on};
 use shards::{Buf, BufMut, Io};
 use smallvec::SmallVec;
 use std::io;
@@ -189,7 +190,8 @@ impl Store {
     fn first_bad(&self, id: u64, at_block: u32, data: &Buf) -> Option<u32> {
         let chunk = &self.chunks[&self.reads.get(&id)?.chunk];
         let mut blocks = (at_block..).zip(data.chunks_exact(BLOCK_BYTES));
-        blocks.find(|(block, bytes)| !chunk.crc(*block).matches(bytes)).map(|f| f.0)
+        let right = |block: u32, bytes: &[u8]| chunk.crc(block).matches(bytes) || on(Sabotage::TrustDisk);
+        blocks.find(|(block, bytes)| !right(*block, bytes)).map(|f| f.0)
     }
 
     pub(super) fn read_run_done(&mut self, io: &mut dyn Io, id: u64, run: Run, result: io::Result<Buf>) {
@@ -263,7 +265,14 @@ impl Store {
         }
         let chunk = &self.chunks[&reading.chunk];
         let blocks = reading.blocks.clone();
-        let crcs: BlockCrcs = blocks.clone().map(|b| chunk.crc(b)).collect();
+        let mut crcs: BlockCrcs = blocks.clone().map(|b| chunk.crc(b)).collect();
+        if on(Sabotage::TrustDisk) {
+            for (first, part) in &reading.parts {
+                let at = (first - blocks.start) as usize;
+                let new = part.chunks(BLOCK_BYTES).map(BlockCrc::of);
+                crcs.iter_mut().skip(at).zip(new).for_each(|(crc, new)| *crc = new);
+            }
+        }
         if reading.want == Want::Sums {
             return Ok(Done::Sums { crcs });
         }

@@ -11,6 +11,7 @@
 use super::server::Server;
 use crate::state::Internal;
 use raft::eraftpb::ConfChangeType;
+use shards::sabotage::{Sabotage, on};
 use shards::{ConnId, Io, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -46,7 +47,7 @@ impl Server {
             return false;
         }
         let voters = self.consensus.conf().voters;
-        if !voters.contains(&self.me.0) {
+        if !voters.contains(&self.me.0) || on(Sabotage::LeaveAtOnce) {
             return true;
         }
         // Somebody who needs it says so: the master by heartbeats, a candidate by asking for its vote.

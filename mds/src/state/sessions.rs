@@ -39,7 +39,7 @@ impl State {
             let gone: Vec<LeaseId> =
                 inode.leases.iter().filter(|l| l.client == client).map(|l| l.id).collect();
             inode.leases.retain(|l| l.client != client);
-            if revoke {
+            if revoke && !on(Sabotage::KeepSilentLeases) {
                 self.note_revoked(file, gone.into_iter().map(|l| (l, client)).collect(), effects);
             }
             self.drop_if_unused(file, effects);

@@ -396,6 +396,16 @@ impl World {
         self.events
     }
 
+    /// Connections that stand or are being made.
+    pub fn connections(&self) -> usize {
+        self.net.connections.len()
+    }
+
+    /// Things that will happen.
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Numbers for the scenario, from the same seed.
     pub fn rng(&mut self) -> &mut Rng {
         &mut self.rng

@@ -1,19 +1,19 @@
 //! What is checked when the faults are over: the cluster heals, and nothing is lost or differs.
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, REPLICAS};
 use super::plan::{BadDisk, Place};
 use super::prober::{Probe, Prober};
 use super::registers::CELL_BYTES;
 use super::workload::{CHUNK_BYTES, FILE_BYTES};
 use client::Call;
-use engine::CsShard;
 use engine::cache::CacheStat;
+use engine::{Backlog, CsShard};
 use mds::MdsNode;
 use shards::sim::{CrashKind, Weather};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use wire::mds_api::{ChunkMap, LeaseMode, MdsRequest};
-use wire::{BlockCrc, ChunkId, CsId, ROOT, Replica};
+use wire::{BlockCrc, ChunkId, CsId, ROOT, Replica, Role};
 
 /// How long a healed cluster may take to bring every replica in sync.
 const HEAL_WITHIN: Duration = Duration::from_secs(120);
@@ -49,6 +49,7 @@ impl Cluster {
         // A full disk makes a server one that others relieve, at any time: what is compared must stand still.
         let (key, value) = ("mds.balance.margin".to_string(), "0".to_string());
         self.ask(MdsRequest::SetConfig { key, value })?;
+        self.until("removals to end", HEAL_WITHIN, |stat| stat.cs.iter().all(|cs| !cs.draining))?;
         self.become_whole()?;
         if matches!(self.shape.bad_disk, Some((_, BadDisk::Lies))) {
             self.repair_damage()?;
@@ -57,13 +58,27 @@ impl Cluster {
     }
 
     fn become_whole(&mut self) -> Result<(), String> {
-        self.until("every replica to be in sync", HEAL_WITHIN, |stat| {
-            let at_rest = stat.repair.waiting + stat.repair.copying + stat.chunks.overcommitted == 0;
-            stat.chunks.healthy == stat.chunks.total
-                && stat.chunks.deleting == 0
-                && at_rest
-                && stat.mds.iter().all(|m| m.available)
-        })
+        self.until("every metadata server to follow", HEAL_WITHIN, |stat| {
+            stat.mds.iter().all(|mds| mds.available)
+        })?;
+        let until = self.world.now().after(HEAL_WITHIN);
+        loop {
+            self.until("every replica to be in sync", HEAL_WITHIN, |stat| {
+                let at_rest = stat.repair.waiting + stat.repair.copying + stat.chunks.overcommitted == 0;
+                stat.chunks.healthy == stat.chunks.total && stat.chunks.deleting == 0 && at_rest
+            })?;
+            // Chunks that are healthy may have replicas that are on their way out.
+            let maps = self.maps()?;
+            let settled = |map: &ChunkMap| {
+                let replicas = &map.grant.replicas;
+                replicas.len() == REPLICAS && replicas.iter().all(|r| r.role == Role::InSync)
+            };
+            let Some(unsettled) = maps.iter().find(|map| !settled(map)) else { return Ok(()) };
+            if self.world.now() > until {
+                return Err(format!("chunk {} does not settle: {:?}", unsettled.chunk, unsettled.grant));
+            }
+            self.run_for(Duration::from_millis(200))?;
+        }
     }
 
     /// Starts metadata servers that were added though nobody was told so, and takes leave of the removed ones.
@@ -132,6 +147,7 @@ impl Cluster {
         }
         self.replicas_are_equal()?;
         self.no_orphans()?;
+        self.nothing_left_over()?;
         self.caches_met_nothing_stale()?;
         self.same_state_everywhere()
     }
@@ -242,6 +258,28 @@ impl Cluster {
             }
             self.run_for(Duration::from_secs(1))?;
         }
+    }
+
+    /// Nobody works any more: no server remembers anything of work that has ended.
+    fn nothing_left_over(&mut self) -> Result<(), String> {
+        let until = self.world.now().after(Duration::from_secs(20));
+        loop {
+            let hosts = self.cs.iter().flat_map(|cs| &cs.hosts);
+            let left: Vec<(&str, Backlog)> = hosts
+                .filter_map(|&host| {
+                    Some((self.world.name(host), self.world.node::<CsShard>(host)?.backlog()))
+                })
+                .filter(|(_, backlog)| *backlog != Backlog::default())
+                .collect();
+            if left.is_empty() {
+                break;
+            }
+            if self.world.now() > until {
+                return Err(format!("chunk servers remember work that has ended: {left:?}"));
+            }
+            self.run_for(Duration::from_millis(100))?;
+        }
+        self.until("repair to end", Duration::from_secs(30), |stat| stat.chunks.replicating == 0)
     }
 
     fn cache_stats(&self) -> impl Iterator<Item = CacheStat> + '_ {

@@ -2,6 +2,7 @@
 
 use super::plan::{BadDisk, DiskKind, NetKind, Place, Shape};
 use super::prober::Prober;
+use super::watch::Watch;
 use super::workload::{Answers, FILE_BYTES, Workload};
 use super::{Filled, Options};
 use client::{Call, ClientConfig, ClientCore, Done};
@@ -51,14 +52,25 @@ pub struct Cluster {
     pub(super) leaving: BTreeSet<usize>,
     /// By chunk servers that run no more.
     filled_before: Filled,
+    /// Chunk servers that were to be removed.
+    leaving_cs: BTreeSet<usize>,
+    watch: Watch,
 }
 
 /// A request of the administrator whose answer nobody waits for.
 struct Order {
     what: String,
     answer: Arc<Mutex<Option<client::Result<MdsReply>>>>,
-    /// The metadata server that is added by it.
-    adds: Option<usize>,
+    then: Then,
+}
+
+/// What follows an order that succeeded.
+enum Then {
+    Nothing,
+    /// This metadata server is added.
+    Added(usize),
+    /// The leases of this file are revoked.
+    Revoked(usize),
 }
 
 fn ip(kind: u8, n: usize) -> IpAddr {
@@ -122,6 +134,8 @@ impl Cluster {
             orders: Vec::new(),
             leaving: BTreeSet::new(),
             filled_before: Filled::default(),
+            leaving_cs: BTreeSet::new(),
+            watch: Watch::default(),
         }
     }
 
@@ -209,7 +223,11 @@ impl Cluster {
                 }
                 let control = match n < self.shape.mds {
                     true => MdsControl::first_quorum(CLUSTER, uuid, me.id, &self.peers[..self.shape.mds]),
-                    false => MdsControl::joining(CLUSTER, uuid, me, &self.peers[..self.shape.mds]),
+                    // It is told of all that are there when it is made, as by add-mds.
+                    false => {
+                        let others = self.peers.iter().filter(|p| p.id != MdsId(0) && p.id < me.id);
+                        MdsControl::joining(CLUSTER, uuid, me, &others.copied().collect::<Vec<_>>())
+                    }
                 };
                 let mut config = MdsConfig::new(control, self.key.clone());
                 (config.journal_bytes, config.snapshot_entries, config.keep_entries) = (1 << 20, 300, 100);
@@ -291,6 +309,9 @@ impl Cluster {
         if !self.orders.is_empty() {
             self.take_answers();
         }
+        if self.watch.is_due(self.world.now()) {
+            self.look_at_servers()?;
+        }
         if let Some(work) = &mut self.workload {
             work.turn(&mut self.world);
             if let Some(why) = &work.violation {
@@ -351,15 +372,27 @@ impl Cluster {
 
     /// As [`Cluster::ask`], but goes on at once.
     pub fn order(&mut self, what: &str, request: MdsRequest) {
-        self.send_order(what, request, None);
+        self.send_order(what, request, Then::Nothing);
     }
 
-    fn send_order(&mut self, what: &str, request: MdsRequest, adds: Option<usize>) {
+    fn send_order(&mut self, what: &str, request: MdsRequest, then: Then) {
         let answer = Arc::new(Mutex::new(None));
         let into = answer.clone();
         let done: Done<MdsReply> = Box::new(move |reply| *into.lock().expect("one thread") = Some(reply));
         self.world.message::<ClientCore>(self.admin, Call::Mds { request, done });
-        self.orders.push(Order { what: what.into(), answer, adds });
+        self.orders.push(Order { what: what.into(), answer, then });
+    }
+
+    /// What must hold at any moment.
+    fn look_at_servers(&mut self) -> Result<(), String> {
+        for (n, cs) in self.cs.iter().enumerate() {
+            for &host in &cs.hosts {
+                if let Some(node) = self.world.node::<CsShard>(host) {
+                    self.watch.look_at(n, node)?;
+                }
+            }
+        }
+        self.watch.look_at_world(&self.world)
     }
 
     fn take_answers(&mut self) {
@@ -369,9 +402,16 @@ impl Cluster {
                 continue;
             };
             self.world.note(|_| format!("{}: {answer:?}", order.what));
-            if let (Some(n), Ok(MdsReply::Mds { id })) = (order.adds, answer) {
-                self.peers[n].id = id;
-                self.start(Place::Mds(n));
+            match (order.then, answer) {
+                (Then::Added(n), Ok(MdsReply::Mds { id })) => {
+                    self.peers[n].id = id;
+                    self.start(Place::Mds(n));
+                }
+                (Then::Revoked(file), Ok(_)) => {
+                    let until = self.world.now().after(Duration::from_millis(LEASE_MS));
+                    self.workload.as_mut().expect("set up").revoked(file, until);
+                }
+                _ => {}
             }
         }
     }
@@ -385,7 +425,7 @@ impl Cluster {
         self.mds.push(self.world.add_host(&Place::Mds(n).to_string(), ip(1, n)));
         self.peers.push(me);
         let request = MdsRequest::AddMds { addr: me.addr, raft_addr: me.raft_addr };
-        self.send_order("add-mds", request, Some(n));
+        self.send_order("add-mds", request, Then::Added(n));
     }
 
     pub fn remove_mds(&mut self, n: usize) {
@@ -396,6 +436,24 @@ impl Cluster {
     pub fn set_failure_domain(&mut self, domain: &str) {
         let (name, value) = ("failure-domain".to_string(), domain.to_string());
         self.order("set-attr", MdsRequest::SetPolicy { file: ROOT, name, value, recursive: true });
+    }
+
+    /// Takes the leases of a file away.
+    pub fn revoke(&mut self, file: usize) {
+        let now = self.world.now();
+        let work = self.workload.as_mut().expect("set up");
+        work.revoking(file, now);
+        let request = MdsRequest::Revoke { file: work.files[file] };
+        self.send_order("revoke", request, Then::Revoked(file));
+    }
+
+    pub fn remove_cs(&mut self, n: usize, force: bool) {
+        self.leaving_cs.insert(n);
+        self.order("rm-cs", MdsRequest::RemoveCs { cs: self.cs[n].id, force });
+    }
+
+    pub fn keep_cs(&mut self, n: usize) {
+        self.order("rm-cs --cancel", MdsRequest::CancelRemoval { cs: self.cs[n].id });
     }
 
     /// Chunk servers that serve chunks of the file that a client has open.
@@ -457,11 +515,14 @@ impl Cluster {
         {
             return Ok(());
         }
-        let refuses = |n: usize| self.shape.bad_disk == Some((n, BadDisk::Refuses));
-        if let Some(n) = self.cs.iter().position(|cs| cs.hosts.contains(&host)).filter(|n| refuses(*n)) {
-            // The process ends with any of its shards.
-            self.crash(Place::Cs(n), CrashKind::Process);
-            return Ok(());
+        if let Some(n) = self.cs.iter().position(|cs| cs.hosts.contains(&host)) {
+            let refuses = self.shape.bad_disk == Some((n, BadDisk::Refuses));
+            let dropped = self.leaving_cs.contains(&n) && why.contains("no longer knows this chunk server");
+            if refuses || dropped {
+                // The process ends with any of its shards.
+                self.crash(Place::Cs(n), CrashKind::Process);
+                return Ok(());
+            }
         }
         Err(format!("{} stopped by itself: {why}", self.world.name(host)))
     }

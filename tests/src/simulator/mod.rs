@@ -17,6 +17,7 @@ mod play;
 mod prober;
 pub mod registers;
 mod shrink;
+mod watch;
 mod workload;
 
 pub use campaign::{Totals, all_cores, campaign, run_caught};

@@ -135,6 +135,13 @@ pub enum What {
     RemoveMds(usize),
     /// The leases of a file are revoked.
     Revoke(usize),
+    /// A chunk server is drained and dropped, or dropped at once.
+    RemoveCs {
+        cs: usize,
+        force: bool,
+    },
+    /// Its removal is cancelled.
+    KeepCs(usize),
     /// A setting is changed.
     Configure(&'static str, u64),
     /// All files get another failure domain: replicas that share a rack must move, primaries too.
@@ -142,6 +149,27 @@ pub enum What {
 }
 
 impl What {
+    /// Has the fault hit no chunk server but this one. Beside a disk that lies two of three replicas stay good so, and the
+    /// bad one never is the last.
+    fn spare_all_but(&mut self, victim: usize) {
+        let moved = |place: Place| if let Place::Cs(_) = place { Place::Cs(victim) } else { place };
+        match self {
+            What::Kill(p) | What::PowerLoss(p) | What::Isolation(p) | What::Pause(p) => *p = moved(*p),
+            What::SlowDisk(p, _) | What::Loss(p, _) | What::Far(p, _) | What::Narrow(p, _) => *p = moved(*p),
+            What::Cut(a, b) | What::OneWay(a, b) | What::Resets(a, b) => (*a, *b) = (moved(*a), moved(*b)),
+            What::Island(places) => places.retain(|p| !matches!(p, Place::Cs(_)) || *p == Place::Cs(victim)),
+            What::RackPowerLoss(_) | What::Blackout => *self = What::PowerLoss(Place::Cs(victim)),
+            What::Stranded { client, .. } => *self = What::Isolation(Place::Client(*client)),
+            What::RemoveCs { cs, .. } | What::KeepCs(cs) => *cs = victim,
+            What::Disk(_)
+            | What::AddMds
+            | What::RemoveMds(_)
+            | What::Revoke(_)
+            | What::Configure(..)
+            | What::FailureDomain(_) => {}
+        }
+    }
+
     /// The kind, for statistics.
     pub fn name(&self) -> &'static str {
         match self {
@@ -171,6 +199,8 @@ impl What {
             What::AddMds => "add-mds",
             What::RemoveMds(_) => "rm-mds",
             What::Revoke(_) => "revoke",
+            What::RemoveCs { .. } => "rm-cs",
+            What::KeepCs(_) => "rm-cs --cancel",
             What::Configure(..) => "set-config",
             What::FailureDomain(_) => "set-attr",
         }
@@ -202,6 +232,10 @@ impl fmt::Display for What {
             }
             What::RemoveMds(n) => write!(f, "{name} of {}", Place::Mds(*n)),
             What::Revoke(file) => write!(f, "{name} of file {file}"),
+            What::RemoveCs { cs, force } => {
+                write!(f, "{name} of {}{}", Place::Cs(*cs), if *force { ", at once" } else { "" })
+            }
+            What::KeepCs(n) => write!(f, "{name} of {}", Place::Cs(*n)),
             What::Configure(key, value) => write!(f, "{name} {key}={value}"),
             What::FailureDomain(domain) => write!(f, "{name} failure-domain={domain}"),
         }
@@ -251,6 +285,7 @@ enum Kind {
     AddMds,
     RemoveMds,
     Revoke,
+    RemoveCs,
     Configure,
 }
 
@@ -275,6 +310,7 @@ const KINDS: &[(Kind, u64)] = &[
     (Kind::AddMds, 5),
     (Kind::RemoveMds, 4),
     (Kind::Revoke, 5),
+    (Kind::RemoveCs, 6),
     (Kind::Configure, 6),
 ];
 
@@ -350,6 +386,10 @@ fn faults(rng: &mut Rng, shape: &Shape, chaos: Duration) -> Vec<Fault> {
             }
         })
         .collect();
+    if let Some((bad, BadDisk::Lies)) = shape.bad_disk {
+        let victim = (bad + 1) % shape.cs;
+        faults.iter_mut().for_each(|fault| fault.what.spare_all_but(victim));
+    }
     faults.sort_by_key(|fault| fault.at);
     faults
 }
@@ -391,6 +431,14 @@ fn what(rng: &mut Rng, shape: &Shape, kind: Kind) -> What {
         // The first one stays: others are not known to everybody.
         Kind::RemoveMds => What::RemoveMds(rng.between(1, shape.mds as u64 - 1) as usize),
         Kind::Revoke => What::Revoke(rng.below(shape.files as u64) as usize),
+        Kind::RemoveCs => {
+            // Never more than two, so that three are left.
+            let cs = shape.cs - rng.between(1, 2) as usize;
+            match rng.below(4) {
+                0 => What::KeepCs(cs),
+                n => What::RemoveCs { cs, force: n == 1 },
+            }
+        }
         Kind::Configure if rng.one_in(2) => What::FailureDomain(if rng.one_in(4) { "host" } else { "rack" }),
         Kind::Configure => {
             let (key, values) = rng.pick(SETTINGS);
@@ -437,7 +485,11 @@ mod tests {
         let plans: Vec<Plan> = (0..200).map(|seed| Plan::of_seed(seed, chaos)).collect();
         let names = |plan: &Plan| plan.faults.iter().map(|f| f.what.name()).collect::<BTreeSet<_>>();
         let all: BTreeSet<&str> = plans.iter().flat_map(names).collect();
-        assert_eq!(all.len(), KINDS.len() + 8, "eight kinds of faults of disks, two of settings");
+        assert_eq!(
+            all.len(),
+            KINDS.len() + 9,
+            "eight kinds of faults of disks, two of settings, two of rm-cs"
+        );
         for plan in &plans {
             assert!(plan.faults.iter().all(|f| f.at < chaos) && plan.faults.is_sorted_by_key(|f| f.at));
             assert!((3..=5).contains(&plan.shape.mds) && (5..=9).contains(&plan.shape.cs));

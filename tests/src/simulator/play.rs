@@ -1,7 +1,7 @@
 //! Carries out a plan: its faults begin and end at their times, while clients work.
 
 use super::cluster::Cluster;
-use super::plan::{BadDisk, DiskFault, Fault, Place, Plan, What};
+use super::plan::{DiskFault, Fault, Place, Plan, What};
 use super::{Options, Report};
 use shards::Timestamp;
 use shards::sim::{CrashKind, FaultEffect, FaultOn, Weather};
@@ -143,10 +143,11 @@ impl Player<'_> {
             What::AddMds => self.cluster.add_mds(),
             What::RemoveMds(n) => self.cluster.remove_mds(n),
             What::Revoke(file) => {
-                let file = self.cluster.workload().files[file];
-                self.cluster.order("revoke", MdsRequest::Revoke { file });
+                self.cluster.revoke(file);
             }
             What::FailureDomain(domain) => self.cluster.set_failure_domain(domain),
+            What::RemoveCs { cs, force } => self.cluster.remove_cs(cs, force),
+            What::KeepCs(cs) => self.cluster.keep_cs(cs),
             What::Configure(key, value) => {
                 let (key, value) = (key.to_string(), value.to_string());
                 self.cluster.order("set-config", MdsRequest::SetConfig { key, value });
@@ -187,9 +188,6 @@ impl Player<'_> {
 
     fn crash(&mut self, places: impl IntoIterator<Item = Place>, kind: CrashKind, then: Timestamp) {
         let mut then = then;
-        // What a lying disk lost, a crash would make final.
-        let liar = |p: &Place| matches!((p, self.cluster.shape.bad_disk), (Place::Cs(n), Some((bad, BadDisk::Lies))) if *n == bad);
-        let places: Vec<Place> = places.into_iter().filter(|p| !liar(p)).collect();
         for place in places {
             if self.cluster.crash(place, kind) {
                 self.order(then, Later::Restart(place));
