@@ -12,6 +12,7 @@ pub mod node;
 pub mod ring;
 pub mod sabotage;
 pub mod sim;
+pub mod tap;
 pub mod text;
 
 pub use buf::{BLOCK_BYTES, Buf, BufMut};

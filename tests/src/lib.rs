@@ -1,4 +1,7 @@
 //! Whole-system tests: the deterministic simulator, and real processes with a real mount.
 
 pub mod lossy_disk;
+pub mod processes;
+pub mod real;
+pub mod registers;
 pub mod simulator;

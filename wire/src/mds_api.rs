@@ -483,6 +483,8 @@ pub struct MdsInfo {
     pub addr: SocketAddr,
     pub master: bool,
     pub available: bool,
+    /// Counts for the quorum. One that was just added does so once it has caught up.
+    pub voter: bool,
     pub commits: u64,
     pub uptime_ms: u64,
     pub memory_bytes: u64,

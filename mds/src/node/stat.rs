@@ -103,6 +103,7 @@ impl Server {
                 addr: record.addr,
                 master: me,
                 available: me || heard,
+                voter: progress.is_some_and(|p| p.voter),
                 commits: if me { self.consensus.commit() } else { progress.map_or(0, |p| p.matched) },
                 // Of the others the master knows neither.
                 uptime_ms: if me { now.since(self.started_at).as_millis() as u64 } else { 0 },

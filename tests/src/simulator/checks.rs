@@ -3,8 +3,8 @@
 use super::cluster::{Cluster, REPLICAS};
 use super::plan::{BadDisk, Place};
 use super::prober::{Probe, Prober};
-use super::registers::CELL_BYTES;
 use super::workload::{CHUNK_BYTES, FILE_BYTES};
+use crate::registers::CELL_BYTES;
 use client::Call;
 use engine::cache::CacheStat;
 use engine::{Backlog, CsShard};

@@ -3,7 +3,7 @@
 //!
 //! One seed is one run: [`run`] builds the cluster, lets clients work while servers are killed, cut off, paused and
 //! slowed down, then heals everything and checks:
-//! - every read was linearizable, cell by cell ([`registers`]), across crashes of clients and hand-overs of files;
+//! - every read was linearizable, cell by cell ([`crate::registers`]), across crashes of clients and hand-overs of files;
 //! - what was made or removed in the name space, and acknowledged, is so;
 //! - the cluster heals: every chunk has all replicas in sync, every metadata server has the same state;
 //! - the replicas of every chunk are equal, block by block, on their disks;
@@ -15,7 +15,6 @@ mod cluster;
 mod plan;
 mod play;
 mod prober;
-pub mod registers;
 mod shrink;
 mod watch;
 mod workload;

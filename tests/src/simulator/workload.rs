@@ -1,7 +1,7 @@
 //! What the simulated clients do, and what they saw: random reads and writes of shared files, small files made and
 //! removed.
 
-use super::registers::{CELL_BYTES, History, cell, value_of};
+use crate::registers::{CELL_BYTES, History, cell, value_of};
 use client::{Call, ClientCore, ClientError, Done};
 use shards::Timestamp;
 use shards::sim::{HostId, Rng, World};

@@ -77,7 +77,11 @@ pub fn stat(context: &Context) -> Outcome {
     let mut t = table(&["MDSID", "STATUS", "COMMITS", "UPTIME", "MEM", "HOST"]);
     for m in &s.mds {
         let id = format!("{}{}", if m.master { "M " } else { "  " }, m.mds);
-        let status = if m.available { "avail" } else { "offline" };
+        let status = match (m.available, m.voter) {
+            (true, true) => "avail",
+            (true, false) => "joining",
+            (false, _) => "offline",
+        };
         t.add_row([
             id,
             status.into(),

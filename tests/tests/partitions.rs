@@ -1,0 +1,94 @@
+//! Networks that fail under real servers and mounts, each on a host of its own: what goes on, and that nothing is lost.
+
+use nix::sys::signal::Signal;
+use pstorage_tests::processes::wait_until;
+use pstorage_tests::real::{Cluster, Line, Load, Shape, chaos};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+/// Far longer than it takes on an idle machine.
+const SOON: Duration = Duration::from_secs(60);
+
+/// One cluster at a time: hosts must be made while no file on a mount is open, and the machine is small.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+fn begin(name: &str) -> (Cluster, Load) {
+    let c = Cluster::new(name, Shape::default());
+    let load = Load::start(vec![c.mnt(1), c.mnt(2)], 7);
+    assert!(load.progresses(300, SOON), "the load does not begin{}", c.logs());
+    (c, load)
+}
+
+fn heal_and_check(c: &Cluster, load: Load) {
+    c.switch.heal();
+    assert!(load.progresses(300, SOON), "requests don't go on{}", c.logs());
+    c.wait_healthy(SOON);
+    c.assert_all_running();
+    let report = load.finish().unwrap_or_else(|why| panic!("{why}\nlogs are in {}", c.keep_logs().display()));
+    println!("{report:?}");
+    c.check();
+}
+
+#[test]
+fn a_chunk_server_that_is_cut_off_and_one_that_is_stopped_stall_requests_for_a_moment() {
+    let _alone = alone();
+    let (c, load) = begin("cut");
+    load.reset_longest();
+    c.isolate("cs2");
+    assert!(load.progresses(1500, SOON), "nothing goes on without cs2{}", c.logs());
+    wait_until("cs2 to be missed", SOON, || c.stat()["cs"][1]["status"] == "inactive");
+    c.switch.heal();
+    wait_until("cs2 to be back", SOON, || c.stat()["cs"][1]["status"] == "active");
+    c.wait_healthy(SOON);
+    // Now a silence that no closed connection tells of, of another one.
+    c.signal("cs3", Signal::SIGSTOP);
+    assert!(load.progresses(1500, SOON), "nothing goes on without cs3{}", c.logs());
+    c.signal("cs3", Signal::SIGCONT);
+    let longest = load.report().longest;
+    assert!(longest < Duration::from_secs(20), "a request took {longest:?}");
+    heal_and_check(&c, load);
+}
+
+#[test]
+fn a_master_that_hears_and_is_not_heard_is_replaced() {
+    let _alone = alone();
+    let (c, load) = begin("deaf");
+    let old = c.master();
+    let name = format!("mds{old}");
+    let cut = Line { cut: true, ..Line::default() };
+    c.others(&name).iter().for_each(|other| c.line(&name, other, cut));
+    wait_until("another master", SOON, || c.master() != old);
+    assert!(load.progresses(500, SOON), "requests don't go on under the new master{}", c.logs());
+    heal_and_check(&c, load);
+}
+
+/// Every host is reached by somebody: the client does not reach the chunk server, nor two chunk servers each other, and
+/// the metadata servers reach all.
+#[test]
+fn lines_cut_between_some_hosts_only_stop_nobody() {
+    let _alone = alone();
+    let (c, load) = begin("partial");
+    let cut = Line { cut: true, ..Line::default() };
+    for (a, b) in [("client1", "cs1"), ("cs2", "cs3"), ("cs3", "cs2")] {
+        c.line(a, b, cut);
+    }
+    assert!(load.progresses(1000, SOON), "requests don't go on{}", c.logs());
+    // And a client that nobody hears: the other one gets its files, and its late writes are refused.
+    c.isolate("client2");
+    std::thread::sleep(Duration::from_secs(5));
+    heal_and_check(&c, load);
+}
+
+#[test]
+fn random_faults_of_one_seed() {
+    let _alone = alone();
+    let mut said = Vec::new();
+    let ended = chaos::run(2, Duration::from_secs(20), &mut |text| said.push(text));
+    match ended {
+        Ok(report) => println!("{report:?}"),
+        Err(why) => panic!("{why}\n{}", said.join("\n")),
+    }
+}
