@@ -609,7 +609,9 @@ impl CsShard {
             CsReply::Done => {
                 self.session.pending.remove(&id);
             }
-            CsReply::Settings { scrub_period_s } => {
+            CsReply::Settings { scrub_period_s, copy_bytes_per_s } => {
+                let share = copy_bytes_per_s.div_ceil(u64::from(self.config.shards));
+                self.replication.set_copy_rate(share);
                 self.scrub.set_period(Duration::from_secs(scrub_period_s));
             }
             CsReply::Sets { sets } => {

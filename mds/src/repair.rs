@@ -92,6 +92,18 @@ impl World<'_> {
         }
     }
 
+    /// A learner that gets a whole copy in place of a replica whose server has come back, and which needs only what was
+    /// written since.
+    fn needless_learner(&self, view: &ChunkView) -> Option<CsId> {
+        let was_in_sync = |cs: &CsId| view.in_sync_until.iter().any(|(known, _)| known == cs);
+        let is_back =
+            |cs: CsId| was_in_sync(&cs) && !self.is_leaving(cs) && self.live(cs) == Liveness::Active;
+        let back = view.with_role(Role::Stale).any(is_back);
+        let lacks = usize::from(view.normal_replicas).saturating_sub(view.in_sync().count());
+        let mut learners = view.with_role(Role::Learner).filter(|cs| !was_in_sync(cs));
+        learners.next().filter(|_| back && lacks == 1)
+    }
+
     /// The shard that leads the chunk.
     fn source(&self, view: &ChunkView) -> Option<Source> {
         let primary = view.primary()?;
@@ -417,6 +429,9 @@ impl Repair {
         let lost = lost_learners(&view, world);
         if !lost.is_empty() {
             return change(SetAction::Drop { cs: lost, force: false });
+        }
+        if let Some(cs) = world.needless_learner(&view) {
+            return change(SetAction::Remove { cs, force: true });
         }
         match world.state.repair_step(chunk, &|cs| world.live(cs)) {
             None => move_closer(&view, world, random),

@@ -133,6 +133,8 @@ pub enum CsReply {
     Settings {
         /// Length of a scrub pass; 0 = off.
         scrub_period_s: u64,
+        /// What all shards of a chunk server together may copy to learners; 0 = no limit.
+        copy_bytes_per_s: u64,
     },
     Failed {
         status: Status,

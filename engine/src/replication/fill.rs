@@ -113,6 +113,11 @@ impl Replication {
             if filling >= COPIES_AT_ONCE || (blocked && !on(Sabotage::FillWithoutLock)) {
                 return;
             }
+            if !self.pace.may_copy() {
+                self.held_back.insert(chunk); // until the next tick
+                return;
+            }
+            self.pace.copied(next.blocks.len() as u64 * BLOCK_BYTES as u64);
             let Fill { blocks, to } = primary.to_fill.pop().expect("just seen");
             self.start_copy(chunk, blocks, std::iter::once(to).collect(), true, store, io);
         }

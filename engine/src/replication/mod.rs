@@ -11,6 +11,7 @@
 
 mod fill;
 mod flights;
+mod pace;
 mod primary;
 mod ranges;
 mod secondary;
@@ -21,6 +22,7 @@ mod written;
 use crate::scrub::Piece;
 use crate::store::{Done, Outcome, Store, StoreError, Ticket};
 use fill::FillKind;
+use pace::Pace;
 use primary::Primary;
 use shards::{Buf, ConnId, Io, Timestamp};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -125,6 +127,9 @@ pub struct Replication {
     scrubbed: Vec<(Piece, bool)>,
     /// Peers that can't be reached now.
     down: BTreeSet<SocketAddr>,
+    pace: Pace,
+    /// Chunks whose copying waits for the pace.
+    held_back: BTreeSet<ChunkId>,
     pub stats: Stats,
     actions: Vec<Action>,
 }
@@ -165,6 +170,8 @@ impl Replication {
             written: Written::default(),
             revoked: BTreeSet::new(),
             uncommitted_notes: BTreeSet::new(),
+            pace: Pace::default(),
+            held_back: BTreeSet::new(),
             preparing: BTreeSet::new(),
             damaged: BTreeMap::new(),
             scrubbed: Vec::new(),
@@ -242,6 +249,11 @@ impl Replication {
     /// Whether some peer owes us an answer (it is then watched more closely).
     pub fn waits_for(&self, peer: SocketAddr) -> bool {
         self.busy_primaries().any(|(_, _, p)| p.waits_for(peer))
+    }
+
+    /// Copies to learners take so many bytes a second at most; 0: no limit.
+    pub fn set_copy_rate(&mut self, bytes_per_s: u64) {
+        self.pace.set(bytes_per_s);
     }
 
     pub fn revoke(&mut self, leases: &[LeaseId]) {
@@ -613,6 +625,10 @@ impl Replication {
 
     /// About every 20 ms: tells secondaries watermarks, reminds of stuck chunks.
     pub fn on_tick(&mut self, now: Timestamp, store: &mut Store, io: &mut dyn Io) {
+        self.pace.fill(now);
+        for chunk in std::mem::take(&mut self.held_back) {
+            self.pump(chunk, store, io);
+        }
         self.send_commit_notes();
         self.review_stuck(now, store, io);
         self.forget_idle();

@@ -50,7 +50,8 @@ impl Server {
                     master.registry.heartbeat(conn, space, load, io.now());
                 }
                 let scrub_period_s = self.state.config_number(config::SCRUB_PERIOD_HOURS) * 3600;
-                self.reply_cs(conn, head, &CsReply::Settings { scrub_period_s }, io);
+                let copy_bytes_per_s = self.state.config_number(config::COPY_RATE_MB) << 20;
+                self.reply_cs(conn, head, &CsReply::Settings { scrub_period_s, copy_bytes_per_s }, io);
             }
             CsRequest::Report { chunks, .. } => self.report(conn, head, cs, &chunks, io),
             CsRequest::Suspect { chunks, cs: suspects, reason } => {

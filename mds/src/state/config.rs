@@ -16,6 +16,8 @@ pub const COPIES_FROM_SHARD: &str = "mds.repl.max_fills";
 pub const COPIES_TO_SERVER: &str = "mds.repl.max_incoming";
 /// The same, both, for chunks that are in no danger: removal of a server, change of a policy, balance.
 pub const MOVES: &str = "mds.repl.max_moves";
+/// What one chunk server copies to others, MB a second. 0: as much as disks and network give.
+pub const COPY_RATE_MB: &str = "mds.repl.max_rate";
 /// Balance begins when the used shares of the space of two chunk servers differ by so many percent. 0: never.
 pub const BALANCE_MARGIN_PERCENT: &str = "mds.balance.margin";
 /// Within so many hours a chunk server verifies everything it holds. 0: never.
@@ -34,6 +36,7 @@ pub(super) const KEYS: &[Key] = &[
     Key { name: FILL_MARGIN_PERCENT, default: 5, least: 0, most: 50, unit: "percent" },
     Key { name: FREE_SPACE_MARGIN_MB, default: 512, least: 0, most: 1 << 20, unit: "MB" },
     Key { name: LEASE_TIMEOUT_MS, default: 10_000, least: 1_000, most: 600_000, unit: "ms" },
+    Key { name: COPY_RATE_MB, default: 0, least: 0, most: 100_000, unit: "MB/s, 0 = no limit" },
     Key { name: BALANCE_MARGIN_PERCENT, default: 5, least: 0, most: 100, unit: "percent, 0 = off" },
     Key { name: COPIES_FROM_SHARD, default: 8, least: 1, most: 1000, unit: "chunks" },
     Key { name: COPIES_TO_SERVER, default: 16, least: 1, most: 1000, unit: "chunks" },
