@@ -4,7 +4,7 @@ mod common;
 
 use common::{Cluster, Load, pattern, read, run, wait_until, write_synced};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -98,19 +98,30 @@ fn removals_are_cancelled_forced_and_refused() {
     write_synced(&c.mnt("image"), &image);
 
     // Slowly, so that it can be cancelled on the way.
-    c.admin(&["set-config", "mds.repl.max_fills=1"]);
+    c.admin(&["set-config", "mds.repl.max_rate=1"]);
+    std::thread::sleep(Duration::from_millis(2500)); // Chunk servers hear of it within a second.
     let before = replicas_on(&c, 1);
+    let began = Instant::now();
     assert!(c.admin(&["rm-cs", "1"]).contains("is being removed"));
     assert!(c.admin(&["stat"]).contains("draining"));
-    wait_until("some of it to move", LONG, || replicas_on(&c, 1) < before);
+    wait_until("some of it to move", LONG, || replicas_on(&c, 1) + 6 <= before);
+    let (moved, seconds) = (before - replicas_on(&c, 1), began.elapsed().as_secs_f64());
+    // Each of five servers copies a chunk of 1 MB a second.
+    assert!(moved as f64 <= 5.0 * (seconds + 1.0), "{moved} chunks in {seconds} s at 1 MB/s each");
+    let said = c.admin(&["stat"]);
+    assert!(said.contains("chunks wait") && said.contains(" s left"), "{said}");
     assert!(c.admin(&["rm-cs", "--cancel", "1"]).contains("CS#1 stays"));
     admin(&["rm-cs", "--cancel", "1"]).refused(&["CS#1 is not being removed"]);
+    c.admin(&["set-config", "mds.repl.max_rate=0"]);
+    wait_until("rest", LONG, || {
+        let stat = c.json(&["stat"]);
+        stat["chunks"]["overcommitted"] == 0 && stat["repair"]["copying"] == 0
+    });
     c.wait_healthy();
     let left = replicas_on(&c, 1);
     assert!(left > 0, "it was drained before it could be cancelled");
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!((replicas_on(&c, 1), status_of(&c, 1).as_str()), (left, "active"));
-    c.admin(&["set-config", "mds.repl.max_fills=8"]);
 
     // Only one replica of something: by force it would be lost.
     c.admin(&["set-attr", "/image", "replicas=1:1"]);
