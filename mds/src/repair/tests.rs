@@ -500,7 +500,7 @@ fn the_most_endangered_chunks_go_first() {
 }
 
 #[test]
-fn a_server_that_returns_cancels_the_copies_not_yet_made() {
+fn a_server_that_returns_cancels_the_copies_in_its_place() {
     let mut b = Bench::new();
     let cs: Vec<CsId> = (1..=5).map(|host| b.server(host, "")).collect();
     b.set(ROOT, "replicas", "3:2");
