@@ -63,7 +63,7 @@ mod tests {
         for mb in [1, 10, 100] {
             let mut pace = Pace::default();
             pace.set(mb << 20);
-            let (got, wanted) = (copied(&mut pace, 10) as f64, (10 * mb << 20) as f64);
+            let (got, wanted) = (copied(&mut pace, 10) as f64, ((10 * mb) << 20) as f64);
             assert!((0.95..1.05).contains(&(got / wanted)), "{mb} MB/s: {} of it", got / wanted);
         }
         assert_eq!(copied(&mut Pace::default(), 1), 50 * 1000 * (256 << 10), "no limit");
