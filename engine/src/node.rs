@@ -64,6 +64,8 @@ pub struct CsShardConfig {
     pub store: StoreConfig,
     /// A peer with outstanding work that is silent for longer has failed.
     pub detect: Duration,
+    /// A replica that is much slower than the others for so long is to be taken out for a while.
+    pub slow_after: Duration,
 }
 
 /// How much a shard has to remember because of work that has not ended.
@@ -134,7 +136,7 @@ pub struct CsShard {
 
 impl CsShard {
     pub fn new(config: CsShardConfig) -> CsShard {
-        let replication = Replication::new(config.cs);
+        let replication = Replication::new(config.cs, config.slow_after);
         // Connections of a later process must win over those of an earlier one.
         let generation = config.incarnation << 24;
         CsShard {
@@ -492,7 +494,10 @@ impl CsShard {
 
     /// Asks until answered.
     fn ask_mds(&mut self, io: &mut dyn Io, request: CsRequest) {
-        let same = self.session.pending.values().any(|p| *p == request);
+        let same = self.session.pending.values().any(|p| match (p, &request) {
+            (CsRequest::Slow { cs: told, .. }, CsRequest::Slow { cs, .. }) => told == cs,
+            _ => *p == request,
+        });
         if same {
             return;
         }
@@ -616,9 +621,11 @@ impl CsShard {
             }
             CsReply::Sets { sets } => {
                 let asked: Vec<ChunkId> = match self.session.pending.remove(&id) {
-                    Some(CsRequest::Suspect { chunks, .. } | CsRequest::Damaged { chunks, .. }) => {
-                        chunks.iter().map(|c| c.chunk).collect()
-                    }
+                    Some(
+                        CsRequest::Suspect { chunks, .. }
+                        | CsRequest::Damaged { chunks, .. }
+                        | CsRequest::Slow { chunks, .. },
+                    ) => chunks.iter().map(|c| c.chunk).collect(),
                     Some(CsRequest::Joined { chunk, .. } | CsRequest::AskSet { chunk }) => vec![chunk],
                     _ => Vec::new(),
                 };

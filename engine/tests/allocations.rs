@@ -50,6 +50,7 @@ fn config() -> CsShardConfig {
             cache: None,
         },
         detect: Duration::from_secs(2),
+        slow_after: Duration::from_secs(10),
     }
 }
 

@@ -24,6 +24,10 @@ pub const SESSION_TIMEOUT: Duration = Duration::from_secs(5);
 pub const HEARTBEAT_MS: u32 = 1000;
 /// Chunk servers have this long to find a new master before they count as missing.
 pub const GRACE: Duration = Duration::from_secs(2);
+/// A server that is found slow within this time after its rest rests twice as long, up to 16 times.
+const SLOW_AGAIN: Duration = Duration::from_secs(600);
+/// Of so many servers one may rest because it is slow; one always may.
+const SLOW_SHARE: usize = 5;
 /// After a primary complained about a CS, it gets no repairs for so long.
 const SUSPECT_REST: Duration = Duration::from_secs(3);
 
@@ -47,6 +51,26 @@ struct Rates {
     write_bytes: u64,
 }
 
+/// A server that was found slow rests: it gets no replicas.
+#[derive(Clone, Copy)]
+struct SlowRest {
+    until: Timestamp,
+    /// How often it was found slow in a row.
+    times: u32,
+    /// Its end was told.
+    ended: bool,
+}
+
+/// What becomes of a complaint that a server is slow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SlowVerdict {
+    /// It rests from now on, for this time.
+    Rests(Duration),
+    RestsAlready,
+    /// So many others rest already that this one is needed.
+    Needed,
+}
+
 #[derive(Default)]
 struct Server {
     shards: BTreeMap<ShardIndex, Session>,
@@ -56,6 +80,7 @@ struct Server {
     /// Since when not all shards are there; `None` while active.
     missing_since: Option<Timestamp>,
     suspected_at: Option<Timestamp>,
+    slow: Option<SlowRest>,
     /// What the event log was told last.
     told: Option<Liveness>,
     /// Replicas given to it since its last heartbeat: keeps a burst of allocations from going all one way.
@@ -240,6 +265,39 @@ impl CsRegistry {
         if let Some(server) = self.servers.get_mut(&cs) {
             server.suspected_at = Some(now);
         }
+    }
+
+    /// A primary found a server slow.
+    pub fn found_slow(&mut self, cs: CsId, rest: Duration, now: Timestamp) -> SlowVerdict {
+        let resting = self.servers.keys().filter(|other| **other != cs && self.is_slow(**other, now)).count();
+        let most = (self.servers.len() / SLOW_SHARE).max(1);
+        let Some(server) = self.servers.get_mut(&cs) else { return SlowVerdict::Needed };
+        let times = match server.slow {
+            Some(slow) if slow.until > now => return SlowVerdict::RestsAlready,
+            _ if resting >= most => return SlowVerdict::Needed,
+            Some(slow) if now.since(slow.until) < SLOW_AGAIN => slow.times + 1,
+            _ => 1,
+        };
+        let rest = rest * (1 << (times - 1).min(4));
+        server.slow = Some(SlowRest { until: now.after(rest), times, ended: false });
+        SlowVerdict::Rests(rest)
+    }
+
+    /// Whether it rests because it was found slow.
+    pub fn is_slow(&self, cs: CsId, now: Timestamp) -> bool {
+        self.servers.get(&cs).and_then(|s| s.slow).is_some_and(|slow| slow.until > now)
+    }
+
+    /// Servers whose rest has ended, each once.
+    pub fn take_rested(&mut self, now: Timestamp) -> Vec<CsId> {
+        let mut rested = Vec::new();
+        for (cs, server) in &mut self.servers {
+            if let Some(slow) = server.slow.as_mut().filter(|s| !s.ended && s.until <= now) {
+                slow.ended = true;
+                rested.push(*cs);
+            }
+        }
+        rested
     }
 
     /// Liveness for repairs: a CS that was complained about rests first.
@@ -444,6 +502,25 @@ mod tests {
         assert!(r.register(ConnId(3), &registration(0, 5), at(0)).is_err());
         assert_eq!(r.disconnected(ConnId(1), at(1)), None, "the replaced one is forgotten");
         assert_eq!(r.shard_at(ConnId(2)), Some((CsId(1), ShardIndex(0))));
+    }
+
+    #[test]
+    fn a_slow_server_rests_and_never_too_many_at_once() {
+        let (rest, mut r) = (Duration::from_secs(60), CsRegistry::new(at(0)));
+        for n in 1..=3 {
+            let shard = Registration { cs: CsId(n), ..registration(0, 5) };
+            r.register(ConnId(u64::from(n)), &shard, at(0)).unwrap();
+        }
+        assert_eq!(r.found_slow(CsId(1), rest, at(0)), SlowVerdict::Rests(rest));
+        assert_eq!(r.found_slow(CsId(1), rest, at(1000)), SlowVerdict::RestsAlready);
+        assert_eq!(r.found_slow(CsId(2), rest, at(1000)), SlowVerdict::Needed);
+        assert!(r.is_slow(CsId(1), at(59_999)) && !r.is_slow(CsId(1), at(60_000)));
+        assert!(r.take_rested(at(59_999)).is_empty());
+        assert_eq!(r.take_rested(at(60_000)), [CsId(1)]);
+        assert!(r.take_rested(at(60_000)).is_empty());
+        assert_eq!(r.found_slow(CsId(1), rest, at(70_000)), SlowVerdict::Rests(rest * 2), "again");
+        assert_eq!(r.found_slow(CsId(2), rest, at(190_000)), SlowVerdict::Rests(rest), "it is its turn");
+        assert_eq!(r.found_slow(CsId(1), rest, at(790_001)), SlowVerdict::Rests(rest), "well for long");
     }
 
     #[test]

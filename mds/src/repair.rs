@@ -439,6 +439,12 @@ impl Repair {
             Some(RepairStep::Surplus { view }) => {
                 world.dismiss(&view, self.balance.leaver(chunk)).map_or(Plan::Nothing, change)
             }
+            // Looked at again when its rest is over.
+            Some(RepairStep::Change(SetChange { action: SetAction::AddLearner { cs }, .. }))
+                if world.registry.is_slow(cs, world.now) && !world.is_leaving(cs) =>
+            {
+                Plan::Nothing
+            }
             Some(RepairStep::Change(SetChange { action: SetAction::AddLearner { cs }, .. })) => {
                 // A stale replica on a server that is to leave would only have to leave again.
                 let elsewhere = (world.is_leaving(cs) && world.may_place)

@@ -46,6 +46,9 @@ pub enum CsRequest {
     AskSet { chunk: ChunkId },
     /// Commands to delete were carried out.
     Deleted { chunks: Vec<ChunkId> },
+    /// As primary of these chunks: writes on this replica (which may be our own) have taken so many microseconds, on average,
+    /// where the others took so many, for a while. Answered by Sets, without it where it can be spared.
+    Slow { chunks: Vec<ChunkReport>, cs: CsId, takes_us: u64, others_us: u64 },
     /// Something an administrator should see in the event log.
     Event { severity: crate::mds_api::Severity, message: String },
 }

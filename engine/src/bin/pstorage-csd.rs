@@ -32,6 +32,9 @@ struct Args {
     /// A silent peer with outstanding work has failed after this many milliseconds.
     #[arg(long, default_value_t = 2000)]
     detect_ms: u64,
+    /// A replica that takes many times longer than the others for so many milliseconds is left out for a while.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(100..))]
+    slow_ms: u64,
 }
 
 fn main() -> ExitCode {
@@ -120,6 +123,7 @@ fn shard_config(
         flags: control.flags(),
         store: control.store_config(shard),
         detect: Duration::from_millis(args.detect_ms),
+        slow_after: Duration::from_millis(args.slow_ms),
     }
 }
 

@@ -1,6 +1,8 @@
 //! Writes under way on a chunk, in the order of their sequences. Few at a time, and the oldest usually ends first.
 
 use super::primary::ClientRequest;
+use super::slow::Times;
+use shards::Timestamp;
 use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -21,6 +23,8 @@ pub(super) struct Flight {
     /// For copies: to whom, once our bytes are read.
     pub targets: Peers,
     pub fill: bool,
+    /// Of a client's write: when it began, and how long those took that have it.
+    pub times: Option<(Timestamp, Times)>,
 }
 
 impl Flight {

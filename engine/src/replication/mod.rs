@@ -15,6 +15,7 @@ mod pace;
 mod primary;
 mod ranges;
 mod secondary;
+mod slow;
 #[cfg(test)]
 mod tests;
 mod written;
@@ -25,8 +26,10 @@ use fill::FillKind;
 use pace::Pace;
 use primary::Primary;
 use shards::{Buf, ConnId, Io, Timestamp};
+use slow::SlowWatch;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
+use std::time::Duration;
 use wire::cs_api::{ChunkReport, ChunkSet, CsCommand, CsRequest};
 use wire::{ChunkId, CsId, DataMeta, Epoch, Frame, Grant, Head, Kind, LeaseId, Role, Status};
 use written::Written;
@@ -116,6 +119,7 @@ pub struct Replication {
     /// Prepares whose epoch is durable, waiting for the chunk to fall quiet.
     prepared: Vec<(ConnId, Head)>,
     written: Written,
+    slow: SlowWatch,
     revoked: BTreeSet<LeaseId>,
     /// Chunks whose watermark the secondaries don't know yet.
     uncommitted_notes: BTreeSet<ChunkId>,
@@ -158,7 +162,8 @@ impl Stats {
 }
 
 impl Replication {
-    pub fn new(me: CsId) -> Self {
+    /// A replica that is much slower than the others for `slow_after` is to be taken out.
+    pub fn new(me: CsId, slow_after: Duration) -> Self {
         Replication {
             me,
             chunks: BTreeMap::new(),
@@ -168,6 +173,7 @@ impl Replication {
             next_activation: 1,
             prepared: Vec::new(),
             written: Written::default(),
+            slow: SlowWatch::new(slow_after),
             revoked: BTreeSet::new(),
             uncommitted_notes: BTreeSet::new(),
             pace: Pace::default(),
@@ -631,6 +637,7 @@ impl Replication {
         }
         self.send_commit_notes();
         self.review_stuck(now, store, io);
+        self.watch_slow(now);
         self.forget_idle();
         self.after(store, io);
     }

@@ -6,6 +6,7 @@
 use super::fill::{Fill, FillKind};
 use super::flights::{Flight, Flights, Peers};
 use super::ranges::{merged, overlaps, pieces, split_held};
+use super::slow::{self, Slow, Times};
 use super::{Action, Known, Purpose, Queue, Replication, done_kind, secondaries, status_of};
 use crate::store::{DiscardOp, Done, Stamp, Store, StoreError, WriteOp};
 use shards::sabotage::{Sabotage, on};
@@ -23,6 +24,8 @@ use wire::{
 
 /// A request that waits this long is answered Busy, so that the client can tell its user why it waits.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Chunks named in one complaint about a slow replica; the next window names others.
+const MOST_REPORTED: usize = 1000;
 pub(super) const COPIES_AT_ONCE: usize = 4;
 pub(super) const BLOCK: u32 = BLOCK_BYTES as u32;
 
@@ -381,6 +384,7 @@ impl Replication {
             failed: None,
             targets: Peers::new(),
             fill: false,
+            times: None,
         };
         primary.flights.insert(sequence, flight);
         let mut head = Head::new(Kind::ForwardDiscard, sequence);
@@ -463,6 +467,7 @@ impl Replication {
             failed: None,
             targets,
             fill,
+            times: None,
         };
         primary.flights.insert(sequence, flight);
         let ticket = self.ticket(Purpose::Copy { chunk, activation, sequence });
@@ -586,6 +591,7 @@ impl Replication {
             failed: None,
             targets: Peers::new(),
             fill: false,
+            times: Some((io.now(), Times::new())),
         };
         primary.flights.insert(sequence, flight);
         let (payload, crcs) = match body {
@@ -631,9 +637,13 @@ impl Replication {
         store: &mut Store,
         io: &mut dyn Io,
     ) {
+        let me = self.me;
         let Some(primary) = self.current(chunk, activation) else { return };
         let Some(flight) = primary.flights.get_mut(sequence) else { return };
         flight.local = true;
+        if let Some((began, times)) = &mut flight.times {
+            times.push((me, io.now().since(*began)));
+        }
         if let Err(error) = result {
             flight.failed = Some(status_of(&error));
             if !matches!(error, StoreError::NoSpace | StoreError::BadRequest(_)) {
@@ -645,11 +655,16 @@ impl Replication {
 
     pub(super) fn on_stored(&mut self, from: SocketAddr, head: &Head, store: &mut Store, io: &mut dyn Io) {
         let known = self.chunks.get_mut(&head.chunk).filter(|k| k.epoch == head.epoch);
-        let Some(primary) = known.and_then(|k| k.primary.as_mut()) else { return };
+        let Some(Known { grant, primary: Some(primary), .. }) = known else { return };
         let Some(flight) = primary.flights.get_mut(head.request) else { return };
         match head.status {
             Status::Ok => {
                 flight.has_stored(from);
+                if let Some((began, times)) = &mut flight.times
+                    && let Some(replica) = grant.replicas.iter().find(|r| r.addr == from)
+                {
+                    times.push((replica.cs, io.now().since(*began)));
+                }
                 self.settle(head.chunk, head.request, store, io);
             }
             Status::OldEpoch => self.actions.push(Action::ToMds(CsRequest::AskSet { chunk: head.chunk })),
@@ -685,6 +700,9 @@ impl Replication {
         }
         let flight = primary.flights.remove(sequence).expect("just seen");
         let oldest = primary.flights.oldest().unwrap_or(primary.next_sequence);
+        if let (Some((_, times)), None) = (&flight.times, flight.failed) {
+            self.slow.took(times);
+        }
         // A failed write is somewhere and not everywhere: its tail must stay until it is levelled.
         if flight.failed.is_none() && primary.phase == Phase::Active {
             primary.unproven = false;
@@ -744,6 +762,43 @@ impl Replication {
         (head.chunk, head.epoch, head.flags) = (chunk, epoch, flags::ONE_WAY);
         let meta = DataMeta { committed: Sequence(committed), ..DataMeta::default() }.encode();
         self.actions.push(Action::ToPeer(to, Frame::new(head, &meta, Buf::empty())));
+    }
+
+    /// From time to time: has replicas taken out that have been slow for long.
+    pub(super) fn watch_slow(&mut self, now: Timestamp) {
+        if !self.slow.is_due(now) {
+            return;
+        }
+        // Writes that some have and others don't.
+        let mut under_way: Vec<Times> = Vec::new();
+        for (_, known, primary) in self.busy_primaries() {
+            for flight in primary.flights.values() {
+                let Some((began, times)) = &flight.times else { continue };
+                let age = now.since(*began);
+                if times.is_empty() || age < slow::FLOOR {
+                    continue;
+                }
+                let waiting = known.grant.replicas.iter().filter(|r| flight.waiting.contains(&r.addr));
+                let late = waiting.map(|r| r.cs).chain((!flight.local).then_some(self.me));
+                under_way.push(times.iter().copied().chain(late.map(|cs| (cs, age))).collect());
+            }
+        }
+        under_way.iter().for_each(|times| self.slow.took(times));
+        for Slow { cs, takes, others } in self.slow.end_window(now) {
+            // Never below the minimum: the MDS would refuse it.
+            let can_spare = |known: &Known| {
+                let left = known.grant.in_sync().filter(|r| r.cs != cs).count();
+                let has = known.grant.replicas.iter().any(|r| r.cs == cs && r.role != Role::Stale);
+                has && left >= usize::from(known.grant.min_replicas.max(1))
+            };
+            let chunks = self.busy_primaries().filter(|(_, known, _)| can_spare(known));
+            let chunks = chunks.map(|(chunk, known, _)| ChunkReport { chunk, epoch: known.epoch });
+            let chunks: Vec<ChunkReport> = chunks.take(MOST_REPORTED).collect();
+            if !chunks.is_empty() {
+                let (takes_us, others_us) = (takes.as_micros() as u64, others.as_micros() as u64);
+                self.actions.push(Action::ToMds(CsRequest::Slow { chunks, cs, takes_us, others_us }));
+            }
+        }
     }
 
     /// Chunks with waiting work that are not getting anywhere: try again, and tell clients after a while.

@@ -46,7 +46,7 @@ impl Side {
             store.on_disk(&mut io, op, result);
             store.outcomes();
         }
-        Side { replication: Replication::new(cs(n)), store, io }
+        Side { replication: Replication::new(cs(n), Duration::from_secs(10)), store, io }
     }
 
     /// Lets the disk and what follows from it go on.
@@ -93,6 +93,7 @@ struct Bench {
     frames_left: usize,
     replies: Vec<Frame>,
     joined: Vec<CsId>,
+    found_slow: Vec<CsId>,
     requests: u64,
 }
 
@@ -110,6 +111,7 @@ impl Bench {
             frames_left: usize::MAX,
             replies: Vec::new(),
             joined: Vec::new(),
+            found_slow: Vec::new(),
             requests: 0,
         };
         let all: Vec<(usize, Role)> = (0..replicas).map(|n| (n, InSync)).collect();
@@ -175,6 +177,10 @@ impl Bench {
             Action::Reply(CLIENT, frame) => return self.replies.push(frame),
             Action::ToMds(CsRequest::Joined { cs, epoch, .. }) if epoch == self.epoch => {
                 return self.joined.push(cs);
+            }
+            Action::ToMds(CsRequest::Slow { cs, chunks, .. }) => {
+                assert_eq!(chunks, [ChunkReport { chunk: CHUNK, epoch: self.epoch }]);
+                return self.found_slow.push(cs);
             }
             Action::ToMds(_) => return,
             Action::Reply(conn, frame) => (conn.0 as usize, frame, true),
@@ -444,4 +450,27 @@ fn a_learner_that_has_everything_is_not_emptied_again() {
     b.frames_left = usize::MAX;
     b.tell();
     assert_eq!(b.joined, [cs(2)], "told again when the MDS asks for the fill again");
+}
+
+#[test]
+fn a_replica_that_hangs_is_told_once_it_has_for_long() {
+    let mut b = Bench::new(3);
+    // Its process answers pings, so that nobody thinks it dead; its disk does not answer.
+    b.away.insert(2);
+    assert!(!b.change(0..1, Some(2)));
+    let mut windows = 0;
+    while b.found_slow.is_empty() && windows < 10 {
+        windows += 1;
+        b.sides[0].io.advance(Duration::from_millis(2001));
+        b.tick();
+    }
+    assert_eq!((b.found_slow.clone(), windows), (vec![cs(2)], 5));
+    b.set(&[(0, InSync), (1, InSync), (2, Stale)]);
+    b.found_slow.clear();
+    for _ in 0..10 {
+        b.write(0..1, 3);
+        b.sides[0].io.advance(Duration::from_millis(2001));
+        b.tick();
+    }
+    assert!(b.found_slow.is_empty(), "all that remain are well");
 }

@@ -2,11 +2,13 @@
 
 use super::master::{Patience, Request, Waiter};
 use super::server::Server;
-use crate::cs_registry::{HEARTBEAT_MS, Registration};
+use crate::cs_registry::{HEARTBEAT_MS, Registration, SlowVerdict};
 use crate::state::config;
 use crate::state::{Command, Internal, Liveness, SetAction, SetChange};
 use shards::{ConnId, Io};
+use std::time::Duration;
 use wire::cs_api::{ChunkReport, CsCommand, CsReply, CsRequest};
+use wire::mds_api::Severity;
 use wire::{ChunkId, CsId, Frame, Head, ShardIndex, Status, shard_of};
 
 /// Longest text of a CS in the event log, bytes.
@@ -56,6 +58,10 @@ impl Server {
             CsRequest::Report { chunks, .. } => self.report(conn, head, cs, &chunks, io),
             CsRequest::Suspect { chunks, cs: suspects, reason } => {
                 self.suspect(conn, head, cs, &chunks, &suspects, &reason, io);
+            }
+            CsRequest::Slow { chunks, cs: slow, takes_us, others_us } => {
+                let text = format!("its writes took {takes_us} us where others took {others_us} us");
+                self.slow(conn, head, cs, &chunks, slow, &text, io);
             }
             CsRequest::Damaged { chunks, reason } => self.damaged(conn, head, cs, &chunks, &reason, io),
             CsRequest::Joined { chunk, epoch, cs: learner } => {
@@ -211,6 +217,47 @@ impl Server {
             && let Some(master) = &mut self.master
         {
             suspects.iter().for_each(|cs| master.registry.suspect(*cs, io.now()));
+        }
+        let asked = chunks.iter().map(|r| r.chunk).collect();
+        self.change_or_answer(conn, head, asked, changes, io);
+    }
+
+    /// A primary finds a replica, or itself, much slower than the others. It is left out for a while where it can be spared.
+    fn slow(
+        &mut self,
+        conn: ConnId,
+        head: Head,
+        primary: CsId,
+        chunks: &[ChunkReport],
+        slow: CsId,
+        text: &str,
+        io: &mut dyn Io,
+    ) {
+        let change = |report: &ChunkReport| {
+            let view = self.state.chunk(report.chunk)?;
+            let left = view.in_sync().filter(|cs| *cs != slow).count();
+            let spared = left >= usize::from(view.min_replicas.max(1)) && view.role_of(slow).is_some();
+            let told = view.epoch == report.epoch && view.primary() == Some(primary);
+            let action = SetAction::Drop { cs: vec![slow], force: false };
+            (spared && told).then_some(SetChange { chunk: report.chunk, epoch: report.epoch, action })
+        };
+        let mut changes: Vec<SetChange> = chunks.iter().filter_map(change).collect();
+        let rest = Duration::from_millis(self.state.config_number(config::SLOW_TIMEOUT_MS));
+        if !changes.is_empty()
+            && let Some(master) = &mut self.master
+        {
+            match master.registry.found_slow(slow, rest, io.now()) {
+                SlowVerdict::RestsAlready => {}
+                SlowVerdict::Needed => changes.clear(),
+                SlowVerdict::Rests(rest) => {
+                    let message = format!(
+                        "CS#{slow} is slow: {text}, as CS#{primary} sees it; it is left out where it can be spared, and \
+                         tried again in {} sec",
+                        rest.as_secs()
+                    );
+                    self.log_event("MDS", Severity::Warn, message, io);
+                }
+            }
         }
         let asked = chunks.iter().map(|r| r.chunk).collect();
         self.change_or_answer(conn, head, asked, changes, io);

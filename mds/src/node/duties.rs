@@ -44,6 +44,7 @@ impl Server {
             self.on_net(events, io);
         }
         self.tell_changes(io);
+        self.tell_rested(io);
         self.tell_lagging(io);
         self.reconcile_members(io);
         self.repeat_deletes(io);
@@ -69,7 +70,8 @@ impl Server {
             .cs_list()
             .filter(|(cs, r)| !r.dropped && !r.draining && self.liveness(*cs, now) == Liveness::Active);
         let roomy = |v: &CsView| v.free_bytes > self.margin_bytes(v);
-        active.map(|(cs, record)| master.registry.view(cs, record)).filter(roomy).collect()
+        let well = active.filter(|(cs, _)| !master.registry.is_slow(*cs, now));
+        well.map(|(cs, record)| master.registry.view(cs, record)).filter(roomy).collect()
     }
 
     /// What must stay free on a chunk server that takes new replicas.
@@ -171,6 +173,18 @@ impl Server {
                 _ => Severity::Err,
             };
             self.log_event("MDS", severity, text, io);
+        }
+    }
+
+    /// Servers that were slow are tried again.
+    fn tell_rested(&mut self, io: &mut dyn Io) {
+        let Some(master) = &mut self.master else { return };
+        let rested = master.registry.take_rested(io.now());
+        for &cs in &rested {
+            master.repair.look_at_server(cs, &self.state);
+        }
+        for cs in rested {
+            self.log_event("MDS", Severity::Info, format!("CS#{cs} was slow and is tried again"), io);
         }
     }
 

@@ -4,6 +4,8 @@
 pub const LEASE_TIMEOUT_MS: &str = "mds.lease.timeout";
 /// A CS that is away for so many milliseconds is offline, and its chunks are copied elsewhere.
 pub const OFFLINE_TIMEOUT_MS: &str = "mds.wd.offline_tout";
+/// A CS that was found slow is left out for so many milliseconds; longer if it is found slow again and again.
+pub const SLOW_TIMEOUT_MS: &str = "mds.wd.slow_tout";
 /// More hosts offline than this: automatic replication stops. 0: never.
 pub const MAX_OFFLINE_CS_HOSTS: &str = "mds.wd.max_offline_cs_hosts";
 /// Least free percent of a CS for new chunks.
@@ -42,6 +44,7 @@ pub(super) const KEYS: &[Key] = &[
     Key { name: COPIES_TO_SERVER, default: 16, least: 1, most: 1000, unit: "chunks" },
     Key { name: MOVES, default: 4, least: 1, most: 1000, unit: "chunks" },
     Key { name: MAX_OFFLINE_CS_HOSTS, default: 2, least: 0, most: 10_000, unit: "hosts, 0 = off" },
+    Key { name: SLOW_TIMEOUT_MS, default: 60_000, least: 1_000, most: 3_600_000, unit: "ms" },
     Key { name: OFFLINE_TIMEOUT_MS, default: 300_000, least: 1_000, most: 86_400_000, unit: "ms" },
 ];
 

@@ -16,6 +16,7 @@ pub struct Totals {
     pub events: u64,
     pub cache_hits: u64,
     pub filled: Filled,
+    pub slow_rests: u64,
     pub virtual_ms: u64,
     pub longest_heal_ms: u64,
     pub faults: BTreeMap<&'static str, u64>,
@@ -33,6 +34,7 @@ impl Totals {
                 self.events += report.events;
                 self.cache_hits += report.cache_hits;
                 self.filled += report.filled;
+                self.slow_rests += report.slow_rests;
                 self.virtual_ms += report.virtual_ms;
                 self.longest_heal_ms = self.longest_heal_ms.max(report.heal_ms);
                 for (name, count) in report.faults {
@@ -52,7 +54,7 @@ impl std::fmt::Display for Totals {
         write!(
             f,
             "{} seeds, {} failed {:?}; {} operations ({} refused), {} faults {:?}, {} virtual seconds, {} events, \
-             {} cache hits, {} catch-ups of {} KiB, {} full copies of {} KiB",
+             {} cache hits, {} catch-ups of {} KiB, {} full copies of {} KiB, {} rests of slow servers",
             self.seeds,
             self.failures.len(),
             self.failed_seeds(),
@@ -66,7 +68,8 @@ impl std::fmt::Display for Totals {
             self.filled.catch_ups,
             self.filled.catch_up_bytes >> 10,
             self.filled.full_copies,
-            self.filled.full_copy_bytes >> 10
+            self.filled.full_copy_bytes >> 10,
+            self.slow_rests
         )
     }
 }

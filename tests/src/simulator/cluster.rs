@@ -22,6 +22,7 @@ use wire::{ChunkId, CsId, MdsId, ROOT, ShardIndex};
 const CLUSTER: &str = "sim";
 pub const REPLICAS: usize = 3;
 const LEASE_MS: u64 = 2000;
+const SLOW_MS: u64 = 3000;
 const OFFLINE_MS: u64 = 6000;
 const MOST_EVENTS: u64 = 1_000_000;
 
@@ -177,6 +178,16 @@ impl Cluster {
         }
     }
 
+    /// As the event log has it.
+    pub fn slow_rests(&mut self) -> Result<u64, String> {
+        match self.ask(MdsRequest::Events { after: 0, limit: 10_000 })? {
+            MdsReply::Events { events, .. } => {
+                Ok(events.iter().filter(|e| e.message.contains("is slow: ")).count() as u64)
+            }
+            other => Err(format!("events: {other:?}")),
+        }
+    }
+
     /// How replicas were brought up to date by all chunk servers, those that were killed included.
     pub fn filled(&self) -> Filled {
         let mut all = self.filled_before;
@@ -280,6 +291,7 @@ impl Cluster {
                 }),
             },
             detect: Duration::from_millis(1000),
+            slow_after: Duration::from_millis(1000),
         }
     }
 
@@ -546,7 +558,11 @@ impl Cluster {
             }
             self.start(Place::Cs(n));
         }
-        for (key, value) in [("mds.lease.timeout", LEASE_MS), ("mds.wd.offline_tout", OFFLINE_MS)] {
+        for (key, value) in [
+            ("mds.lease.timeout", LEASE_MS),
+            ("mds.wd.offline_tout", OFFLINE_MS),
+            ("mds.wd.slow_tout", SLOW_MS),
+        ] {
             self.ask(MdsRequest::SetConfig { key: key.into(), value: value.to_string() })?;
         }
         for (name, value) in [("replicas", "3:2"), ("chunk-size", "1M")] {

@@ -70,6 +70,8 @@ pub struct Report {
     /// Since the last start of each chunk server.
     pub cache_hits: u64,
     pub filled: Filled,
+    /// Chunk servers that were left out for a while because they were slow.
+    pub slow_rests: u64,
 }
 
 /// How replicas were brought up to date.

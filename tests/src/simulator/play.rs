@@ -59,6 +59,7 @@ pub fn play(cluster: &mut Cluster, plan: &Plan, options: &Options) -> Result<Rep
     report.trace = cluster.world.trace();
     report.cache_hits = cluster.cache_hits();
     report.filled = cluster.filled();
+    report.slow_rests = cluster.slow_rests()?;
     report.events = cluster.world.events();
     report.virtual_ms = cluster.world.now().since(Timestamp(0)).as_millis() as u64;
     Ok(report)
