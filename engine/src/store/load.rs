@@ -6,11 +6,11 @@
 
 use super::page::{self, MapPage, PageKind};
 use super::write::whole_units;
-use super::{Chunk, PAGE_BLOCKS, Request, Store, StoreError, UNIT_BLOCKS, Waiting, bits, pages_of};
+use super::{Chunk, PAGE_BLOCKS, Request, Store, StoreError, Waiting, bits, pages_of};
 use shards::{Buf, Io};
 use std::io;
 use std::ops::Range;
-use wire::{BLOCK_BYTES, BlockCrc, ChunkId};
+use wire::{BLOCK_BYTES, ChunkId};
 
 /// A request that waits for map pages. It holds its blocks meanwhile.
 pub(super) struct Load {
@@ -193,15 +193,6 @@ impl Store {
 }
 
 impl Chunk {
-    /// The first of these blocks that a lost page described, and that nobody has written since. (Its page is in memory.)
-    pub(super) fn first_lost(&self, blocks: &Range<u32>) -> Option<u32> {
-        blocks.clone().find(|&block| {
-            self.unit(block / UNIT_BLOCKS).is_none()
-                && !self.overlay.contains_key(&block)
-                && self.crc(block) != BlockCrc::HOLE
-        })
-    }
-
     /// Where the valid version of a map page stands in `maps`.
     fn page_offset(&self, number: u32) -> u64 {
         page::offset(page::map_number(self.slot, number), (self.places >> number & 1) as u8)

@@ -572,14 +572,15 @@ impl Store {
     }
 
     /// Block ranges that may hold data: what a copy of the chunk must contain. At unit granularity where the map page is
-    /// in memory, whole map pages elsewhere.
+    /// in memory, whole map pages elsewhere. What is lost counts: whoever copies it meets the damage, and does not take it
+    /// for a hole that the others should have too.
     pub fn allocated_ranges(&self, chunk: ChunkId) -> Vec<Range<u32>> {
         let Some(chunk) = self.chunks.get(&chunk) else { return Vec::new() };
         let mut units: Vec<u32> = chunk.overlay.keys().map(|b| b / UNIT_BLOCKS).collect();
         for number in bits(chunk.exists) {
             let first = number * PAGE_UNITS;
             let page = chunk.pages.get(&number);
-            let may_hold = |&u: &u32| page.is_none_or(|p| p.unit(u).is_some());
+            let may_hold = |&u: &u32| page.is_none_or(|p| !p.is_hole(u));
             units.extend((0..PAGE_UNITS).filter(may_hold).map(|u| first + u));
         }
         units.sort_unstable();
@@ -607,7 +608,7 @@ impl Store {
         for number in bits(ahead) {
             let blocks = (number * PAGE_BLOCKS).max(from)..(number + 1) * PAGE_BLOCKS;
             let Some(page) = chunk.pages.get(&number) else { return Some(blocks) };
-            let held = |b: &u32| page.unit(b / UNIT_BLOCKS % PAGE_UNITS).is_some();
+            let held = |b: &u32| !page.is_hole(b / UNIT_BLOCKS % PAGE_UNITS);
             if let Some(start) = blocks.clone().find(held) {
                 let end = (start..blocks.end).find(|b| !held(b)).unwrap_or(blocks.end);
                 return Some(start..end);

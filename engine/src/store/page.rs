@@ -8,7 +8,7 @@
 //! version is taken, and the checkpoint has a sum over the rounds of all their pages ([`mark`]) that proves it to be the
 //! newest there was. Layouts are in docs/formats.md.
 
-use super::{ChunkInfo, MOST_PAGES, PAGE_BLOCKS, PAGE_UNITS, merged_to};
+use super::{ChunkInfo, MOST_PAGES, PAGE_BLOCKS, PAGE_UNITS, UNIT_BLOCKS, merged_to};
 use shards::{Buf, BufMut};
 use wire::{BLOCK_BYTES, BlockCrc, ChunkId, Epoch, LeaseId, Sequence, TailEntry};
 
@@ -223,7 +223,13 @@ impl MapPage {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.units.iter().all(|&u| u == 0) && self.crcs.iter().all(|&crc| crc == BlockCrc::HOLE)
+        (0..PAGE_UNITS).all(|unit| self.is_hole(unit))
+    }
+
+    /// Whether a unit has no place, and none of its blocks is lost.
+    pub fn is_hole(&self, unit: u32) -> bool {
+        let blocks = (unit * UNIT_BLOCKS) as usize..((unit + 1) * UNIT_BLOCKS) as usize;
+        self.units[unit as usize] == 0 && self.crcs[blocks].iter().all(|&crc| crc == BlockCrc::HOLE)
     }
 
     pub fn crc(&self, block: u32) -> BlockCrc {

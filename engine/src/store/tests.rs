@@ -495,6 +495,8 @@ fn records_are_replayed_over_a_damaged_map_page_whose_other_blocks_are_lost() {
             assert!(b.read(2, lost, 1).unwrap_err().is_damage(), "block {lost}");
         }
         assert!(b.read(2, 0, 160).unwrap_err().is_damage());
+        assert_eq!(b.store.allocated_ranges(ChunkId(2)), vec![0..PAGE_BLOCKS], "lost blocks are no holes");
+        assert_eq!(b.store.allocated_from(ChunkId(2), 300), Some(300..PAGE_BLOCKS));
         b.check_units(0);
         b = b.crash(2);
         assert_eq!(b.broken, None);

@@ -409,10 +409,10 @@ pub(super) fn discard(chunk: &mut Chunk, blocks: &Range<u32>, freed: &mut Vec<u3
 }
 
 fn discard_in_unit(chunk: &mut Chunk, unit: u32, blocks: &Range<u32>, freed: &mut Vec<u32>) {
-    let first = unit * UNIT_BLOCKS;
-    if chunk.unit(unit).is_none() && chunk.first_lost(&(first..first + UNIT_BLOCKS)).is_none() {
+    if chunk.pages.get(&(unit / PAGE_UNITS)).is_none_or(|page| page.is_hole(unit % PAGE_UNITS)) {
         return;
     }
+    let first = unit * UNIT_BLOCKS;
     // Blocks in memory will be written into the unit, or are being written: it must stay.
     let awaited = chunk.overlay.range(first..first + UNIT_BLOCKS).next().is_some();
     let page = chunk.page(unit);
