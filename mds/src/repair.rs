@@ -110,8 +110,8 @@ impl World<'_> {
         Some((primary, self.registry.shard_for(primary, view.chunk)?))
     }
 
-    /// Takes the replica out that the set can best do without, or the one wished if that is as good. The primary goes in two steps, as one that failed would:
-    /// first another one leads, then the copy is deleted.
+    /// Takes the replica out that the set can best do without, or the one wished if that is as good. The primary goes in
+    /// two steps, as one that failed would: first another one leads, then the copy is deleted.
     fn dismiss(&self, view: &ChunkView, wished: Option<CsId>) -> Option<SetAction> {
         if view.in_sync().any(|cs| self.live(cs) != Liveness::Active) {
             return None; // one that is away for a moment may be missed soon

@@ -18,8 +18,8 @@ pub fn run(file: &Path, case: Case, time: Duration) -> Result<Figures, String> {
         (Pattern::Sequential, Operation::Write) => "write",
         (Pattern::Sequential, _) => "read",
     };
-    let run = Command::new("fio")
-        .args(["--name=pcs", "--ioengine=io_uring", "--direct=1", "--time_based", "--output-format=json"])
+    let mut run = Command::new("fio");
+    run.args(["--name=pcs", "--ioengine=io_uring", "--direct=1", "--time_based", "--output-format=json"])
         // Every buffer anew: the same data again and again flatters clever disks.
         .args(["--refill_buffers", "--allow_file_create=0"])
         .arg(format!("--filename={}", file.display()))
@@ -30,33 +30,32 @@ pub fn run(file: &Path, case: Case, time: Duration) -> Result<Figures, String> {
             format!("--iodepth={}", case.depth),
         ])
         .arg(format!("--runtime={}ms", time.as_millis()))
-        .arg(format!("--ramp_time={}ms", (time / 10).min(Duration::from_millis(500)).as_millis()))
-        .output()
-        .map_err(|e| format!("fio: {e} (apt-get install fio)"))?;
-    if !run.status.success() {
-        return Err(format!("fio failed: {}", String::from_utf8_lossy(&run.stderr).trim()));
-    }
-    figures(&run.stdout, case).ok_or_else(|| "fio's report is not understood: is it version 3?".to_string())
+        .arg(format!("--ramp_time={}ms", (time / 10).min(Duration::from_millis(500)).as_millis()));
+    report_of(&mut run, |report| figures(report, case))
 }
 
 /// Bytes per second that a disk gives for copies: read and written (flushed) at the same time, in 1 MiB at depth 8 each, on
 /// two new files of 1 GiB in `dir`. The slower of the two counts.
 pub fn copy_rate(dir: &Path, time: Duration) -> Result<f64, String> {
-    let run = Command::new("fio")
-        .args(["--ioengine=io_uring", "--direct=1", "--time_based", "--output-format=json", "--size=1G"])
+    let mut run = Command::new("fio");
+    run.args(["--ioengine=io_uring", "--direct=1", "--time_based", "--output-format=json", "--size=1G"])
         .args(["--bs=1M", "--iodepth=8", "--refill_buffers", "--unlink=1", "--ramp_time=500ms"])
         .args([format!("--directory={}", dir.display()), format!("--runtime={}ms", time.as_millis())])
-        .args(["--name=source", "--rw=read", "--name=target", "--rw=write", "--sync=dsync", "--overwrite=1"])
-        .output()
-        .map_err(|e| format!("fio: {e} (apt-get install fio)"))?;
+        .args(["--name=source", "--rw=read", "--name=target", "--rw=write", "--sync=dsync", "--overwrite=1"]);
+    report_of(&mut run, |report| {
+        let report: Value = serde_json::from_slice(report).ok()?;
+        let rate = |job: usize, side: &str| report["jobs"][job][side]["bw_bytes"].as_f64();
+        Some(rate(0, "read")?.min(rate(1, "write")?))
+    })
+}
+
+/// Runs fio and takes what is wanted out of its report (JSON).
+fn report_of<T>(fio: &mut Command, take: impl FnOnce(&[u8]) -> Option<T>) -> Result<T, String> {
+    let run = fio.output().map_err(|e| format!("fio: {e} (apt-get install fio)"))?;
     if !run.status.success() {
         return Err(format!("fio failed: {}", String::from_utf8_lossy(&run.stderr).trim()));
     }
-    let report: Value = serde_json::from_slice(&run.stdout).map_err(|e| format!("fio's report: {e}"))?;
-    let rate = |job: usize, side: &str| report["jobs"][job][side]["bw_bytes"].as_f64();
-    let (read, written) =
-        rate(0, "read").zip(rate(1, "write")).ok_or("fio's report is not understood: is it version 3?")?;
-    Ok(read.min(written))
+    take(&run.stdout).ok_or_else(|| "fio's report is not understood: is it version 3?".to_string())
 }
 
 fn figures(json: &[u8], case: Case) -> Option<Figures> {

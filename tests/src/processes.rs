@@ -161,6 +161,13 @@ pub fn processes_naming(text: &str) -> Vec<String> {
     lines.map(|l| String::from_utf8_lossy(&l).replace('\0', " ")).filter(|l| l.contains(text)).collect()
 }
 
+/// The last lines of a log, for the message of a failed test.
+pub fn log_tail(path: &Path, lines: usize) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let all: Vec<&str> = text.lines().collect();
+    format!("\n--- {}\n{}", path.display(), all[all.len().saturating_sub(lines)..].join("\n"))
+}
+
 /// Bytes that differ in every block and with every seed.
 pub fn pattern(seed: u64, blocks: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(blocks * 4096);

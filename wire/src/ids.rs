@@ -40,10 +40,13 @@ pub fn shard_of(chunk: ChunkId, shards: u16) -> ShardIndex {
     ShardIndex(((x ^ (x >> 31)) % u64::from(shards.max(1))) as u16)
 }
 
+fn is_name_char(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '-' || c == '_'
+}
+
 /// Checks the location of a host: room.row.rack.
 pub fn check_location(location: &str) -> Result<(), String> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    let good = |name: &str| (1..=63).contains(&name.len()) && name.chars().all(allowed);
+    let good = |name: &str| (1..=63).contains(&name.len()) && name.chars().all(is_name_char);
     if location.split('.').count() == 3 && location.split('.').all(good) {
         return Ok(());
     }
@@ -55,11 +58,10 @@ pub fn check_location(location: &str) -> Result<(), String> {
 
 /// Checks a cluster name: a-z A-Z 0-9 - _, 1 to 63 characters.
 pub fn check_cluster_name(name: &str) -> Result<(), String> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if name.is_empty() || name.len() > 63 {
         return Err(format!("cluster name '{name}' must have 1 to 63 characters"));
     }
-    match name.chars().find(|&c| !allowed(c)) {
+    match name.chars().find(|&c| !is_name_char(c)) {
         Some(bad) => Err(format!(
             "cluster name '{name}' contains '{bad}'; allowed are a-z, A-Z, 0-9, dash (-) and underscore (_)"
         )),

@@ -163,16 +163,15 @@ fn read_bs_list(path: &Path) -> Result<Vec<SocketAddr>, String> {
 /// Where this host stands, for failure domains; empty when nobody said so.
 fn read_location(etc: &Path) -> Result<String, String> {
     let path = etc.join("location");
-    match std::fs::read_to_string(&path) {
-        Ok(text) if text.trim().is_empty() => Ok(String::new()),
-        Ok(text) => {
-            let location = text.trim();
-            wire::check_location(location).map_err(|e| format!("{}: {e}", path.display()))?;
-            Ok(location.to_string())
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
-        Err(e) => Err(format!("{}: {e}", path.display())),
+    let text = match std::fs::read_to_string(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+        read => read.map_err(|e| format!("{}: {e}", path.display()))?,
+    };
+    let location = text.trim();
+    if !location.is_empty() {
+        wire::check_location(location).map_err(|e| format!("{}: {e}", path.display()))?;
     }
+    Ok(location.to_string())
 }
 
 /// No key file: a cluster without a password.

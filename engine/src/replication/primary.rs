@@ -11,6 +11,7 @@ use super::{Action, Known, Purpose, Queue, Replication, done_kind, secondaries, 
 use crate::store::{DiscardOp, Done, Stamp, Store, StoreError, WriteOp};
 use shards::sabotage::{Sabotage, on};
 use shards::{Buf, ConnId, Io, Timestamp};
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -116,6 +117,11 @@ impl Primary {
             suspected: false,
             largest_lease: LeaseId(0),
         }
+    }
+
+    /// What a peer is told to be committed: learners hear of nothing (docs/replication.md, invariant 6).
+    fn watermark_for(&self, peer: &SocketAddr, committed: Sequence) -> Sequence {
+        if self.learners.contains_key(peer) { Sequence(0) } else { committed }
     }
 
     pub fn is_active(&self) -> bool {
@@ -500,17 +506,16 @@ impl Replication {
         head.epoch = epoch;
         head.offset_bytes = flight.blocks.start * BLOCK;
         head.flags = if flight.fill { flags::FILL } else { 0 };
-        let (fill, learners) = (flight.fill, primary.learners.clone());
-        let meta = |committed| {
-            DataMeta { sequence: Sequence(sequence), committed, crcs: crcs.clone(), ..DataMeta::default() }
-                .encode()
-        };
-        for addr in targets {
-            let learner = learners.get(&addr);
-            let committed = if learner.is_some() { Sequence(0) } else { committed };
-            self.actions.push(Action::ToPeer(addr, Frame::new(head, &meta(committed), data.clone())));
+        let fill = flight.fill;
+        let told =
+            |addr| (addr, primary.watermark_for(&addr, committed), primary.learners.get(&addr).copied());
+        let told: SmallVec<[_; 4]> = targets.into_iter().map(told).collect();
+        let mut meta = DataMeta { sequence: Sequence(sequence), crcs, ..DataMeta::default() };
+        for (addr, watermark, learner) in told {
+            meta.committed = watermark;
+            self.actions.push(Action::ToPeer(addr, Frame::data(head, &meta, data.clone())));
             if let Some(kind) = learner.filter(|_| fill) {
-                self.stats.count_filled(*kind, data.len() as u64);
+                self.stats.count_filled(kind, data.len() as u64);
             }
         }
         self.settle(chunk, sequence, store, io);
@@ -607,7 +612,7 @@ impl Replication {
         };
         for addr in members {
             let mut head = head;
-            meta.committed = if primary.learners.contains_key(&addr) { Sequence(0) } else { stamp.committed };
+            meta.committed = primary.watermark_for(&addr, stamp.committed);
             if primary.expect_empty.remove(&addr) {
                 head.flags |= flags::EXPECT_EMPTY | flags::GRANT;
                 meta.grant = Some(known.grant.clone());

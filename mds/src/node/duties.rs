@@ -64,14 +64,13 @@ impl Server {
 
     /// Chunk servers that may take new replicas.
     pub(super) fn candidates(&self, now: Timestamp) -> Vec<CsView> {
-        let Some(master) = &self.master else { return Vec::new() };
-        let active = self
-            .state
-            .cs_list()
-            .filter(|(cs, r)| !r.dropped && !r.draining && self.liveness(*cs, now) == Liveness::Active);
-        let roomy = |v: &CsView| v.free_bytes > self.margin_bytes(v);
-        let well = active.filter(|(cs, _)| !master.registry.is_slow(*cs, now));
-        well.map(|(cs, record)| master.registry.view(cs, record)).filter(roomy).collect()
+        self.cs_views().into_values().filter(|v| self.may_take_more(v, now)).collect()
+    }
+
+    fn may_take_more(&self, v: &CsView, now: Timestamp) -> bool {
+        let is_slow = self.master.as_ref().is_some_and(|m| m.registry.is_slow(v.cs, now));
+        let is_well = !v.leaving && !is_slow && self.liveness(v.cs, now) == Liveness::Active;
+        is_well && v.free_bytes > self.margin_bytes(v)
     }
 
     /// What must stay free on a chunk server that takes new replicas.
@@ -94,7 +93,9 @@ impl Server {
         if self.master.as_ref().is_some_and(|m| m.registry.in_grace(now)) {
             return;
         }
-        let (servers, candidates) = (self.cs_views(), self.candidates(now));
+        let servers = self.cs_views();
+        let candidates: Vec<CsView> =
+            servers.values().filter(|v| self.may_take_more(v, now)).cloned().collect();
         let offline_after = self.offline_after();
         let limits = Limits {
             from_shard: self.state.config_number(config::COPIES_FROM_SHARD) as usize,

@@ -2,7 +2,7 @@
 
 use super::host::is_running;
 use super::{Disk, Host, Line, Port, Switch, parent_dir, sweep, unmount_below};
-use crate::processes::{Dir, Ended, wait_until};
+use crate::processes::{Dir, Ended, log_tail, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
@@ -292,9 +292,9 @@ impl Cluster {
 
     /// Cuts a host off from all others.
     pub fn isolate(&self, name: &str) {
-        for other in self.hosts.keys().filter(|other| *other != name) {
-            self.line(name, other, CUT);
-            self.line(other, name, CUT);
+        for other in self.others(name) {
+            self.line(name, &other, CUT);
+            self.line(&other, name, CUT);
         }
     }
 
@@ -307,24 +307,18 @@ impl Cluster {
         self.host(name).ip
     }
 
+    fn log_of(&self, name: &str) -> PathBuf {
+        let host = &self.host(name).dir;
+        match name.trim_end_matches(|c: char| c.is_ascii_digit()) {
+            "mds" => host.join("mds/logs/mdsd.log"),
+            "cs" => self.cs_dir(name[2..].parse().expect("a number")).join("logs/csd.log"),
+            _ => host.join("mount.log"),
+        }
+    }
+
     /// The last lines of every log, for the message of a failed run.
     pub fn logs(&self) -> String {
-        let mut all = String::new();
-        let mut show = |path: PathBuf| {
-            let text = fs::read_to_string(&path).unwrap_or_default();
-            let lines: Vec<&str> = text.lines().collect();
-            all +=
-                &format!("\n--- {}\n{}", path.display(), lines[lines.len().saturating_sub(15)..].join("\n"));
-        };
-        for name in self.service_names() {
-            let host = &self.host(&name).dir;
-            match name.trim_end_matches(|c: char| c.is_ascii_digit()) {
-                "mds" => show(host.join("mds/logs/mdsd.log")),
-                "cs" => show(self.cs_dir(name[2..].parse().expect("a number")).join("logs/csd.log")),
-                _ => show(host.join("mount.log")),
-            }
-        }
-        all
+        self.service_names().iter().map(|name| log_tail(&self.log_of(name), 15)).collect()
     }
 
     /// Keeps a copy of all logs beside the cluster's directory, and says where.
@@ -332,14 +326,7 @@ impl Cluster {
         let to = parent_dir().join(format!("logs-{}", std::process::id()));
         let _ = fs::create_dir_all(&to);
         for name in self.service_names() {
-            let host = &self.host(&name).dir;
-            let mut logs = vec![host.join("mds/logs/mdsd.log"), host.join("mount.log")];
-            if let Some(number) = name.strip_prefix("cs") {
-                logs.push(self.cs_dir(number.parse().expect("a number")).join("logs/csd.log"));
-            }
-            for log in logs.iter().filter(|log| log.exists()) {
-                let _ = fs::copy(log, to.join(format!("{name}.log")));
-            }
+            let _ = fs::copy(self.log_of(&name), to.join(format!("{name}.log")));
         }
         let _ = fs::write(to.join("events"), self.admin(&["get-event"]).text);
         let _ = fs::write(to.join("stat"), self.admin(&["stat"]).text);

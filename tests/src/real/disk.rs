@@ -1,5 +1,6 @@
 //! A small disk of its own for a server: an ext4 file system in an image, so that it can be filled without harm to others.
 
+use crate::processes::run_command;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -49,8 +50,7 @@ fn text(path: &Path) -> String {
     path.to_str().expect("a path of plain characters").into()
 }
 
+/// A program of util-linux or e2fsprogs.
 fn run(program: &str, args: &[&str]) {
-    let ended = Command::new(program).args(args).output();
-    let ended = ended.unwrap_or_else(|e| panic!("{program} (of util-linux, e2fsprogs): {e}"));
-    assert!(ended.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&ended.stderr));
+    run_command(Command::new(program).args(args)).ok();
 }

@@ -112,9 +112,7 @@ impl Cluster {
     }
 
     fn log(&self, file: &str) -> String {
-        let text = fs::read_to_string(self.dir.0.join(file)).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        format!("\n--- {file}\n{}", lines[lines.len().saturating_sub(12)..].join("\n"))
+        log_tail(&self.dir.0.join(file), 12)
     }
 
     /// Nothing of the cluster runs or is mounted.
