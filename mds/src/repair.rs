@@ -99,9 +99,12 @@ impl World<'_> {
         let is_back =
             |cs: CsId| was_in_sync(&cs) && !self.is_leaving(cs) && self.live(cs) == Liveness::Active;
         let back = view.with_role(Role::Stale).any(is_back);
-        let lacks = usize::from(view.normal_replicas).saturating_sub(view.in_sync().count());
+        let in_sync = view.in_sync().count();
+        // Writes that wait go on sooner with the one that is back.
+        let blocked = in_sync < usize::from(view.min_replicas);
+        let one_will_do = blocked || in_sync + 1 == usize::from(view.normal_replicas);
         let mut learners = view.with_role(Role::Learner).filter(|cs| !was_in_sync(cs));
-        learners.next().filter(|_| back && lacks == 1)
+        learners.next().filter(|_| back && one_will_do)
     }
 
     /// The shard that leads the chunk.

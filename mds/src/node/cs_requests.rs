@@ -3,13 +3,14 @@
 use super::master::{Patience, Request, Waiter};
 use super::server::Server;
 use crate::cs_registry::{HEARTBEAT_MS, Registration, SlowVerdict};
+use crate::placement::CsView;
 use crate::state::config;
-use crate::state::{Command, Internal, Liveness, SetAction, SetChange};
-use shards::{ConnId, Io};
+use crate::state::{ChunkView, Command, Internal, Liveness, SetAction, SetChange};
+use shards::{ConnId, Io, Timestamp};
 use std::time::Duration;
 use wire::cs_api::{ChunkReport, CsCommand, CsReply, CsRequest};
 use wire::mds_api::Severity;
-use wire::{ChunkId, CsId, Frame, Head, ShardIndex, Status, shard_of};
+use wire::{ChunkId, CsId, Frame, Head, Role, ShardIndex, Status, shard_of};
 
 /// Longest text of a CS in the event log, bytes.
 const MAX_EVENT_BYTES: usize = 1024;
@@ -202,6 +203,8 @@ impl Server {
         io: &mut dyn Io,
     ) {
         tracing::warn!(name: "replicas_suspected", by = primary.0, ?suspects, chunks = chunks.len(), reason);
+        let now = io.now();
+        let candidates = self.candidates(now);
         let mut changes = Vec::new();
         for report in chunks {
             let Some(view) = self.state.chunk(report.chunk) else { continue };
@@ -209,17 +212,34 @@ impl Server {
                 suspects.iter().copied().filter(|cs| *cs != primary && view.role_of(*cs).is_some()).collect();
             // Only the primary of this very epoch has a say; others learn the set that holds now.
             if view.epoch == report.epoch && view.primary() == Some(primary) && !cs.is_empty() {
-                let action = SetAction::Drop { cs, force: false };
+                let force = self.may_be_replaced(&view, &cs, &candidates, now);
+                let action = SetAction::Drop { cs, force };
                 changes.push(SetChange { chunk: report.chunk, epoch: report.epoch, action });
             }
         }
         if !changes.is_empty()
             && let Some(master) = &mut self.master
         {
-            suspects.iter().for_each(|cs| master.registry.suspect(*cs, io.now()));
+            suspects.iter().for_each(|cs| master.registry.suspect(*cs, now));
         }
         let asked = chunks.iter().map(|r| r.chunk).collect();
         self.change_or_answer(conn, head, asked, changes, io);
+    }
+
+    /// Whether a set need not wait for replicas though fewer than its minimum remain: their servers are gone for this one
+    /// too, and another can take a copy. Until it has it writes wait, as they would anyway; then they go on.
+    fn may_be_replaced(
+        &self,
+        view: &ChunkView,
+        lost: &[CsId],
+        candidates: &[CsView],
+        now: Timestamp,
+    ) -> bool {
+        let Some(master) = &self.master else { return false };
+        let is_gone = |cs: &CsId| master.registry.is_gone(*cs, view.chunk, now);
+        // One that holds a stale copy needs even less.
+        let has_none = |c: &CsView| matches!(view.role_of(c.cs), None | Some(Role::Stale));
+        lost.iter().all(is_gone) && candidates.iter().any(has_none)
     }
 
     /// A primary finds a replica, or itself, much slower than the others. It is left out for a while where it can be spared.
@@ -277,7 +297,7 @@ impl Server {
         // A stale copy is the same at whatever epoch it was found damaged; any other may have been filled since.
         let change = |report: &ChunkReport| {
             let view = self.state.chunk(report.chunk)?;
-            let concerned = view.epoch == report.epoch || view.role_of(cs) == Some(wire::Role::Stale);
+            let concerned = view.epoch == report.epoch || view.role_of(cs) == Some(Role::Stale);
             let change = SetChange {
                 chunk: report.chunk,
                 epoch: view.epoch,

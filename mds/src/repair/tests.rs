@@ -518,6 +518,41 @@ fn a_server_that_returns_cancels_the_copies_in_its_place() {
 }
 
 #[test]
+fn a_chunk_below_its_minimum_waits_for_nobody_to_return() {
+    let mut b = Bench::new();
+    let cs: Vec<CsId> = (1..=5).map(|host| b.server(host, "")).collect();
+    b.set(ROOT, "replicas", "3:2");
+    b.file("disk", &[cs[..3].to_vec()]);
+    let lose = |b: &mut Bench, lost: CsId| {
+        b.disconnect(lost);
+        let view = b.views()[0].clone();
+        let action = SetAction::Drop { cs: vec![lost], force: true };
+        b.change(vec![SetChange { chunk: view.chunk, epoch: view.epoch, action }]);
+        for _ in 0..50 {
+            b.turn(); // a second; one that is away for ten is lost
+        }
+    };
+    lose(&mut b, cs[0]);
+    assert_eq!(b.copies(), 0, "two are left: it may come back");
+    lose(&mut b, cs[1]);
+    assert_eq!((b.copies(), b.views()[0].in_sync().count()), (1, 2), "writes go on");
+    b.connect(cs[0]);
+    b.run_until(50, Bench::is_whole);
+    assert_eq!((b.copies(), b.copies_to[&cs[0]]), (2, 1), "{:?}", b.views());
+
+    // If it comes back before the copy has ended, it is the one to go on with.
+    lose(&mut b, cs[0]);
+    b.fill_turns = 1000;
+    let other = b.views()[0].in_sync().last().unwrap();
+    lose(&mut b, other);
+    assert_eq!(b.repair.filling(), 1);
+    b.fill_turns = 3;
+    b.connect(other);
+    b.run_until(50, |b| b.views()[0].in_sync().count() == 2);
+    assert!(b.views()[0].in_sync().any(|cs| cs == other), "{:?}", b.views());
+}
+
+#[test]
 fn what_is_in_danger_goes_before_what_only_moves() {
     let mut b = Bench::new();
     let cs: Vec<CsId> = (1..=6).map(|host| b.server(host, "")).collect();

@@ -296,7 +296,8 @@ impl State {
         if in_sync.len() > normal {
             return Some(RepairStep::Surplus { view });
         }
-        if in_sync.len() + awaited.len() < normal {
+        // Writes wait below the minimum: such a chunk does not wait for anybody to return.
+        if in_sync.len() + awaited.len() < normal || in_sync.len() < usize::from(view.min_replicas) {
             let policy = self.policy(view.file).ok()?;
             return Some(RepairStep::Place { exclude: view.replicas.iter().map(|r| r.0).collect(), policy });
         }

@@ -173,8 +173,8 @@ pub struct SetChange {
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub enum SetAction {
     /// These can't be reached: in-sync replicas and learners among them become Stale. Refused when no in-sync
-    /// replica would remain, and when fewer than the minimum would, except with `force` (the CS is offline for
-    /// good) or when the primary is among them (else not even reads or a repair could go on).
+    /// replica would remain, and when fewer than the minimum would, except with `force` (the CS is offline, or gone
+    /// while another can take its place) or when the primary is among them (else not even reads or a repair could go on).
     Drop { cs: Vec<CsId>, force: bool },
     /// A stale replica or a new CS is to be filled by the primary.
     AddLearner { cs: CsId },
