@@ -8,7 +8,7 @@ use wire::auth::ClusterKey;
 pub struct ClientConfig {
     pub cluster: String,
     pub key: ClusterKey,
-    /// Metadata servers to ask, from bs.list; the master they name is followed.
+    /// Metadata servers to ask, as discovered; the master they name is followed.
     pub mds: Vec<SocketAddr>,
     /// This machine's name, shown by `pstorage stat`.
     pub host: String,

@@ -3,7 +3,7 @@
 //! - [`core::ClientCore`]: the state machine (a [`shards::Node`]): sessions, leases, chunk maps, data path;
 //! - [`Cluster`]: the library for programs, blocking and with callbacks, around a core on its own thread;
 //! - [`fuse`]: the mount on top of it;
-//! - [`setup`]: the files of a cluster below `--etc` (bs.list, auth_digest.key).
+//! - [`setup`]: finds a cluster and reads its key.
 //!
 //! Invariant of the whole crate: a write is reported done only when the primary of every chunk it touches has
 //! acked it, which means it is durable on all in-sync replicas.

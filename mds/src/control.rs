@@ -21,7 +21,7 @@ pub const FILE: &str = "control.json";
 /// Format that this program writes.
 pub const FORMAT: u32 = 1;
 /// Default port for clients and chunk servers; the port between metadata servers is one above.
-pub const DEFAULT_PORT: u16 = 2510;
+pub const DEFAULT_PORT: u16 = discovery::DEFAULT_MDS_PORT;
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct MdsControl {

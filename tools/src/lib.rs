@@ -35,12 +35,12 @@ impl Context {
 
     /// Metadata servers named in bs.list; none when there is no such file.
     pub fn bs_list(&self) -> Outcome<Vec<SocketAddr>> {
-        let path = self.bs_list_path()?;
-        match std::fs::read_to_string(&path) {
-            Ok(text) => client::setup::parse_bs_list(&text).map_err(|e| format!("{}: {e}", path.display())),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(e) => Err(format!("{}: {e}", path.display())),
-        }
+        discovery::bs_list::read(&self.etc, self.cluster()?)
+    }
+
+    /// Metadata servers of the cluster, as [`discovery`] finds them.
+    pub fn mds(&self) -> Outcome<Vec<SocketAddr>> {
+        discovery::mds_of(&self.etc, self.cluster()?).map_err(|e| e.to_string())
     }
 
     pub fn key(&self) -> Outcome<wire::auth::ClusterKey> {
@@ -48,19 +48,11 @@ impl Context {
     }
 
     pub fn link(&self) -> Outcome<mds_link::MdsLink> {
-        let (cluster, known) = (self.cluster()?, self.bs_list()?);
-        if known.is_empty() {
-            return Err(format!(
-                "don't know any metadata server of cluster '{cluster}': write the IP:PORT of one into {}, or name \
-                 the right directory with --etc",
-                self.bs_list_path()?.display()
-            ));
-        }
-        Ok(mds_link::MdsLink::new(cluster, self.key()?, &known))
+        Ok(mds_link::MdsLink::new(self.cluster()?, self.key()?, &self.mds()?))
     }
 
     pub fn bs_list_path(&self) -> Outcome<PathBuf> {
-        Ok(self.cluster_dir()?.join("bs.list"))
+        Ok(discovery::bs_list::path(&self.etc, self.cluster()?))
     }
 
     /// Adds addresses to bs.list that are not there.

@@ -149,7 +149,9 @@ impl MdsLink {
                 format!("Name the right cluster with -c, or correct bs.list of '{cluster}'")
             }
             Some(_) => "Install the same version of pstorage on both sides".into(),
-            None => "Check that most of them run, and that bs.list names them".into(),
+            None => format!(
+                "Check that most of them run, and that these are the right ones (pstorage discover {cluster})"
+            ),
         };
         format!(
             "no metadata server of cluster '{cluster}' answers as master. Tried:\n  {}\n{advice}.",

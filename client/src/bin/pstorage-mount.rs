@@ -335,7 +335,7 @@ fn explain(config: &ClientConfig, error: &ClientError) -> String {
             let count = config.mds.len();
             format!(
                 "none of the {count} metadata servers of cluster '{name}' serves: {detail}. Check that they run and \
-                 that bs.list names them"
+                 that these are the right ones (pstorage discover {name})"
             )
         }
         other => format!("cluster '{name}': {other}"),

@@ -58,7 +58,7 @@ fn run(args: &Args) -> Result<(), String> {
     let control = control::read(&args.dir).map_err(|e| e.to_string())?;
     start_log(args)?;
     let cluster_dir = args.etc.join("clusters").join(&control.cluster);
-    let mds = read_bs_list(&cluster_dir.join("bs.list"))?;
+    let mds = discovery::mds_of(&args.etc, &control.cluster).map_err(|e| e.to_string())?;
     let key = read_key(&cluster_dir.join("auth_digest.key"))?;
     let location = control.location.clone().map_or_else(|| read_location(&args.etc), Ok)?;
     let mut made = check_made(&args.dir, &control)?;
@@ -147,17 +147,6 @@ fn check_made(dir: &Path, control: &CsControl) -> Result<bool, String> {
         )),
         None => Ok(made),
     }
-}
-
-fn read_bs_list(path: &Path) -> Result<Vec<SocketAddr>, String> {
-    let text = std::fs::read_to_string(path).map_err(|e| {
-        format!("{}: {e}. It must list the metadata servers, one IP:PORT a line", path.display())
-    })?;
-    let lines = text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
-    let addrs: Vec<SocketAddr> = lines
-        .map(|l| l.parse().map_err(|_| format!("{}: '{l}' is not IP:PORT", path.display())))
-        .collect::<Result<_, _>>()?;
-    if addrs.is_empty() { Err(format!("{} lists no metadata server", path.display())) } else { Ok(addrs) }
 }
 
 /// Where this host stands, for failure domains; empty when nobody said so.

@@ -4,6 +4,7 @@
 //! [`mds::MdsNode`] on one io_uring thread.
 
 use clap::Parser;
+use discovery::mdns::{Card, Published};
 use mds::control::{self, MdsControl};
 use mds::{MdsConfig, MdsNode};
 use nix::fcntl::{Flock, FlockArg};
@@ -29,6 +30,9 @@ struct Args {
     /// Core to pin the server's thread to.
     #[arg(long)]
     core: Option<usize>,
+    /// Don't publish the server by multicast DNS (Avahi). One with a loopback address never is.
+    #[arg(long)]
+    no_mdns: bool,
 }
 
 fn main() -> ExitCode {
@@ -56,16 +60,27 @@ fn run(args: &Args) -> Result<(), String> {
     );
     let mut ring = RingConfig::new(format!("mds-{}", control.id), &args.dir, wire::framing);
     ring.core = args.core;
-    let mut config = MdsConfig::new(control, key);
+    let mut config = MdsConfig::new(control.clone(), key);
     config.memory_bytes = shards::host::resident_bytes;
     let shard =
         ring::spawn(ring, move || MdsNode::new(config)).map_err(|e| format!("starting a thread: {e}"))?;
+    let _published = if args.no_mdns { None } else { publish(&control) };
     let mailbox = shard.mailbox();
     std::thread::spawn(move || {
         shards::host::wait_for_termination();
         mailbox.shutdown();
     });
     shard.join().map_err(|e| e.to_string())
+}
+
+/// Shows the server to the network of its address, until dropped. Without it the cluster works, but is found by other ways only.
+fn publish(control: &MdsControl) -> Option<Published> {
+    if control.addr.ip().is_loopback() {
+        return None;
+    }
+    let (cluster, uuid) = (&control.cluster, &control.uuid);
+    let published = Published::new(&Card { cluster, mds: control.id.0, uuid, addr: control.addr });
+    published.inspect_err(|why| tracing::warn!(name: "not_published", why)).ok()
 }
 
 /// One server per directory. The lock ends with the process, however it ends.

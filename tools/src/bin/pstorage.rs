@@ -2,7 +2,7 @@
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use pstorage_tools::commands::{
-    advise, attributes, auth, check, check_flush, configure, local, make, remove, stat,
+    advise, attributes, auth, check, check_flush, configure, discover, local, make, remove, stat,
 };
 use pstorage_tools::{Context, Outcome, parse_replicas};
 use shards::text::parse_size;
@@ -219,6 +219,17 @@ enum Command {
         #[arg(short = 'b', long = "bootstrap")]
         bootstrap: Vec<SocketAddr>,
     },
+    /// Finds the clusters of this network by DNS records, DNS zone transfer, Avahi and bs.list; or where the metadata
+    /// servers of one are.
+    ///
+    /// Example: pstorage discover pcs1
+    Discover {
+        /// Show the addresses of this cluster's metadata servers.
+        name: Option<String>,
+        /// Say why a method fails.
+        #[arg(short, long)]
+        verbose: bool,
+    },
     /// Shows the state of the cluster.
     Stat,
     /// Shows the event log.
@@ -368,6 +379,8 @@ fn run(context: &Context, command: Command) -> Outcome {
         Command::AuthNode { password_file, bootstrap } => {
             auth::auth_node(context, password_file.as_deref(), &bootstrap)
         }
+        Command::Discover { name: None, verbose } => discover::clusters(context, verbose),
+        Command::Discover { name: Some(name), verbose } => discover::servers(context, &name, verbose),
         Command::Stat => stat::stat(context),
         Command::GetEvent { follow } => stat::get_event(context, follow),
         Command::Check { repair } => check::check(context, repair),

@@ -54,8 +54,7 @@ pub fn store_key(context: &Context, key: &ClusterKey) -> Outcome {
 /// Proves the password to a metadata server and keeps the key.
 pub fn auth_node(context: &Context, password_file: Option<&Path>, bootstrap: &[SocketAddr]) -> Outcome {
     let cluster = context.cluster()?;
-    let mut known = context.bs_list()?;
-    known.extend(bootstrap);
+    let known = if bootstrap.is_empty() { context.mds()? } else { [bootstrap, &context.bs_list()?].concat() };
     let (salt, from) = find_salt(cluster, &known)?;
     let password = ask_password("Please enter password for cluster: ", password_file)?;
     let key = ClusterKey::from_password(&password, salt)?;
@@ -72,11 +71,6 @@ pub fn auth_node(context: &Context, password_file: Option<&Path>, bootstrap: &[S
 }
 
 fn find_salt(cluster: &str, known: &[SocketAddr]) -> Outcome<(PasswordSalt, SocketAddr)> {
-    if known.is_empty() {
-        return Err(format!(
-            "don't know any metadata server of cluster '{cluster}': name one with -b IP:PORT"
-        ));
-    }
     let mut tried = Vec::new();
     for &addr in known {
         let ask = || -> Outcome<PasswordSalt> {

@@ -6,6 +6,7 @@ pub mod auth;
 pub mod check;
 pub mod check_flush;
 pub mod configure;
+pub mod discover;
 pub mod local;
 pub mod make;
 pub mod remove;
