@@ -5,7 +5,9 @@
 //!   holds the cluster's key;
 //! - a peer has one connection: a newer generation of it ends the older ones before its first frame is handled;
 //! - each server sends raft messages on connections it opened itself and receives on those it accepted, so two servers
-//!   that connect to each other at the same time don't fight over one line.
+//!   that connect to each other at the same time don't fight over one line. Except to a server that it does not know: one
+//!   that was added while this one was away, and may be the master by now, is answered where it spoke. Else this one would
+//!   never take the entries that tell where the new one is.
 
 use shards::{ConnId, Io, RawFrame, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,7 +49,8 @@ struct Conn {
 struct Line {
     addr: SocketAddr,
     conn: Option<ConnId>,
-    ready: bool,
+    /// Who answered, once the handshake is over.
+    peer: Option<Peer>,
     retry_at: Timestamp,
     pinged_at: Timestamp,
     /// Why the last attempt failed, so that it is logged once and not five times a second.
@@ -136,7 +139,7 @@ impl Net {
         }
         for (&id, &addr) in members.iter().filter(|(id, _)| **id != self.me) {
             let now = io.now();
-            let new = || Line { addr, conn: None, ready: false, retry_at: now, pinged_at: now, failed: None };
+            let new = || Line { addr, conn: None, peer: None, retry_at: now, pinged_at: now, failed: None };
             self.lines.entry(id).or_insert_with(new);
         }
     }
@@ -170,7 +173,9 @@ impl Net {
 
     fn ping_lines(&mut self, io: &mut dyn Io) {
         let now = io.now();
-        for line in self.lines.values_mut().filter(|l| l.ready && now.since(l.pinged_at) >= LINE_PING) {
+        for line in
+            self.lines.values_mut().filter(|l| l.peer.is_some() && now.since(l.pinged_at) >= LINE_PING)
+        {
             line.pinged_at = now;
             if let Some(conn) = line.conn {
                 io.send(conn, Frame::bare(Head::new(Kind::Ping, 0)).encode());
@@ -184,7 +189,7 @@ impl Net {
         let line = self.lines.get_mut(&id).expect("only known servers are connected to");
         let conn = io.connect(line.addr);
         line.conn = Some(conn);
-        line.ready = false;
+        line.peer = None;
         let now = io.now();
         let role = Role::Line(id, Box::new(initiator));
         self.conns.insert(conn, Conn { role, addr: Some(line.addr), since: now, heard: now });
@@ -205,11 +210,15 @@ impl Net {
                 self.greeted(conn, step, io)
             }
             Role::Line(..) if frame.head.kind == Kind::Pong => Vec::new(),
-            Role::Line(id, initiator) => {
-                let id = *id;
-                let step = initiator.on_frame(&frame);
-                self.line_frame(conn, id, step, io)
-            }
+            Role::Line(id, initiator) => match self.lines.get(id).and_then(|line| line.peer) {
+                // The other end does not know where this server is.
+                Some(peer) if frame.head.kind == Kind::Raft => vec![NetEvent::Frame { conn, peer, frame }],
+                _ => {
+                    let id = *id;
+                    let step = initiator.on_frame(&frame);
+                    self.line_frame(conn, id, step, io)
+                }
+            },
             Role::Peer(peer) => match frame.head.kind {
                 Kind::Ping => {
                     io.send(conn, Frame::bare(frame.head.reply(Kind::Pong, Status::Ok)).encode());
@@ -259,11 +268,11 @@ impl Net {
                 io.send(conn, frame.encode());
                 Vec::new()
             }
-            Ok(Step::Finished { peer: Peer::Mds { mds, .. }, .. }) if mds == id => {
+            Ok(Step::Finished { peer: peer @ Peer::Mds { mds, .. }, .. }) if mds == id => {
                 let Some(line) = self.lines.get_mut(&id).filter(|l| l.conn == Some(conn)) else {
                     return Vec::new();
                 };
-                line.ready = true;
+                line.peer = Some(peer);
                 line.failed = None;
                 tracing::info!(name: "mds_reached", mds = id.0, addr = %line.addr);
                 Vec::new()
@@ -322,7 +331,7 @@ impl Net {
         line.conn = None;
         self.line_lost_at = now;
         line.retry_at = now.after(RECONNECT);
-        let was_ready = std::mem::replace(&mut line.ready, false);
+        let was_ready = line.peer.take().is_some();
         if was_ready { vec![NetEvent::LineDown { mds }] } else { Vec::new() }
     }
 
@@ -330,9 +339,10 @@ impl Net {
         io.send(conn, frame.encode());
     }
 
-    /// Sends to another server; false when there is no line to it.
+    /// Sends to another server; false when there is no way to it.
     pub fn send_to(&mut self, mds: MdsId, frame: &Frame, io: &mut dyn Io) -> bool {
-        let Some(conn) = self.line(mds) else { return false };
+        let way = if self.lines.contains_key(&mds) { self.line(mds) } else { self.opened_by(mds) };
+        let Some(conn) = way else { return false };
         if io.unsent_bytes(conn) > MAX_UNSENT_BYTES {
             return false;
         }
@@ -342,7 +352,13 @@ impl Net {
 
     /// The connection to another server, if it stands.
     pub fn line(&self, mds: MdsId) -> Option<ConnId> {
-        self.lines.get(&mds).filter(|l| l.ready).and_then(|l| l.conn)
+        self.lines.get(&mds).filter(|l| l.peer.is_some()).and_then(|l| l.conn)
+    }
+
+    /// The connection that another server opened to this one.
+    fn opened_by(&self, mds: MdsId) -> Option<ConnId> {
+        let is_his = |c: &Conn| matches!(c.role, Role::Peer(Peer::Mds { mds: peer, .. }) if peer == mds);
+        self.conns.iter().find(|(_, c)| is_his(c)).map(|(conn, _)| *conn)
     }
 
     pub fn line_lost_at(&self) -> Timestamp {

@@ -1,6 +1,6 @@
 //! The simulator in `cargo test`: many seeds, and the promise that one seed is one run.
 
-use pstorage_tests::simulator::{Fault, Options, Plan, What, all_cores, campaign, run, run_plan};
+use pstorage_tests::simulator::{Fault, Options, Place, Plan, What, all_cores, campaign, run, run_plan};
 use std::time::Duration;
 
 const SEEDS: u64 = 500;
@@ -46,5 +46,27 @@ fn metadata_servers_can_be_removed_down_to_one() {
         };
         plan.faults = vec![remove(2), remove(1)];
         run_plan(&plan, &options).unwrap_or_else(|failure| panic!("{apart_ms} ms apart: {failure}"));
+    }
+}
+
+/// A server that was cut off while another was added does not know where that one is, and must answer it all the same: it
+/// is the master by now, as a master that is removed hands over to the newest.
+#[test]
+fn a_metadata_server_that_missed_an_addition_follows_the_added_one() {
+    let options = Options::default();
+    for seed in 1..=4 {
+        let mut plan = Plan::of_seed(seed, options.chaos);
+        plan.shape.mds = 4;
+        let fault = |at_ms, lasts_ms, what| {
+            let (at, lasts) = (Duration::from_millis(at_ms), Duration::from_millis(lasts_ms));
+            Fault { at, lasts, what }
+        };
+        plan.faults = vec![
+            fault(1000, 8000, What::Isolation(Place::Mds(0))),
+            fault(3000, 0, What::AddMds),
+            fault(5000, 0, What::RemoveMds(1)),
+            fault(6000, 0, What::RemoveMds(2)),
+        ];
+        run_plan(&plan, &options).unwrap_or_else(|failure| panic!("{failure}"));
     }
 }

@@ -21,7 +21,7 @@ mod workload;
 
 pub use campaign::{Totals, all_cores, campaign, run_caught};
 use cluster::Cluster;
-pub use plan::{Fault, Plan, Shape, What};
+pub use plan::{Fault, Place, Plan, Shape, What};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
