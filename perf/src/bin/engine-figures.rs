@@ -44,6 +44,15 @@ struct Args {
     /// Measure only cases whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
+    /// Measure only cases of this depth.
+    #[arg(long)]
+    depth: Option<usize>,
+}
+
+impl Args {
+    fn wants(&self, case: Case) -> bool {
+        case.to_string().contains(&self.only) && self.depth.is_none_or(|depth| depth == case.depth)
+    }
 }
 
 /// A case and what the chunk server has to reach of fio's figure.
@@ -131,7 +140,7 @@ impl Bench {
         );
         println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
         let mut missed = 0;
-        for goal in goals().into_iter().filter(|g| g.case.to_string().contains(&self.args.only)) {
+        for goal in goals().into_iter().filter(|g| self.args.wants(g.case)) {
             let pairs: Result<Vec<Pair>, String> =
                 (0..self.args.rounds).map(|_| self.pair(goal.case)).collect();
             missed += row(&goal, &median(pairs?, |pair| pair.ratio(goal.case)));

@@ -23,7 +23,7 @@ use world::{Happening, World};
 use crate::arena::Arena;
 use crate::buf::use_arena;
 use crate::node::{Event, Framing, Io, Node};
-use io_uring::{IoUring, types};
+use io_uring::IoUring;
 use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
@@ -287,36 +287,24 @@ impl<N: Node> Loop<N> {
     /// Submits everything asked for and waits for a completion, unless there is something to do already.
     fn enter(&mut self) -> Result<(), RunError> {
         self.world.files.register(&self.ring.submitter());
-        self.world.start_sends();
-        loop {
-            let pushed_all = self.push();
-            if pushed_all {
-                break;
-            }
+        let small_sends = self.world.start_sends();
+        let sleeps = !self.world.has_happenings() && self.shared.sleep();
+        let until = self.world.next_timer();
+        let sleeps = sleeps && until.is_none_or(|at| at > self.world.now());
+        if sleeps {
+            let longest = self.world.now().after(IDLE_WAIT);
+            self.world.wake_at(until.map_or(longest, |at| at.min(longest)));
+        }
+        while !self.push() {
             self.ring.submit()?;
         }
-        let wait = if self.world.has_happenings() || !self.shared.sleep() {
-            Duration::ZERO
-        } else {
-            self.world.until_next_timer().unwrap_or(IDLE_WAIT).min(IDLE_WAIT)
-        };
-        let result = if wait.is_zero() {
-            self.ring.submit()
-        } else {
-            let timeout = types::Timespec::new().sec(wait.as_secs()).nsec(wait.subsec_nanos());
-            self.ring.submitter().submit_with_args(1, &types::SubmitArgs::new().timespec(&timeout))
-        };
+        // A small send ends while it is submitted: a wait for one completion would end with it. Should it not, because the
+        // peer does not read, then what comes first meanwhile waits for the next completion or the next alarm.
+        let result = if sleeps { self.ring.submit_and_wait(1 + small_sends) } else { self.ring.submit() };
         self.shared.awake();
         match result {
             Ok(_) => Ok(()),
-            Err(e)
-                if matches!(
-                    e.raw_os_error(),
-                    Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)
-                ) =>
-            {
-                Ok(())
-            }
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => Ok(()),
             Err(e) => Err(e.into()),
         }
     }

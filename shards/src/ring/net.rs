@@ -19,6 +19,8 @@ const STAGING_BYTES: usize = 32 << 10;
 /// Most bytes gathered into one send.
 const SEND_BYTES: usize = 2 << 20;
 const SEND_PARTS: usize = 256;
+/// A socket takes as much at once, unless its peer is slow to read.
+const SMALL_SEND_BYTES: usize = 64 << 10;
 /// Payloads from this size on are received into memory for disk transfers.
 const ARENA_PAYLOAD_BYTES: usize = 64 << 10;
 /// Ended sends kept for their memory.
@@ -87,6 +89,8 @@ pub(super) struct ReceiveOp {
     /// Unparsed bytes are `staging[..have]`.
     have: usize,
     partial: Option<Partial>,
+    /// Nothing more has come yet: the kernel waits before it tries.
+    drained: bool,
     iovecs: [libc::iovec; 3],
     message: libc::msghdr,
 }
@@ -104,6 +108,9 @@ fn empty_message() -> libc::msghdr {
     // SAFETY: all-zero is a valid msghdr: no name, no parts, no control data.
     unsafe { std::mem::zeroed() }
 }
+
+/// IORING_RECVSEND_POLL_FIRST.
+const POLL_FIRST: u16 = 1;
 
 const NO_PART: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
 
@@ -128,6 +135,7 @@ impl ReceiveOp {
             staging: Box::new([0; STAGING_BYTES]),
             have: 0,
             partial: None,
+            drained: false,
             iovecs: [NO_PART; 3],
             message: empty_message(),
         }
@@ -146,7 +154,8 @@ impl ReceiveOp {
         self.iovecs[parts] = part(&self.staging[self.have..]);
         self.message.msg_iov = self.iovecs.as_mut_ptr();
         self.message.msg_iovlen = (parts + 1) as _;
-        opcode::RecvMsg::new(types::Fd(fd), &mut self.message).build()
+        let flags = if self.drained { POLL_FIRST } else { 0 };
+        opcode::RecvMsg::new(types::Fd(fd), &mut self.message).ioprio(flags).build()
     }
 
     /// Takes `count` received bytes; complete frames come out through `emit`.
@@ -341,8 +350,9 @@ impl World {
         self.submit(Operation::Receive(receive), entry);
     }
 
-    pub fn received(&mut self, mut receive: Box<ReceiveOp>, result: i32) {
+    pub fn received(&mut self, mut receive: Box<ReceiveOp>, result: i32, flags: u32) {
         let conn = receive.conn;
+        receive.drained = !cqueue::sock_nonempty(flags);
         let Some(connection) = self.connections.get_mut(&conn) else { return };
         connection.receiving = false;
         if connection.dead {
@@ -392,7 +402,9 @@ impl World {
 
     /// Starts one send for every connection that has frames: called once a turn, so that all frames a node
     /// queued in a turn leave together.
-    pub fn start_sends(&mut self) {
+    /// Returns how many of them are so small that they most likely end while they are submitted.
+    pub fn start_sends(&mut self) -> usize {
+        let mut small = 0;
         while let Some(conn) = self.wants_send.pop() {
             let Some(c) = self.connections.get_mut(&conn) else { continue };
             c.queued_for_send = false;
@@ -406,9 +418,11 @@ impl World {
             let fd = c.fd;
             let mut send = self.spare_sends.pop().unwrap_or_else(SendOp::new);
             send.fill(conn, &mut c.queue);
+            small += usize::from(send.total <= SMALL_SEND_BYTES);
             let entry = send.entry(fd);
             self.submit(Operation::Send(send), entry);
         }
+        small
     }
 
     pub fn sent(&mut self, mut send: Box<SendOp>, result: i32) {

@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// An event without the node's message type.
 pub(super) enum Happening {
@@ -38,6 +38,10 @@ pub(super) enum Operation {
     Disk(Box<DiskOp>),
     Mailbox {
         _counter: Box<[u8; 8]>,
+    },
+    Alarm {
+        at: Timestamp,
+        _wait: Box<types::Timespec>,
     },
     /// Completions nobody waits for (link timeouts).
     Ignored,
@@ -93,6 +97,8 @@ pub(super) struct World {
     pub spare_sends: Vec<Box<SendOp>>,
     timers: BinaryHeap<Reverse<(Timestamp, u64, TimerId)>>,
     next_timer: u64,
+    /// The earliest alarm under way ([`World::wake_at`]).
+    alarm: Option<Timestamp>,
     mailbox_fd: RawFd,
     blobs: disk::BlobWriter,
     stop: Option<Result<(), String>>,
@@ -119,6 +125,7 @@ impl World {
             spare_sends: Vec::new(),
             timers: BinaryHeap::new(),
             next_timer: 0,
+            alarm: None,
             mailbox_fd: -1,
             blobs: disk::BlobWriter::new(blob_done),
             stop: None,
@@ -142,10 +149,13 @@ impl World {
         match operation {
             Operation::Accept(listener) => self.accepted(listener, user_data, result, flags),
             Operation::Connect { conn, .. } => self.connect_done(conn, result),
-            Operation::Receive(receive) => self.received(receive, result),
+            Operation::Receive(receive) => self.received(receive, result, flags),
             Operation::Send(send) => self.sent(send, result),
             Operation::Disk(op) => self.disk_done(op, result),
             Operation::Mailbox { .. } => self.watch_mailbox(self.mailbox_fd),
+            Operation::Alarm { at, .. } => {
+                self.alarm.take_if(|next| *next == at);
+            }
             Operation::Ignored => {}
         }
     }
@@ -174,8 +184,22 @@ impl World {
         }
     }
 
-    pub fn until_next_timer(&self) -> Option<Duration> {
-        self.timers.peek().map(|Reverse((at, _, _))| at.since(self.now()))
+    pub fn next_timer(&self) -> Option<Timestamp> {
+        self.timers.peek().map(|Reverse((at, _, _))| *at)
+    }
+
+    /// Sees to it that a wait ends by then. An alarm stays for all waits until it is due: a limit given with each wait
+    /// would have the kernel start and stop a timer for every one. A later alarm that an earlier one overtakes goes off
+    /// for nothing.
+    pub fn wake_at(&mut self, at: Timestamp) {
+        if self.alarm.is_some_and(|next| next <= at) {
+            return;
+        }
+        self.alarm = Some(at);
+        let wait = at.since(self.now());
+        let wait = Box::new(types::Timespec::new().sec(wait.as_secs()).nsec(wait.subsec_nanos()));
+        let entry = opcode::Timeout::new(&*wait).build();
+        self.submit(Operation::Alarm { at, _wait: wait }, entry);
     }
 
     pub fn take_stop(&mut self) -> Option<Result<(), String>> {
