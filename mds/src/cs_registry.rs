@@ -249,15 +249,17 @@ impl CsRegistry {
     }
 
     pub fn liveness(&self, cs: CsId, now: Timestamp, offline_after: Duration) -> Liveness {
-        let missing_since = match self.servers.get(&cs) {
-            Some(server) => server.missing_since,
-            None => Some(self.since),
-        };
-        match missing_since {
+        match self.away(cs, now) {
             None => Liveness::Active,
-            Some(since) if now.since(since) < offline_after => Liveness::Inactive,
+            Some(time) if time < offline_after => Liveness::Inactive,
             Some(_) => Liveness::Offline,
         }
+    }
+
+    /// How long not all its shards are there; `None` while it is active.
+    pub fn away(&self, cs: CsId, now: Timestamp) -> Option<Duration> {
+        let since = self.servers.get(&cs).map_or(Some(self.since), |server| server.missing_since);
+        since.map(|at| now.since(at))
     }
 
     /// A primary could not reach this CS.

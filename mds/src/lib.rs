@@ -4,11 +4,14 @@
 //! - [`node`]: the server around it, as a node for either driver;
 //! - `consensus`, `raft_log`, `log_file`, `transfer`, `net`: raft, its files and its lines;
 //! - `sessions`, `cs_registry`, `reads`, `sets`, `repair`: what only the master has, each for itself;
+//! - `chunk_state`, `explain`: in which state chunks are, and why, for administrators;
 //! - [`control`]: the identity card of a server's directory.
 
+mod chunk_state;
 mod consensus;
 pub mod control;
 mod cs_registry;
+mod explain;
 mod log_file;
 mod net;
 pub mod node;

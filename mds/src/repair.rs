@@ -136,6 +136,19 @@ impl World<'_> {
     }
 }
 
+/// How far the help for a chunk is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// Nothing is to be done, or nothing can be done now.
+    Idle,
+    /// It is looked at next, or waits for its turn to be copied.
+    Waiting,
+    /// A copy is being made or begun.
+    Copying,
+    /// No server can take the replica it lacks, or none better.
+    WithoutPlace,
+}
+
 #[derive(Debug, PartialEq)]
 pub enum Action {
     Propose(SetChange),
@@ -229,9 +242,14 @@ impl Repair {
         }
     }
 
-    /// Chunks being filled now.
-    pub fn filling(&self) -> usize {
-        self.fills.len()
+    /// How far the help for a chunk is.
+    pub fn stage(&self, chunk: ChunkId) -> Stage {
+        match () {
+            () if self.fills.contains_key(&chunk) || self.proposed.contains_key(&chunk) => Stage::Copying,
+            () if self.queue.contains(chunk) => Stage::Waiting,
+            () if self.homeless.contains(&chunk) => Stage::WithoutPlace,
+            () => Stage::Idle,
+        }
     }
 
     /// Chunks that wait for their copy or are copied, those left out that only move for balance.

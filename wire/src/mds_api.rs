@@ -301,7 +301,30 @@ pub enum MdsRequest {
     RemovalStat {
         cs: CsId,
     },
+    /// In which states the chunks of a file are.
+    FileChunks {
+        file: FileId,
+    },
+    /// Where something is, why it is there, what is wrong and what happens next.
+    Explain {
+        target: ExplainTarget,
+    },
 }
+
+/// What `explain` is asked about.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub enum ExplainTarget {
+    /// A regular file and its chunks from number `first` on, [`EXPLAINED_CHUNKS`] at most.
+    File {
+        path: String,
+        first: u32,
+    },
+    Chunk(ChunkId),
+    Cs(CsId),
+}
+
+/// Chunks in one answer about a file.
+pub const EXPLAINED_CHUNKS: usize = 256;
 
 #[derive(Clone, PartialEq, Debug, Archive, Serialize, Deserialize)]
 pub enum MdsReply {
@@ -364,6 +387,8 @@ pub enum MdsReply {
         entries: Vec<(String, String)>,
     },
     Removal(RemovalStat),
+    Chunks(ChunkCounts),
+    Explained(Box<Explanation>),
 }
 
 /// Where the removal of a chunk server stands.
@@ -498,7 +523,53 @@ pub struct ClientInfo {
     pub leases: u32,
 }
 
-/// How many chunks are in which state (the guide's words).
+/// The state of a chunk; docs/admin-guide/chunk-states.md says what each means.
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Debug,
+    PartialOrd,
+    Ord,
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum ChunkState {
+    /// As many replicas as wished for are in sync and there, in as many failure domains as can be.
+    Healthy,
+    /// A server is away for less than `mds.wd.offline_tout`: it is waited for.
+    Standby,
+    /// Fewer replicas than wished for, at least the minimum; or several in one failure domain.
+    Degraded,
+    /// Degraded, and a replica that is not used differs from the others.
+    Urgent,
+    /// Fewer than the minimum are in sync and there: writes wait, reads go on.
+    Blocked,
+    /// None is in sync and there: reads and writes wait.
+    Offline,
+}
+
+impl ChunkState {
+    /// The word in `stat` and `explain`.
+    pub fn name(self) -> &'static str {
+        match self {
+            ChunkState::Healthy => "healthy",
+            ChunkState::Standby => "standby",
+            ChunkState::Degraded => "degraded",
+            ChunkState::Urgent => "urgent",
+            ChunkState::Blocked => "blocked",
+            ChunkState::Offline => "offline",
+        }
+    }
+}
+
+/// How many chunks are in which state (the guide's words): each is in one of the states of [`ChunkState`]; what stands
+/// behind these is counted beside.
 #[derive(
     Clone,
     Copy,
@@ -520,13 +591,92 @@ pub struct ChunkCounts {
     pub urgent: u64,
     pub blocked: u64,
     pub offline: u64,
+    /// Blocked, and a copy that ends this waits or is made.
+    pub pending: u64,
+    /// A replica is being filled.
     pub replicating: u64,
+    /// More replicas than wished for.
     pub overcommitted: u64,
+    /// Replicas that servers have yet to delete.
     pub deleting: u64,
+    /// Placed and never written, as far as the servers have told.
     pub void: u64,
+    /// Only one replica is in sync.
     pub unique: u64,
     /// Not as their policy wishes: several replicas in one failure domain (these count as degraded), or on another tier.
     pub misplaced: u64,
+}
+
+/// One replica, as `explain` shows it.
+#[derive(
+    Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize,
+)]
+pub struct ReplicaStory {
+    pub cs: CsId,
+    /// Of the shard that holds it; unspecified while unknown.
+    pub addr: SocketAddr,
+    /// insync, learner, stale.
+    pub role: String,
+    pub server: CsStatus,
+    pub host: String,
+    /// In plain words.
+    pub says: String,
+}
+
+/// One chunk, as `explain` shows it; sentences in plain words.
+#[derive(
+    Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize,
+)]
+pub struct ChunkStory {
+    pub chunk: ChunkId,
+    /// Of its file; empty for one in the answer about a file.
+    pub path: String,
+    /// Position in the file, in chunks.
+    pub index: u32,
+    pub epoch: Epoch,
+    pub state: ChunkState,
+    /// pending, replicating, overcommitted, void, unique, misplaced.
+    pub also: Vec<String>,
+    pub primary: Option<CsId>,
+    pub replicas: Vec<ReplicaStory>,
+    /// Why it is where it is.
+    pub why: Vec<String>,
+    /// Empty when nothing is wrong.
+    pub wrong: Vec<String>,
+    pub next: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+pub struct FileStory {
+    pub path: String,
+    pub size: u64,
+    #[serde(rename = "chunk-size")]
+    pub chunk_bytes: u32,
+    pub policy: ReplicaPolicy,
+    /// Of the whole file.
+    pub states: ChunkCounts,
+    pub chunks: Vec<ChunkStory>,
+    /// Where to ask for the rest.
+    #[serde(skip)]
+    pub next_first: Option<u32>,
+}
+
+#[derive(Clone, PartialEq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+pub struct CsStory {
+    pub server: CsInfo,
+    /// Of the chunks with a replica there.
+    pub states: ChunkCounts,
+    pub why: Vec<String>,
+    pub wrong: Vec<String>,
+    pub next: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+#[serde(untagged)]
+pub enum Explanation {
+    File(FileStory),
+    Chunk(ChunkStory),
+    Cs(CsStory),
 }
 
 /// Copies of chunks that are made, to mend or to move them.

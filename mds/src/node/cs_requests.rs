@@ -183,6 +183,10 @@ impl Server {
 
     /// Chunks a shard holds. Those it should not hold are to be deleted.
     fn report(&mut self, conn: ConnId, head: Head, cs: CsId, chunks: &[ChunkReport], io: &mut dyn Io) {
+        if let Some(master) = &mut self.master {
+            let known = |r: &&ChunkReport| self.state.chunk(r.chunk).is_some();
+            chunks.iter().filter(known).for_each(|r| master.reported.add(r.chunk));
+        }
         let strays = self.state.strays(cs, chunks);
         if strays.is_empty() {
             return self.reply_cs(conn, head, &CsReply::Done, io);

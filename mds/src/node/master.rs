@@ -7,6 +7,7 @@
 //! a client repeats its request under the same id and gets the first answer.
 
 use super::server::Server;
+use crate::chunk_state::Reported;
 use crate::cs_registry::{CsRegistry, Registration};
 use crate::reads::Reads;
 use crate::repair::Repair;
@@ -94,6 +95,9 @@ pub struct Master {
     pub registry: CsRegistry,
     pub sets: SetQueue,
     pub repair: Repair,
+    pub reported: Reported,
+    /// Servers that were dropped since this mastership began.
+    pub dropped_at: BTreeMap<CsId, Timestamp>,
     pub parked: Vec<Parked>,
     early: Vec<(ConnId, Head, Request)>,
     pub slow_at: Timestamp,
@@ -115,6 +119,8 @@ impl Master {
             registry: CsRegistry::new(now),
             sets: SetQueue::default(),
             repair: Repair::default(),
+            reported: Reported::default(),
+            dropped_at: BTreeMap::new(),
             parked: Vec::new(),
             early: Vec::new(),
             slow_at: now,

@@ -4,7 +4,7 @@
 //! - [`server`]: one event after another; raft's batches carried out; the state applied;
 //! - [`master`]: what only the master knows; [`outcomes`], [`duties`]: what it does after each command and by the clock;
 //! - [`requests`], [`cs_requests`]: what clients and chunk servers ask;
-//! - [`members`]: the quorum's members; [`stat`]: what administrators see.
+//! - [`members`]: the quorum's members; [`stat`], [`explain`]: what administrators see.
 //!
 //! The way of a mutation: frame → `requests` → proposal → raft → journals of a majority → `server` applies it to
 //! the state → reply. Of a read: frame → `reads` → the quorum confirms the master → reply from the state.
@@ -12,6 +12,7 @@
 mod boot;
 mod cs_requests;
 mod duties;
+mod explain;
 mod master;
 mod members;
 mod outcomes;

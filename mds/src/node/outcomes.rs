@@ -128,7 +128,12 @@ impl Server {
                     master.sessions.ended(client);
                 }
             }
-            Effect::CsDropped { cs } => self.expel(cs, "the chunk server was removed from the cluster", io),
+            Effect::CsDropped { cs } => {
+                if let Some(master) = &mut self.master {
+                    master.dropped_at.insert(cs, io.now());
+                }
+                self.expel(cs, "the chunk server was removed from the cluster", io);
+            }
             Effect::PolicyChanged => {
                 if let Some(master) = &mut self.master {
                     master.repair.scan_anew();

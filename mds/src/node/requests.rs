@@ -147,9 +147,16 @@ impl Server {
                 failed(Status::StaleHandle, format!("session {client} has ended: open a new one"))
             }
             MdsRequest::StatFs => MdsReply::Fs(self.fs_stat()),
-            MdsRequest::ClusterStat | MdsRequest::ListServices => {
-                MdsReply::Stat(Box::new(self.cluster_stat(io)))
-            }
+            MdsRequest::ClusterStat => MdsReply::Stat(Box::new(self.cluster_stat(false, io.now()))),
+            MdsRequest::ListServices => MdsReply::Stat(Box::new(self.cluster_stat(true, io.now()))),
+            MdsRequest::FileChunks { file } => match self.file_chunks(*file, io.now()) {
+                Ok(counts) => MdsReply::Chunks(counts),
+                Err(refusal) => failed(refusal.status, refusal.detail),
+            },
+            MdsRequest::Explain { target } => match self.explain(target, io.now()) {
+                Ok(story) => MdsReply::Explained(Box::new(story)),
+                Err(refusal) => failed(refusal.status, refusal.detail),
+            },
             MdsRequest::RemovalStat { cs } => self.removal_stat(*cs),
             MdsRequest::Refresh { chunk, .. } => self.map_of(*chunk),
             request => match self.state.query(request) {

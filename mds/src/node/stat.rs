@@ -1,13 +1,18 @@
 //! What administrators see: space, services, chunks, the health of the cluster.
 
 use super::server::Server;
-use crate::placement::{CsView, Deviation};
+use crate::chunk_state::{Condition, Surroundings};
+use crate::repair::Stage;
 use crate::state::config;
 use crate::state::{ChunkView, Liveness};
-use shards::{Io, Timestamp};
+use shards::Timestamp;
 use std::collections::BTreeSet;
+use std::time::Duration;
 use wire::CsId;
-use wire::mds_api::{ClusterStat, CsInfo, FsStat, MdsInfo, ReplicaPolicy};
+use wire::mds_api::{ChunkCounts, ClusterStat, CsInfo, FsStat, MdsInfo};
+
+/// A server that was dropped is listed for so long (by one master).
+const SHOW_DROPPED: Duration = Duration::from_secs(600);
 
 impl Server {
     /// Healthy, degraded, failure or unknown, and the sentence for the event log.
@@ -26,7 +31,9 @@ impl Server {
         }
         let limit = self.state.config_number(config::MAX_OFFLINE_CS_HOSTS);
         let counts = format!("{active} active, {inactive} inactive, {offline} offline CS");
-        if self.master.as_ref().is_none_or(|m| m.registry.in_grace(now) && inactive > 0) {
+        if active + inactive + offline == 0 {
+            ("unknown", "The cluster has no chunk servers yet".to_string())
+        } else if self.master.as_ref().is_none_or(|m| m.registry.in_grace(now) && inactive > 0) {
             ("unknown", format!("The cluster's health is not known yet: {counts}"))
         } else if limit > 0 && offline_hosts.len() as u64 > limit {
             ("failure", format!("The cluster failed with {counts} (mds.wd.max_offline_cs_hosts={limit})"))
@@ -37,14 +44,17 @@ impl Server {
         }
     }
 
-    fn servers(&self, now: Timestamp) -> Vec<CsInfo> {
+    /// Chunk servers: all that were ever made, or without those dropped long ago.
+    pub(super) fn servers(&self, all: bool, now: Timestamp) -> Vec<CsInfo> {
         let Some(master) = &self.master else { return Vec::new() };
-        self.state
-            .cs_list()
-            .map(|(cs, record)| {
-                master.registry.info(cs, record, self.liveness(cs, now), self.state.replica_count(cs))
-            })
-            .collect()
+        let is_news = |cs: &CsId| master.dropped_at.get(cs).is_some_and(|at| now.since(*at) < SHOW_DROPPED);
+        let shown = self.state.cs_list().filter(|(cs, r)| all || !r.dropped || is_news(cs));
+        shown.filter_map(|(cs, _)| self.server_info(cs, now)).collect()
+    }
+
+    pub(super) fn server_info(&self, cs: CsId, now: Timestamp) -> Option<CsInfo> {
+        let (master, record) = (self.master.as_ref()?, self.state.cs(cs)?);
+        Some(master.registry.info(cs, record, self.liveness(cs, now), self.state.replica_count(cs)))
     }
 
     pub(super) fn fs_stat(&self) -> FsStat {
@@ -65,27 +75,44 @@ impl Server {
         }
     }
 
-    pub(super) fn cluster_stat(&self, io: &mut dyn Io) -> ClusterStat {
-        let now = io.now();
-        let live = |cs: CsId| self.liveness(cs, now);
-        let servers = self.cs_views();
-        let deviation = |view: &ChunkView, policy: &ReplicaPolicy| {
-            let set: Vec<&CsView> = view.in_sync().filter_map(|cs| servers.get(&cs)).collect();
-            Deviation::of(&set, policy)
-        };
-        let mut chunks = self.state.chunk_counts(&live, &deviation);
-        if let Some(master) = &self.master {
-            chunks.replicating = master.repair.filling() as u64;
-        }
+    /// Runs `of` with what is known of the servers and of repair now.
+    pub(super) fn with_surroundings<T>(&self, now: Timestamp, of: impl FnOnce(&Surroundings<'_>) -> T) -> T {
+        let master = self.master.as_ref();
+        of(&Surroundings {
+            servers: &self.cs_views(),
+            live: &|cs| self.liveness(cs, now),
+            stage: &|chunk| master.map_or(Stage::Idle, |m| m.repair.stage(chunk)),
+            was_reported: &|chunk| master.is_some_and(|m| m.reported.contains(chunk)),
+        })
+    }
+
+    fn chunk_counts(&self, now: Timestamp) -> ChunkCounts {
+        let counts = self.count(self.state.all_chunks(), now);
+        ChunkCounts { deleting: self.state.deleting(), ..counts }
+    }
+
+    /// In which states chunks are.
+    pub(super) fn count(&self, chunks: impl Iterator<Item = ChunkView>, now: Timestamp) -> ChunkCounts {
+        let mut counts = ChunkCounts::default();
+        self.with_surroundings(now, |around| {
+            for view in chunks {
+                Condition::of(&view, &self.state.policy_of(&view), around).count_in(&mut counts);
+            }
+        });
+        counts
+    }
+
+    /// With `all_servers` those dropped long ago are listed too.
+    pub(super) fn cluster_stat(&self, all_servers: bool, now: Timestamp) -> ClusterStat {
         ClusterStat {
             cluster: self.config.control.cluster.clone(),
             status: self.cluster_health(now).0.to_string(),
             fs: self.fs_stat(),
             default_policy: self.state.root_policy(),
             mds: self.mds_infos(now),
-            cs: self.servers(now),
+            cs: self.servers(all_servers, now),
             clients: self.state.clients(),
-            chunks,
+            chunks: self.chunk_counts(now),
             repair: self.master.as_ref().map(|m| m.repair.stat(now)).unwrap_or_default(),
             epoch_uptime_ms: now.since(self.started_at).as_millis() as u64,
             license: "none".to_string(),

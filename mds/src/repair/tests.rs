@@ -450,14 +450,14 @@ fn lost_learners_free_their_slots() {
     b.disconnect(cs[3]);
     b.limits = Limits { from_shard: 4, to_server: 16, moves: 1 };
     b.fill_turns = 1000;
-    b.run_until(100, |b| b.repair.filling() == 4);
+    b.run_until(100, |b| b.repair.stat(b.now).copying == 4);
     // It dies with all slots taken; another one comes.
     b.disconnect(cs[2]);
     b.fill_turns = 2;
     for _ in 0..20 {
         b.turn();
     }
-    assert_eq!(b.repair.filling(), 0);
+    assert_eq!(b.repair.stat(b.now).copying, 0);
     b.connect(cs[3]);
     b.run_until(1000, Bench::is_whole);
     assert_eq!(b.copies_to[&cs[3]], 30);
@@ -508,7 +508,7 @@ fn a_server_that_returns_cancels_the_copies_in_its_place() {
     b.limits = Limits { from_shard: 2, to_server: 2, moves: 1 };
     b.fill_turns = 10;
     b.disconnect(cs[2]);
-    b.run_until(10_000, |b| b.copies() >= 10 && b.repair.filling() > 0);
+    b.run_until(10_000, |b| b.copies() >= 10 && b.repair.stat(b.now).copying > 0);
     let elsewhere = b.copies();
     assert!(elsewhere < 50);
     b.connect(cs[2]);

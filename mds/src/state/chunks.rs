@@ -3,11 +3,10 @@
 use super::answer::{ChunkView, Effect, Refusal, SetOutcome, SetResult, refuse};
 use super::data::{Body, ChunkRecord};
 use super::{Liveness, Placement, RepairStep, SetAction, SetChange, State};
-use crate::placement::Deviation;
 use shards::sabotage::{Sabotage, on};
 use std::collections::BTreeMap;
 use wire::data::MAX_REPLICAS;
-use wire::mds_api::{ChunkCounts, ReplicaPolicy};
+use wire::mds_api::ReplicaPolicy;
 use wire::{ChunkId, ClientId, CsId, Epoch, FileId, LeaseId, Role, Status};
 
 const ORDER: [Role; 3] = [Role::InSync, Role::Learner, Role::Stale];
@@ -304,38 +303,26 @@ impl State {
         None
     }
 
-    /// `deviation` says how far the in-sync replicas of a chunk are from its policy.
-    pub fn chunk_counts(
-        &self,
-        live: &dyn Fn(CsId) -> Liveness,
-        deviation: &dyn Fn(&ChunkView, &ReplicaPolicy) -> Deviation,
-    ) -> ChunkCounts {
-        let mut counts = ChunkCounts { total: self.data.chunks.len() as u64, ..ChunkCounts::default() };
-        counts.deleting = self.data.pending_deletes.values().map(|d| d.len() as u64).sum();
-        for (chunk, record) in &self.data.chunks {
-            let view = self.view(*chunk, record);
-            let (normal, minimum) = (usize::from(view.normal_replicas), usize::from(view.min_replicas));
-            let in_sync = view.in_sync().count();
-            let active = view.in_sync().filter(|cs| live(*cs) == Liveness::Active).count();
-            let learners = view.with_role(Role::Learner).count();
-            let stale = view.with_role(Role::Stale).count();
-            counts.replicating += u64::from(learners > 0);
-            counts.overcommitted += u64::from(in_sync > normal);
-            let policy = self.policy(view.file).unwrap_or(super::DEFAULT_POLICY);
-            let deviation = deviation(&view, &policy);
-            counts.misplaced += u64::from(deviation.breaks_policy());
-            counts.unique += u64::from(in_sync == 1 && normal > 1);
-            match () {
-                () if active == 0 => counts.offline += 1,
-                // One failure may take several of them.
-                () if active >= normal && deviation.shared > 0 => counts.degraded += 1,
-                () if active >= normal => counts.healthy += 1,
-                () if in_sync < minimum => counts.blocked += 1,
-                () if in_sync >= normal => counts.standby += 1,
-                () if stale > 0 => counts.urgent += 1,
-                () => counts.degraded += 1,
-            }
-        }
-        counts
+    /// Chunks of a file, in its order.
+    pub fn chunks_of(&self, file: FileId) -> Box<dyn Iterator<Item = ChunkView> + '_> {
+        let chunks = self.data.inodes.get(&file).and_then(|inode| match &inode.body {
+            Body::File { chunks, .. } => Some(chunks),
+            _ => None,
+        });
+        Box::new(chunks.into_iter().flat_map(|c| c.values()).filter_map(|c| self.chunk(*c)))
+    }
+
+    pub fn all_chunks(&self) -> impl Iterator<Item = ChunkView> + '_ {
+        self.data.chunks.iter().map(|(chunk, record)| self.view(*chunk, record))
+    }
+
+    /// Policy of the file of a chunk.
+    pub fn policy_of(&self, view: &ChunkView) -> ReplicaPolicy {
+        self.policy(view.file).unwrap_or(super::DEFAULT_POLICY)
+    }
+
+    /// Replicas that servers have yet to delete.
+    pub fn deleting(&self) -> u64 {
+        self.data.pending_deletes.values().map(|d| d.len() as u64).sum()
     }
 }

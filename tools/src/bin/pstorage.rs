@@ -2,7 +2,7 @@
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use pstorage_tools::commands::{
-    advise, attributes, auth, check, check_flush, configure, discover, local, make, remove, stat,
+    advise, attributes, auth, check, check_flush, configure, discover, explain, local, make, remove, stat,
 };
 use pstorage_tools::{Context, Outcome, parse_replicas};
 use shards::text::parse_size;
@@ -246,8 +246,12 @@ enum Command {
     },
     /// Tests whether a drive or RAID controller loses flushed data when its power is cut (also pstorage-hwflush-check).
     CheckFlush(check_flush::Arguments),
-    /// Shows where the chunks of a file lie (path inside the cluster).
-    Explain { path: String },
+    /// Tells where something is, why it is there, what is wrong and what happens next: a file (path inside the cluster), a
+    /// chunk (its number) or a chunk server (such as CS#3).
+    Explain {
+        #[arg(value_name = "FILE|CHUNK|CS")]
+        what: String,
+    },
     /// Sets attributes of a file or directory (path inside the cluster): replicas, tier, failure-domain, chunk-size.
     SetAttr {
         #[arg(short = 'R', long)]
@@ -385,7 +389,7 @@ fn run(context: &Context, command: Command) -> Outcome {
         Command::GetEvent { follow } => stat::get_event(context, follow),
         Command::Check { repair } => check::check(context, repair),
         Command::CheckFlush(arguments) => check_flush::check_flush(&arguments, context.json).map(|_| ()),
-        Command::Explain { path } => stat::explain(context, &path),
+        Command::Explain { what } => explain::explain(context, &what),
         Command::SetAttr { recursive, path, assignments, .. } => {
             attributes::set_attr(context, &path, &assignments, recursive)
         }

@@ -1,8 +1,9 @@
 //! `set-attr`, `get-attr`, `get-config`, `set-config`, `revoke`. Paths are those inside the cluster.
 
+use super::explain::states;
 use super::stat::resolve;
 use crate::{Context, Outcome};
-use wire::mds_api::{MdsReply, MdsRequest};
+use wire::mds_api::{FileKind, MdsReply, MdsRequest};
 
 pub fn set_attr(context: &Context, path: &str, assignments: &[String], recursive: bool) -> Outcome {
     let mut link = context.link()?;
@@ -16,18 +17,33 @@ pub fn set_attr(context: &Context, path: &str, assignments: &[String], recursive
 }
 
 pub fn get_attr(context: &Context, path: &str) -> Outcome {
-    let a = resolve(&mut context.link()?, path)?;
+    let mut link = context.link()?;
+    let a = resolve(&mut link, path)?;
+    let chunks = match a.kind {
+        FileKind::File => match link.ask(&MdsRequest::FileChunks { file: a.file })? {
+            MdsReply::Chunks(counts) => Some(counts),
+            _ => return Err("unexpected answer of the metadata server".into()),
+        },
+        _ => None,
+    };
     let domain = format!("{:?}", a.replicas.domain).to_lowercase();
     if context.json {
-        crate::print_json(&serde_json::json!({
+        let mut attributes = serde_json::json!({
             "path": path, "replicas": format!("{}:{}", a.replicas.normal, a.replicas.minimum),
             "tier": a.replicas.tier, "failure-domain": domain, "chunk-size": a.chunk_bytes,
-        }))?;
+        });
+        if let Some(counts) = chunks {
+            attributes["chunks"] = serde_json::to_value(counts).map_err(|e| e.to_string())?;
+        }
+        crate::print_json(&attributes)?;
     } else {
         println!("replicas={}:{}", a.replicas.normal, a.replicas.minimum);
         println!("failure-domain={domain}");
         println!("tier={}", a.replicas.tier);
         println!("chunk-size={}", a.chunk_bytes);
+        if let Some(counts) = chunks {
+            println!("chunks={} ({})", counts.total, states(&counts));
+        }
     }
     Ok(())
 }

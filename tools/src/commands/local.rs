@@ -4,7 +4,7 @@
 //! - nothing is written outside DIR, and no port is fixed: ports are chosen free when the cluster is made;
 //! - a process is only ever signalled after its command line was seen to name its directory below DIR.
 
-use super::{make, stat};
+use super::{explain, make, stat};
 use crate::{Context, Outcome};
 use indicatif::{ProgressBar, ProgressStyle};
 use mds::control::{MdsControl, MdsPeer, new_uuid};
@@ -204,7 +204,7 @@ impl Cluster {
 
     /// The state of the cluster now, without waiting for one that does not answer.
     fn stat(&self) -> Outcome<wire::mds_api::ClusterStat> {
-        match self.context.link()?.hasty().ask(&MdsRequest::ClusterStat)? {
+        match self.context.link()?.hasty().ask(&MdsRequest::ListServices)? {
             MdsReply::Stat(stat) => Ok(*stat),
             _ => Err("unexpected answer of the metadata server".into()),
         }
@@ -526,7 +526,7 @@ pub fn demo(dir: &Path, shape: &Shape, image: Option<&Path>) -> Outcome {
         return Err("what was read is not what was stored".into());
     }
     println!("  checksums are equal\n\nWhere its chunks lie:");
-    stat::explain(&c.context, &format!("/{name}"))?;
+    explain::explain(&c.context, &format!("/{name}"))?;
     let d = c.dir.display();
     println!(
         "\nGo on:    use {}; look with\n          pstorage -c {CLUSTER} --etc {d}/etc stat\n          pstorage -c {CLUSTER} --etc {d}/etc check\nStop:     pstorage local down {d}      (start again: pstorage local up {d})",

@@ -7,6 +7,7 @@ pub mod check;
 pub mod check_flush;
 pub mod configure;
 pub mod discover;
+pub mod explain;
 pub mod local;
 pub mod make;
 pub mod remove;

@@ -1,10 +1,10 @@
-//! `stat`, `get-event`, `explain`: what the cluster says of itself.
+//! `stat`, `get-event`: what the cluster says of itself.
 
 use crate::{Context, Outcome};
 use comfy_table::{Table, presets};
 use shards::text::Civil;
-use wire::mds_api::{ChunkMap, CsInfo, CsStatus, FileAttr, FileKind, MdsReply, MdsRequest, Severity};
-use wire::{ChunkId, Replica};
+use wire::ChunkId;
+use wire::mds_api::{ChunkCounts, CsInfo, CsStatus, FileAttr, MdsReply, MdsRequest, Severity};
 
 pub fn table(heads: &[&str]) -> Table {
     let mut table = Table::new();
@@ -50,21 +50,7 @@ pub fn stat(context: &Context) -> Outcome {
     );
     println!("License: {}", s.license);
     println!("Replication: {} norm, {} limit", s.default_policy.normal, s.default_policy.minimum);
-    let c = &s.chunks;
-    let share = |n: u64| if c.total == 0 { 100.0 } else { 100.0 * n as f64 / c.total as f64 };
-    println!(
-        "Chunks: {} total, {:.2}% healthy, {} standby, {} degraded, {} urgent, {} blocked, {} offline, {} replicating, {} deleting{}",
-        c.total,
-        share(c.healthy),
-        c.standby,
-        c.degraded,
-        c.urgent,
-        c.blocked,
-        c.offline,
-        c.replicating,
-        c.deleting,
-        if c.misplaced > 0 { format!(", {} misplaced (policy not met)", c.misplaced) } else { String::new() }
-    );
+    println!("{}", chunks_line(&s.chunks));
     let r = &s.repair;
     if r.waiting + r.copying + r.without_place > 0 {
         let left = r.seconds_left.map_or("-".into(), |s| format!("{s} s"));
@@ -134,6 +120,39 @@ pub fn stat(context: &Context) -> Outcome {
         println!("\n{t}");
     }
     Ok(())
+}
+
+/// The states of all chunks, as the guide shows them.
+fn chunks_line(c: &ChunkCounts) -> String {
+    let verdict = match () {
+        () if c.offline + c.blocked > 0 => "ERROR",
+        () if c.healthy < c.total => "WARNING",
+        () => "OK",
+    };
+    let share = |n: u64| if c.total == 0 { 0.0 } else { 100.0 * n as f64 / c.total as f64 };
+    let states = [
+        (c.healthy, "healthy"),
+        (c.standby, "standby"),
+        (c.degraded, "degraded"),
+        (c.urgent, "urgent"),
+        (c.blocked, "blocked"),
+        (c.pending, "pending"),
+        (c.offline, "offline"),
+    ]
+    .map(|(n, word)| format!("{n} ({:.2}%) {word}", share(n)));
+    let mut line = format!(
+        "Chunks: [{verdict}] {}, {} replicating, {} overcommitted, {} deleting, {} void, {} unique",
+        states.join(", "),
+        c.replicating,
+        c.overcommitted,
+        c.deleting,
+        c.void,
+        c.unique
+    );
+    if c.misplaced > 0 {
+        line += &format!(", {} misplaced (policy not met)", c.misplaced);
+    }
+    line
 }
 
 /// The read caches of chunk servers that have one.
@@ -206,71 +225,6 @@ pub fn resolve(link: &mut crate::mds_link::MdsLink, path: &str) -> Outcome<FileA
     }
 }
 
-/// Where the chunks of a file lie. `path` is one inside the cluster.
-pub fn explain(context: &Context, path: &str) -> Outcome {
-    let mut link = context.link()?;
-    let attr = resolve(&mut link, path)?;
-    if attr.kind != FileKind::File {
-        return Err(format!("{path} is not a regular file: only those have chunks"));
-    }
-    let count = attr.size_bytes.div_ceil(u64::from(attr.chunk_bytes)) as u32;
-    let mut maps: Vec<ChunkMap> = Vec::new();
-    for first in (0..count.max(1)).step_by(1000) {
-        let MdsReply::Maps { chunks } = link.ask(&MdsRequest::Map { file: attr.file, first, count: 1000 })?
-        else {
-            return Err("unexpected answer of the metadata server".into());
-        };
-        maps.extend(chunks);
-    }
-    if context.json {
-        return crate::print_json(&serde_json::json!({
-            "path": path, "size": attr.size_bytes, "chunk-size": attr.chunk_bytes,
-            "replicas": format!("{}:{}", attr.replicas.normal, attr.replicas.minimum),
-            "chunks": maps.iter().map(chunk_json).collect::<Vec<_>>(),
-        }));
-    }
-    let mut t = table(&["INDEX", "CHUNK", "EPOCH", "PRIMARY", "REPLICAS"]);
-    for m in &maps {
-        let primary = m.grant.primary().map_or("none".into(), |p| format!("CS#{}", p.cs));
-        let replicas: Vec<String> =
-            m.grant.replicas.iter().map(|r| format!("CS#{} {} {}", r.cs, r.addr, role(r))).collect();
-        t.add_row([
-            m.index.to_string(),
-            m.chunk.to_string(),
-            m.epoch.to_string(),
-            primary,
-            replicas.join(", "),
-        ]);
-    }
-    let seen = maps.len();
-    println!(
-        "{path}: {} in {seen} chunks of {}, replicas {}:{}",
-        human(attr.size_bytes),
-        human(attr.chunk_bytes.into()),
-        attr.replicas.normal,
-        attr.replicas.minimum
-    );
-    println!("{t}");
-    Ok(())
-}
-
-fn role(replica: &Replica) -> String {
-    format!("{:?}", replica.role).to_lowercase()
-}
-
-fn chunk_json(m: &ChunkMap) -> serde_json::Value {
-    let replicas: Vec<_> = m
-        .grant
-        .replicas
-        .iter()
-        .map(|r| serde_json::json!({"cs": r.cs, "addr": r.addr.to_string(), "role": role(r)}))
-        .collect();
-    serde_json::json!({
-        "index": m.index, "chunk": m.chunk, "epoch": m.epoch,
-        "primary": m.grant.primary().map(|p| p.cs), "replicas": replicas,
-    })
-}
-
 /// All chunks of the cluster, page by page.
 pub fn all_chunks(link: &mut crate::mds_link::MdsLink) -> Outcome<Vec<wire::mds_api::ChunkMap>> {
     let (mut all, mut after) = (Vec::new(), ChunkId(0));
@@ -291,5 +245,23 @@ mod tests {
         assert_eq!(super::time(1_349_184_606_233), "02-10-12 13:30:06.233");
         assert_eq!(super::human(512), "512B");
         assert_eq!(super::human(3 << 30), "3.0GB");
+    }
+
+    #[test]
+    fn the_line_of_chunks_says_how_bad_it_is() {
+        let line = |healthy, degraded, blocked| {
+            let total = healthy + degraded + blocked;
+            super::chunks_line(&super::ChunkCounts {
+                total,
+                healthy,
+                degraded,
+                blocked,
+                ..Default::default()
+            })
+        };
+        assert!(line(4, 0, 0).starts_with("Chunks: [OK] 4 (100.00%) healthy, 0 (0.00%) standby, "));
+        assert!(line(3, 1, 0).starts_with("Chunks: [WARNING] 3 (75.00%) healthy"));
+        assert!(line(3, 0, 1).starts_with("Chunks: [ERROR]"));
+        assert!(line(0, 0, 0).starts_with("Chunks: [OK] 0 (0.00%) healthy"));
     }
 }
