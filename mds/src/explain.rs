@@ -74,7 +74,7 @@ impl Teller<'_> {
             also: condition.also(),
             primary: view.primary(),
             replicas: view.replicas.iter().map(|(cs, role)| self.replica(view, *cs, *role)).collect(),
-            why: self.why(view, policy, &condition, &path),
+            why: if path.is_empty() { Vec::new() } else { self.why(view, policy, &condition, &path) },
             wrong: self.wrong(view, policy, &condition),
             next: self.next(view, policy, &condition),
             path,
@@ -116,10 +116,7 @@ impl Teller<'_> {
     }
 
     fn why(&self, view: &ChunkView, policy: &ReplicaPolicy, c: &Condition, path: &str) -> Vec<String> {
-        let mut why = Vec::new();
-        if !path.is_empty() {
-            why.push(format!("It is chunk {} of {path}.", view.index));
-        }
+        let mut why = vec![format!("It is chunk {} of {path}.", view.index)];
         why.push(format!(
             "Its file wishes for {}, at least {} for writes, each in another failure domain ({}), on tier {}.",
             count(policy.normal.into(), "replica"),

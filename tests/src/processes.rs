@@ -4,8 +4,9 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Once;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// The directory with all programs, built in the profile of this test.
@@ -62,6 +63,14 @@ pub fn run(program: &str, args: &[&str]) -> Ended {
     run_command(Command::new(programs().join(program)).args(args))
 }
 
+fn read_all(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        pipe.read_to_end(&mut bytes).expect("a pipe can be read");
+        bytes
+    })
+}
+
 pub fn run_command(command: &mut Command) -> Ended {
     let began = Instant::now();
     let shown = format!("{command:?}");
@@ -73,6 +82,9 @@ pub fn run_command(command: &mut Command) -> Ended {
         .env_remove("PSTORAGE_ETC")
         .spawn()
         .unwrap_or_else(|e| panic!("{shown}: {e}"));
+    // Read while it runs: a pipe that is full would stop it.
+    let stdout = read_all(child.stdout.take().expect("a pipe"));
+    let stderr = read_all(child.stderr.take().expect("a pipe"));
     while child.try_wait().expect("it can be waited for").is_none() {
         if began.elapsed() > Duration::from_secs(60) {
             let _ = child.kill();
@@ -81,7 +93,8 @@ pub fn run_command(command: &mut Command) -> Ended {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    let Output { status, stdout, stderr } = child.wait_with_output().expect("its output can be read");
+    let status = child.wait().expect("it has ended");
+    let [stdout, stderr] = [stdout, stderr].map(|reader| reader.join().expect("its output can be read"));
     let text = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
     Ended { code: status.code().unwrap_or(-1), text, took: began.elapsed() }
 }

@@ -42,7 +42,10 @@ fn states_and_stories_follow_what_happens_to_the_servers() {
     assert!(text_of(&told["wrong"]).contains(&away), "{told:#}");
     assert!(text_of(&told["next"]).contains("mds.wd.offline_tout"), "{told:#}");
     let server = c.json(&["explain", &away]);
-    assert_eq!((&server["server"]["status"], &server["states"]["standby"]), (&"inactive".into(), &total.into()));
+    assert_eq!(
+        (&server["server"]["status"], &server["states"]["standby"]),
+        (&"inactive".into(), &total.into())
+    );
 
     // Two away: fewer than the minimum.
     c.kill(&format!("cs{}", others[1]));

@@ -639,7 +639,7 @@ pub struct ChunkStory {
     pub also: Vec<String>,
     pub primary: Option<CsId>,
     pub replicas: Vec<ReplicaStory>,
-    /// Why it is where it is.
+    /// Why it is where it is; empty for one in the answer about a file.
     pub why: Vec<String>,
     /// Empty when nothing is wrong.
     pub wrong: Vec<String>,

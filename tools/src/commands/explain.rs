@@ -144,7 +144,9 @@ fn print_server(s: &CsStory) {
 }
 
 fn print_parts(why: &[String], wrong: &[String], next: &[String]) {
-    println!("  Why: {}", why.join("\n       "));
+    if !why.is_empty() {
+        println!("  Why: {}", why.join("\n       "));
+    }
     match wrong {
         [] => println!("  Nothing is wrong."),
         wrong => println!("  Wrong: {}", wrong.join("\n         ")),
