@@ -191,6 +191,10 @@ impl Teller<'_> {
         let learners: Vec<CsId> = view.with_role(Role::Learner).collect();
         let lacks = c.usable < usize::from(policy.normal) || c.deviation != Default::default();
         match (self.around.stage)(view.chunk) {
+            // Whatever is planned needs one of them.
+            _ if c.state == ChunkState::Offline => {
+                next.push(format!("Start the server of {}; nothing else can help.", list(&away)));
+            }
             Stage::Copying if !learners.is_empty() => {
                 let by = view.primary().map_or_else(String::new, |p| format!(" by CS#{p}"));
                 next.push(format!("{} being filled{by}, and in sync when that is done.", are(&learners)));
@@ -206,9 +210,6 @@ impl Teller<'_> {
                     .into(),
             ),
             Stage::Idle if !learners.is_empty() => next.push(format!("{} to be filled.", are(&learners))),
-            Stage::Idle if c.state == ChunkState::Offline => {
-                next.push(format!("Start the server of {}; nothing else can help.", list(&away)));
-            }
             Stage::Idle if lacks && !self.may_place => next.push(
                 "Too many hosts are offline (mds.wd.max_offline_cs_hosts): nothing is copied to other servers until \
                  some are back or the limit is raised."
