@@ -545,7 +545,7 @@ fn a_chunk_below_its_minimum_waits_for_nobody_to_return() {
     b.fill_turns = 1000;
     let other = b.views()[0].in_sync().last().unwrap();
     lose(&mut b, other);
-    assert_eq!(b.repair.filling(), 1);
+    assert_eq!(b.repair.stat(b.now).copying, 1);
     b.fill_turns = 3;
     b.connect(other);
     b.run_until(50, |b| b.views()[0].in_sync().count() == 2);
