@@ -44,6 +44,8 @@ pub mod flags {
     pub const DEEP: u16 = 8;
     /// The frame asks for no reply.
     pub const ONE_WAY: u16 = 16;
+    /// Stored, of a Forward with FILL: clients work at this shard, so the next ones should come slowly.
+    pub const CLIENTS_WORK: u16 = 32;
 }
 
 macro_rules! kinds {

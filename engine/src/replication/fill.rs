@@ -99,11 +99,14 @@ impl Replication {
 
     pub(super) fn fill_more(&mut self, chunk: ChunkId, store: &mut Store, io: &mut dyn Io) {
         loop {
-            let Some(primary) = self.chunks.get_mut(&chunk).and_then(|k| k.primary.as_mut()) else { return };
+            let Some(known) = self.chunks.get_mut(&chunk) else { return };
+            // Writes wait for a replica more.
+            let urgent = known.lacks_minimum();
+            let Some(primary) = known.primary.as_mut() else { return };
             if !primary.is_active() || primary.learners.is_empty() {
                 return;
             }
-            let filling = primary.flights.values().filter(|f| f.fill).count();
+            let filling = primary.flights.values().filter(|f| f.fill.is_some()).count();
             let Some(next) = primary.to_fill.last() else {
                 return if filling == 0 {
                     self.filled(chunk)
@@ -113,11 +116,11 @@ impl Replication {
             if filling >= COPIES_AT_ONCE || (blocked && !on(Sabotage::FillWithoutLock)) {
                 return;
             }
-            if !self.pace.may_copy() {
-                self.held_back.insert(chunk); // until the next tick
+            if !self.pace.may_copy(urgent, io.now()) {
+                self.held_back.insert(chunk);
                 return;
             }
-            self.pace.copied(next.blocks.len() as u64 * BLOCK_BYTES as u64);
+            self.pace.copied(next.blocks.len() as u64 * BLOCK_BYTES as u64, io.now());
             let Fill { blocks, to } = primary.to_fill.pop().expect("just seen");
             self.start_copy(chunk, blocks, std::iter::once(to).collect(), true, store, io);
         }

@@ -22,7 +22,8 @@ pub(super) struct Flight {
     pub failed: Option<Status>,
     /// For copies: to whom, once our bytes are read.
     pub targets: Peers,
-    pub fill: bool,
+    /// Of a copy for a learner: when it began.
+    pub fill: Option<Timestamp>,
     /// Of a client's write: when it began, and how long those took that have it.
     pub times: Option<(Timestamp, Times)>,
 }

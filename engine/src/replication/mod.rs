@@ -107,6 +107,13 @@ struct Known {
     listed: bool,
 }
 
+impl Known {
+    /// Writes wait.
+    fn lacks_minimum(&self) -> bool {
+        self.grant.in_sync().count() < usize::from(self.grant.min_replicas)
+    }
+}
+
 pub struct Replication {
     me: CsId,
     chunks: BTreeMap<ChunkId, Known>,
@@ -504,7 +511,11 @@ impl Replication {
                     self.give_up_own_copy(head.chunk, error, store);
                 }
                 let status = result.map_or_else(|e| status_of(&e), |_| Status::Ok);
-                self.reply(conn, &head, Kind::Stored, status);
+                let mut reply = head.reply(Kind::Stored, status);
+                if head.has(wire::flags::FILL) && self.pace.clients_work_here(io.now()) {
+                    reply.flags |= wire::flags::CLIENTS_WORK;
+                }
+                self.actions.push(Action::Reply(conn, Frame::bare(reply)));
             }
             Purpose::Prepare { conn, head } => match result {
                 Ok(_) => self.prepared.push((conn, head)),
@@ -599,9 +610,9 @@ impl Replication {
         for chunk in waiting {
             self.lost_member(chunk, peer, why);
         }
-        // Chunks without work in flight must not believe the peer has what was sent to it.
+        // Chunks without work in flight must not believe the peer has what was sent to it. To stale replicas nothing is.
         for known in self.chunks.values_mut() {
-            let member = known.grant.replicas.iter().any(|r| r.addr == peer);
+            let member = secondaries(&known.grant, self.me).any(|r| r.addr == peer);
             if let Some(primary) = known.primary.as_mut().filter(|_| member) {
                 primary.needs_activation();
             }
@@ -613,7 +624,7 @@ impl Replication {
         self.down.remove(&peer);
         let again: Vec<ChunkId> = self
             .busy_primaries()
-            .filter(|(_, k, _)| k.grant.replicas.iter().any(|r| r.addr == peer))
+            .filter(|(_, k, _)| secondaries(&k.grant, self.me).any(|r| r.addr == peer))
             .filter(|(_, _, p)| p.load() > 0 && !p.is_active())
             .map(|(c, ..)| c)
             .collect();
@@ -626,15 +637,12 @@ impl Replication {
     /// Peers that must be connected for work that waits.
     pub fn wanted_peers(&self) -> BTreeSet<SocketAddr> {
         let working = self.busy_primaries().filter(|(_, _, p)| p.load() > 0);
-        working.flat_map(|(_, k, _)| &k.grant.replicas).filter(|r| r.cs != self.me).map(|r| r.addr).collect()
+        working.flat_map(|(_, k, _)| secondaries(&k.grant, self.me)).map(|r| r.addr).collect()
     }
 
     /// About every 20 ms: tells secondaries watermarks, reminds of stuck chunks.
     pub fn on_tick(&mut self, now: Timestamp, store: &mut Store, io: &mut dyn Io) {
         self.pace.fill(now);
-        for chunk in std::mem::take(&mut self.held_back) {
-            self.pump(chunk, store, io);
-        }
         self.send_commit_notes();
         self.review_stuck(now, store, io);
         self.watch_slow(now);
@@ -645,6 +653,10 @@ impl Replication {
     /// What may have become possible by any event.
     fn after(&mut self, store: &mut Store, io: &mut dyn Io) {
         self.answer_prepares(store);
+        while !self.held_back.is_empty() && self.pace.may_copy(false, io.now()) {
+            let chunk = self.held_back.pop_first().expect("just seen");
+            self.pump(chunk, store, io);
+        }
         for chunk in self.preparing.iter().copied().collect::<Vec<_>>() {
             let waits =
                 self.chunks.get(&chunk).and_then(|k| k.primary.as_ref()).is_some_and(Primary::is_preparing);

@@ -178,6 +178,7 @@ impl Primary {
 impl Replication {
     pub(super) fn on_client(&mut self, conn: ConnId, frame: Frame, store: &mut Store, io: &mut dyn Io) {
         let head = frame.head;
+        self.pace.client_works_here(io.now());
         let done = done_kind(head.kind);
         let meta = match DataMeta::decode(&frame.meta) {
             Ok(meta) => meta,
@@ -389,7 +390,7 @@ impl Replication {
             waiting: targets.iter().copied().collect(),
             failed: None,
             targets: Peers::new(),
-            fill: false,
+            fill: None,
             times: None,
         };
         primary.flights.insert(sequence, flight);
@@ -472,7 +473,7 @@ impl Replication {
             waiting: Peers::new(),
             failed: None,
             targets,
-            fill,
+            fill: fill.then(|| io.now()),
             times: None,
         };
         primary.flights.insert(sequence, flight);
@@ -505,8 +506,8 @@ impl Replication {
         head.chunk = chunk;
         head.epoch = epoch;
         head.offset_bytes = flight.blocks.start * BLOCK;
-        head.flags = if flight.fill { flags::FILL } else { 0 };
-        let fill = flight.fill;
+        let fill = flight.fill.is_some();
+        head.flags = if fill { flags::FILL } else { 0 };
         let told =
             |addr| (addr, primary.watermark_for(&addr, committed), primary.learners.get(&addr).copied());
         let told: SmallVec<[_; 4]> = targets.into_iter().map(told).collect();
@@ -524,8 +525,7 @@ impl Replication {
     /// The first queued request that nothing in front of it or under way holds back.
     fn next_request(&mut self, chunk: ChunkId) -> Option<ClientRequest> {
         let known = self.chunks.get_mut(&chunk)?;
-        let in_sync = known.grant.in_sync().count();
-        let enough = in_sync >= usize::from(known.grant.min_replicas);
+        let enough = !known.lacks_minimum();
         let primary = known.primary.as_mut().filter(|p| p.is_active())?;
         // The others may refuse a first write because the chunk is not new: until then no zeros are read from it.
         let may_read = !primary.unproven || primary.flights.is_empty();
@@ -533,7 +533,7 @@ impl Replication {
             let request = &primary.queue[at];
             let held = primary.flights.values().any(|f| {
                 // A copy only reads our bytes: reads may pass it.
-                !(f.fill && on(Sabotage::FillWithoutLock))
+                !(f.fill.is_some() && on(Sabotage::FillWithoutLock))
                     && (request.writes() || (f.request.is_some() && !on(Sabotage::DirtyReads)))
                     && overlaps(&f.blocks, &request.blocks)
             });
@@ -595,7 +595,7 @@ impl Replication {
             waiting: members.clone(),
             failed: None,
             targets: Peers::new(),
-            fill: false,
+            fill: None,
             times: Some((io.now(), Times::new())),
         };
         primary.flights.insert(sequence, flight);
@@ -659,6 +659,9 @@ impl Replication {
     }
 
     pub(super) fn on_stored(&mut self, from: SocketAddr, head: &Head, store: &mut Store, io: &mut dyn Io) {
+        if head.has(flags::CLIENTS_WORK) {
+            self.pace.client_works_there(io.now());
+        }
         let known = self.chunks.get_mut(&head.chunk).filter(|k| k.epoch == head.epoch);
         let Some(Known { grant, primary: Some(primary), .. }) = known else { return };
         let Some(flight) = primary.flights.get_mut(head.request) else { return };
@@ -707,6 +710,9 @@ impl Replication {
         let oldest = primary.flights.oldest().unwrap_or(primary.next_sequence);
         if let (Some((_, times)), None) = (&flight.times, flight.failed) {
             self.slow.took(times);
+        }
+        if let Some(began) = flight.fill {
+            self.pace.took(io.now().since(began));
         }
         // A failed write is somewhere and not everywhere: its tail must stay until it is levelled.
         if flight.failed.is_none() && primary.phase == Phase::Active {

@@ -11,6 +11,9 @@ use wire::{DataMeta, Epoch, Frame, Head, Kind, Prepared, Status, encode, flags};
 impl Replication {
     pub(super) fn on_forward(&mut self, conn: ConnId, frame: Frame, store: &mut Store, io: &mut dyn Io) {
         let head = frame.head;
+        if !head.has(flags::FILL) {
+            self.pace.client_works_here(io.now());
+        }
         let meta = match DataMeta::decode(&frame.meta) {
             Ok(meta) => meta,
             Err(why) => {

@@ -453,6 +453,25 @@ fn a_learner_that_has_everything_is_not_emptied_again() {
 }
 
 #[test]
+fn a_server_that_stays_away_does_not_disturb_the_filling_of_another() {
+    let mut b = Bench::new(4);
+    b.set(&[(0, InSync), (1, InSync), (2, Stale), (3, Stale)]);
+    b.write(0..UNITS * UNIT_BLOCKS, 2);
+    // Nothing is under way between two pieces.
+    b.sides[0].replication.set_copy_rate(1);
+    b.set(&[(0, InSync), (1, InSync), (2, Learner), (3, Stale)]);
+    let Side { replication, store, io } = &mut b.sides[0];
+    assert!(replication.queue_depth() > 0, "it is being filled");
+    assert!(!replication.wanted_peers().contains(&addr(3)));
+    replication.peer_down(addr(3), "not reachable", store, io);
+    b.tick();
+    assert_eq!(b.sides[0].replication.stats.full_copies, 1, "it did not begin again");
+    b.sides[0].replication.set_copy_rate(0);
+    b.tick();
+    assert_eq!(b.joined, [cs(2)]);
+}
+
+#[test]
 fn a_replica_that_hangs_is_told_once_it_has_for_long() {
     let mut b = Bench::new(3);
     // Its process answers pings, so that nobody thinks it dead; its disk does not answer.
