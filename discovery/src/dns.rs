@@ -76,7 +76,7 @@ impl Resolver {
                     Data::Txt(strings) => names::of_txt(strings.iter().map(Vec::as_slice)),
                     _ => Vec::new(),
                 })),
-                Err(error) => failed = failed.or(Some(error)),
+                Err(error) => failed = self.note(failed, domain, error),
             }
         }
         self.something(found, failed, "TXT record", names::CLUSTERS)
@@ -109,7 +109,7 @@ impl Resolver {
             let answer = match self.ask(&owner, Ask::Srv) {
                 Ok(answer) => answer,
                 Err(error) => {
-                    failed = failed.or(Some(error));
+                    failed = self.note(failed, domain, error);
                     continue;
                 }
             };
@@ -140,6 +140,12 @@ impl Resolver {
     /// The search domains, and at last the name as it is.
     fn domains(&self) -> impl Iterator<Item = &str> {
         self.search.iter().map(String::as_str).chain([""])
+    }
+
+    /// The first failure counts. That a name outside all search domains is not answered is as good as its not existing.
+    fn note(&self, failed: Option<DnsError>, domain: &str, error: DnsError) -> Option<DnsError> {
+        let counts = !domain.is_empty() || self.search.is_empty();
+        failed.or(counts.then_some(error))
     }
 
     /// What was found, or why nothing was.

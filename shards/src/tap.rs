@@ -64,7 +64,8 @@ impl Tap {
         set(libc::SIOCSIFNETMASK as u32, &|r| r.ifr_ifru.ifru_netmask = inet(config.netmask))?;
         for name in [config.name, LOOPBACK] {
             let mut request = named(name);
-            request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+            request.ifr_ifru.ifru_flags =
+                (libc::IFF_UP | libc::IFF_RUNNING | libc::IFF_MULTICAST) as libc::c_short;
             ioctl(&control, libc::SIOCSIFFLAGS as _, &mut request)?;
         }
         Ok(Tap { file })

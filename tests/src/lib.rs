@@ -1,5 +1,6 @@
 //! Whole-system tests: the deterministic simulator, and real processes with a real mount.
 
+pub mod debian;
 pub mod lossy_disk;
 pub mod processes;
 pub mod real;

@@ -77,13 +77,34 @@ impl Host {
 
     /// Runs a program of ours to its end.
     pub fn run(&self, program: &str, args: &[&str]) -> Ended {
+        self.run_quoted(&command_line(program, args))
+    }
+
+    fn run_quoted(&self, line: &str) -> Ended {
         let began = Instant::now();
         let (out, err) = (self.path("command.out"), self.path("command.err"));
-        let line = command_line(program, args);
         let answer = self.ask(&format!("{line} </dev/null >{} 2>{}; echo $?", quoted(&out), quoted(&err)));
         let text = |path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
         let code = answer.parse().unwrap_or_else(|_| panic!("{line}: the shell says '{answer}'"));
         Ended { code, text: text(&out) + &text(&err), took: began.elapsed() }
+    }
+
+    /// Starts a line of shell commands of which the last is `exec`; returns its process id. What it says goes into
+    /// `NAME.out`.
+    pub fn start_line(&self, name: &str, line: &str) -> i32 {
+        let out = self.path(&format!("{name}.out"));
+        let line = format!(
+            "setpriv --pdeathsig KILL -- sh -c {} </dev/null >{} 2>&1 & echo $!",
+            quoted(line),
+            quoted(&out)
+        );
+        let answer = self.ask(&line);
+        answer.parse().unwrap_or_else(|_| panic!("{name}: the shell says '{answer}'"))
+    }
+
+    /// Runs a line of shell commands to its end.
+    pub fn run_line(&self, line: &str) -> Ended {
+        self.run_quoted(&format!("sh -c {}", quoted(line)))
     }
 
     /// Gives the shell a line and waits for the one it prints.
