@@ -17,7 +17,7 @@ use std::time::Duration;
 use wire::auth::ClusterKey;
 use wire::cs_api::{ChunkReport, CsCommand, CsReply, CsRequest, Load, ShardStat, Space};
 use wire::hello::{Acceptor, Initiator, Peer, Step};
-use wire::mds_api::Severity;
+use wire::mds_api::{Severity, mds_to_try};
 use wire::{ChunkId, CsId, Frame, Head, Kind, ShardIndex, Status, decode, encode};
 
 const TICK: TimerId = TimerId(0x04 << 56);
@@ -101,6 +101,8 @@ struct Session {
     conn: Option<ConnId>,
     greeting: Option<Initiator>,
     registered: bool,
+    /// Metadata servers as the master last named them; empty before it did.
+    servers: Vec<SocketAddr>,
     /// Which of the known servers to try next, or the one we were sent to.
     next: usize,
     redirect: Option<SocketAddr>,
@@ -463,7 +465,8 @@ impl CsShard {
                 self.heartbeat(io);
             }
         } else if now >= self.session.retry_at && self.addr.is_some() && self.stopping_since.is_none() {
-            let known = &self.config.mds;
+            let told = &self.session.servers;
+            let known = if told.is_empty() { &self.config.mds } else { told };
             if known.is_empty() {
                 return;
             }
@@ -614,7 +617,8 @@ impl CsShard {
             CsReply::Done => {
                 self.session.pending.remove(&id);
             }
-            CsReply::Settings { scrub_period_s, copy_bytes_per_s } => {
+            CsReply::Settings { scrub_period_s, copy_bytes_per_s, mds } => {
+                self.session.servers = mds_to_try(&mds, &self.config.mds);
                 let share = copy_bytes_per_s.div_ceil(u64::from(self.config.shards));
                 self.replication.set_copy_rate(share);
                 self.scrub.set_period(Duration::from_secs(scrub_period_s));

@@ -339,9 +339,12 @@ pub enum MdsReply {
         client: ClientId,
         lease_timeout_ms: u32,
     },
-    /// Answer to KeepAlive: leases of the session that were revoked since.
+    /// Answer to KeepAlive.
     Alive {
+        /// Leases of the session that were revoked since.
         revoked: Vec<LeaseId>,
+        /// All metadata servers of the cluster.
+        mds: Vec<SocketAddr>,
     },
     Attr(FileAttr),
     Created {
@@ -755,4 +758,15 @@ pub struct Event {
     pub system: String,
     pub severity: Severity,
     pub message: String,
+}
+
+/// Which metadata servers to try: those of the cluster as it now is, then those that were configured, each once.
+pub fn mds_to_try(told: &[SocketAddr], configured: &[SocketAddr]) -> Vec<SocketAddr> {
+    let mut all = Vec::with_capacity(told.len() + configured.len());
+    for addr in told.iter().chain(configured) {
+        if !all.contains(addr) {
+            all.push(*addr);
+        }
+    }
+    all
 }

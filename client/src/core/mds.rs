@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 use wire::hello::{Initiator, Peer, Step};
-use wire::mds_api::{ClientNote, MdsReply, MdsRequest};
+use wire::mds_api::{ClientNote, MdsReply, MdsRequest, mds_to_try};
 use wire::{ClientId, Frame, Head, Kind, Status, encode};
 
 /// Pause after all servers were asked in vain.
@@ -364,7 +364,8 @@ impl ClientCore {
                 }
                 self.mds_send_unsent(io);
             }
-            MdsReply::Alive { revoked } => {
+            MdsReply::Alive { revoked, mds } => {
+                self.mds.addrs = mds_to_try(&mds, &self.config.mds);
                 self.mds_ready(io);
                 self.leases_revoked(io, &revoked);
                 self.mds_send_unsent(io);

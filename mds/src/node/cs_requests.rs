@@ -54,7 +54,8 @@ impl Server {
                 }
                 let scrub_period_s = self.state.config_number(config::SCRUB_PERIOD_HOURS) * 3600;
                 let copy_bytes_per_s = self.state.config_number(config::COPY_RATE_MB) << 20;
-                self.reply_cs(conn, head, &CsReply::Settings { scrub_period_s, copy_bytes_per_s }, io);
+                let mds = self.mds_addrs();
+                self.reply_cs(conn, head, &CsReply::Settings { scrub_period_s, copy_bytes_per_s, mds }, io);
             }
             CsRequest::Report { chunks, .. } => self.report(conn, head, cs, &chunks, io),
             CsRequest::Suspect { chunks, cs: suspects, reason } => {

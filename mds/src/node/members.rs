@@ -108,19 +108,61 @@ impl Server {
         }
     }
 
-    /// The last server can't be removed.
-    pub(super) fn refuse_last_mds(&mut self, conn: ConnId, head: Head, id: MdsId, io: &mut dyn Io) -> bool {
-        let others = self.state.mds_list().filter(|(other, _)| *other != id).count();
-        if others > 0 {
-            return false;
-        }
-        let detail = format!("MDS#{id} is the last metadata server of the cluster: it can't be removed");
-        self.reply(
-            conn,
-            head,
-            &MdsReply::Failed { status: Status::InvalidArgument, detail, master: None },
-            io,
-        );
+    /// Addresses of all servers for clients and chunk servers, which learn them from the master: those they were started
+    /// with may have been removed since.
+    pub(super) fn mds_addrs(&self) -> Vec<SocketAddr> {
+        self.state.mds_list().map(|(_, record)| record.addr).collect()
+    }
+
+    /// Whether the master hears from a server.
+    pub(super) fn hears(&self, id: MdsId) -> bool {
+        let members = self.consensus.members();
+        let heard = members.iter().any(|(member, p)| *member == id && p.recently_heard);
+        id == self.me || heard && self.net.line(id).is_some()
+    }
+
+    /// A server can't be removed if those that remain are not enough to go on.
+    pub(super) fn refuse_mds_removal(
+        &mut self,
+        conn: ConnId,
+        head: Head,
+        id: MdsId,
+        io: &mut dyn Io,
+    ) -> bool {
+        let Some(detail) = self.why_not_remove(id) else { return false };
+        let refused = MdsReply::Failed { status: Status::InvalidArgument, detail, master: None };
+        self.reply(conn, head, &refused, io);
         true
+    }
+
+    fn why_not_remove(&self, id: MdsId) -> Option<String> {
+        let others: Vec<MdsId> = self.state.mds_list().map(|(other, _)| other).filter(|o| *o != id).collect();
+        let known = self.state.mds_list().any(|(known, _)| known == id);
+        if others.is_empty() {
+            return Some(format!(
+                "MDS#{id} is the last metadata server of the cluster: it can't be removed. Add another one before"
+            ));
+        }
+        let voters: Vec<MdsId> = others.into_iter().filter(|o| self.votes(*o)).collect();
+        let away: Vec<String> =
+            voters.iter().filter(|o| !self.hears(**o)).map(|o| format!("MDS#{o}")).collect();
+        let majority = voters.len() / 2 + 1;
+        if !known || voters.len() - away.len() >= majority {
+            return None;
+        }
+        let why = match away.first() {
+            None => {
+                "the others have not joined yet: 'stat' shows them as joining. Start them and wait".into()
+            }
+            Some(first) => format!(
+                "of the {} that would remain, {} must be there to go on, and {} does not answer. Start it, or if it is lost \
+                 remove it first (rm-mds {})",
+                voters.len(),
+                majority,
+                away.join(", "),
+                first.trim_start_matches("MDS#")
+            ),
+        };
+        Some(format!("removing MDS#{id} would stop the cluster: {why}"))
     }
 }

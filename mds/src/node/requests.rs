@@ -61,7 +61,7 @@ impl Server {
             }
             MdsRequest::RemoveCs { cs, force } => self.remove_cs(conn, head, cs, force, patience, io),
             MdsRequest::CancelRemoval { cs } => self.cancel_removal(conn, head, cs, io),
-            MdsRequest::RemoveMds { id } if self.refuse_last_mds(conn, head, id, io) => {}
+            MdsRequest::RemoveMds { id } if self.refuse_mds_removal(conn, head, id, io) => {}
             MdsRequest::Open { .. } if self.refuse_while_holders_are_away(conn, head, &request, io) => {}
             request => match Command::from_request(head.request, io.wall_ms(), &request) {
                 Some(command) => self.mutate(conn, head, &command, io),
@@ -141,7 +141,7 @@ impl Server {
     fn serve_read(&mut self, read: &Read, request: &MdsRequest, io: &mut dyn Io) {
         let reply = match request {
             MdsRequest::KeepAlive { client } if self.state.session_exists(*client) => {
-                MdsReply::Alive { revoked: self.state.revoked_of(*client) }
+                MdsReply::Alive { revoked: self.state.revoked_of(*client), mds: self.mds_addrs() }
             }
             MdsRequest::KeepAlive { client } => {
                 failed(Status::StaleHandle, format!("session {client} has ended: open a new one"))

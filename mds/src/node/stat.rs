@@ -124,12 +124,11 @@ impl Server {
         let info = |(id, record): (wire::MdsId, &crate::state::MdsRecord)| {
             let me = id == self.me;
             let progress = members.iter().find(|(m, _)| *m == id).map(|(_, p)| *p);
-            let heard = progress.is_some_and(|p| p.recently_heard) && self.net.line(id).is_some();
             MdsInfo {
                 mds: id,
                 addr: record.addr,
                 master: me,
-                available: me || heard,
+                available: self.hears(id),
                 voter: progress.is_some_and(|p| p.voter),
                 commits: if me { self.consensus.commit() } else { progress.map_or(0, |p| p.matched) },
                 // Of the others the master knows neither.
