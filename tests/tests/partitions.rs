@@ -76,7 +76,8 @@ fn lines_cut_between_some_hosts_only_stop_nobody() {
         c.line(a, b, cut);
     }
     assert!(load.progresses(1000, SOON), "requests don't go on{}", c.logs());
-    // And a client that nobody hears: the other one gets its files, and its late writes are refused.
+    // And a client that nobody hears, for less than its session lasts (10 s): it keeps its files and goes on with them.
+    // Cuts that outlast it, with hand-overs, are the simulator's (stranded client).
     c.isolate("client2");
     std::thread::sleep(Duration::from_secs(5));
     heal_and_check(&c, load);
