@@ -615,7 +615,12 @@ impl CsShard {
                 }
             }
             CsReply::Done => {
-                self.session.pending.remove(&id);
+                if let Some(CsRequest::MayGiveUp { chunk, epoch }) = self.session.pending.remove(&id)
+                    && let Some(store) = self.store.as_mut()
+                {
+                    self.replication.give_up(chunk, epoch, store, io);
+                    self.act(io);
+                }
             }
             CsReply::Settings { scrub_period_s, copy_bytes_per_s, mds } => {
                 self.session.servers = mds_to_try(&mds, &self.config.mds);

@@ -19,6 +19,8 @@ pub struct Surroundings<'a> {
     pub stage: &'a dyn Fn(ChunkId) -> Stage,
     /// Whether a server has told that it holds something of the chunk.
     pub was_reported: &'a dyn Fn(ChunkId) -> bool,
+    /// Whether blocks of the chunk were gone from all replicas.
+    pub has_gone: &'a dyn Fn(ChunkId) -> bool,
 }
 
 /// A chunk's state, and what is counted beside it.
@@ -33,6 +35,7 @@ pub struct Condition {
     pub overcommitted: bool,
     pub void: bool,
     pub unique: bool,
+    pub lossy: bool,
     pub misplaced: bool,
 }
 
@@ -67,6 +70,7 @@ impl Condition {
             // A server that is away may hold something and can't tell.
             void: usable == in_sync && !(around.was_reported)(view.chunk),
             unique: in_sync == 1,
+            lossy: (around.has_gone)(view.chunk),
             misplaced: deviation.breaks_policy(),
         }
     }
@@ -87,6 +91,7 @@ impl Condition {
             (self.overcommitted, &mut counts.overcommitted),
             (self.void, &mut counts.void),
             (self.unique, &mut counts.unique),
+            (self.lossy, &mut counts.lossy),
             (self.misplaced, &mut counts.misplaced),
         ] {
             *count += u64::from(is_so);
@@ -101,6 +106,7 @@ impl Condition {
             (self.overcommitted, "overcommitted"),
             (self.void, "void"),
             (self.unique, "unique"),
+            (self.lossy, "lossy"),
             (self.misplaced, "misplaced"),
         ];
         words.iter().filter(|(is_so, _)| *is_so).map(|(_, word)| word.to_string()).collect()
@@ -182,6 +188,7 @@ mod tests {
             live: &|cs| set.iter().find(|r| r.0 == cs).expect("one of the set").2,
             stage: &|_| stage,
             was_reported: &|_| true,
+            has_gone: &|_| false,
         };
         Condition::of(&view, &policy, &around)
     }

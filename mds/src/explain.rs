@@ -171,6 +171,13 @@ impl Teller<'_> {
             let stale: Vec<CsId> = view.with_role(Role::Stale).collect();
             wrong.push(format!("The replica on {} differs from the others.", list(&stale)));
         }
+        for (first, blocks) in self.state.gone_blocks(view.chunk) {
+            wrong.push(format!(
+                "{} of 4 KiB from block {first} on were on no replica any more when the chunk was copied: reading them \
+                 is an error. Those written since are whole again.",
+                count(blocks as usize, "block")
+            ));
+        }
         if c.deviation.shared > 0 {
             wrong.push(format!(
                 "{} in the failure domain ({}) of another one: one failure may take both.",
@@ -329,6 +336,7 @@ mod tests {
                 live: &|cs| if away.contains(&cs.0) { Liveness::Inactive } else { Liveness::Active },
                 stage: &|_| stage,
                 was_reported: &|_| true,
+                has_gone: &|_| false,
             };
             let teller = Teller {
                 state: &state,

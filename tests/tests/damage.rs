@@ -3,6 +3,7 @@
 mod common;
 use common::{Cluster, pattern, read, wait_until, write_synced};
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 const SHARDS: [&str; 2] = ["shard-000", "shard-001"];
@@ -112,4 +113,62 @@ fn what_no_replica_has_whole_is_an_error_and_not_other_bytes() {
     c.up_with(&[]);
     let error = fs::read(c.mnt("image")).expect_err("all replicas are damaged");
     assert_eq!(error.raw_os_error(), Some(5), "{error}");
+}
+
+#[test]
+fn what_the_last_replica_has_lost_stays_lost_and_all_else_goes_on() {
+    let image = pattern(8, 512);
+    let c = cluster_with("last", &image);
+    assert_eq!(flip_bits(&c, "cs1", "data", 3), 3);
+    c.up_with(&[]);
+    c.wait_healthy();
+    // Two of three servers are lost for good, before anybody has looked.
+    c.admin(&["set-config", "mds.wd.offline_tout=1000", "mds.wd.max_offline_cs_hosts=0"]);
+    let dead = ["cs2", "cs3"];
+    dead.iter().for_each(|cs| c.kill(cs));
+    for cs in dead {
+        fs::remove_dir_all(c.dir.path(cs)).unwrap();
+    }
+    let state = |word: &str| c.json(&["stat"])["chunks"][word].as_u64().unwrap();
+    let total = state("total");
+    wait_until("one replica to be left", Duration::from_secs(60), || state("blocked") == total);
+    let bad_blocks = || {
+        let file = fs::File::open(c.mnt("image")).unwrap();
+        let is_bad = |block: &usize| {
+            let mut bytes = vec![0; 4096];
+            match file.read_exact_at(&mut bytes, *block as u64 * 4096) {
+                Ok(()) => {
+                    assert!(bytes == image[block * 4096..][..4096], "block {block} has other bytes");
+                    false
+                }
+                Err(error) => {
+                    assert_eq!(error.raw_os_error(), Some(5), "{error}");
+                    true
+                }
+            }
+        };
+        (0..512).filter(is_bad).collect::<Vec<usize>>()
+    };
+    let lost = bad_blocks();
+    assert_eq!(lost.len(), 3, "all else can be read");
+
+    // New servers take over: all but these blocks is copied, and what is lost stays known as lost.
+    c.up_with(&["--cs", "5"]);
+    wait_until("three replicas", Duration::from_secs(60), || state("healthy") == total);
+    assert!((1..=2).contains(&state("lossy")));
+    assert_eq!(bad_blocks(), lost);
+    assert!(events(&c, "are gone: they are damaged on CS#1") > 0);
+    let told = c.admin(&["explain", "/image"]);
+    assert!(told.contains("lossy") && told.contains("reading them is an error"), "{told}");
+
+    // Another leads: the same. Then they are written anew.
+    c.kill("cs1");
+    assert_eq!(bad_blocks(), lost);
+    let file = fs::OpenOptions::new().write(true).open(c.mnt("image")).unwrap();
+    for block in lost {
+        file.write_all_at(&image[block * 4096..][..4096], block as u64 * 4096).unwrap();
+    }
+    file.sync_all().unwrap();
+    drop(file);
+    assert!(read(&c.mnt("image")) == image);
 }

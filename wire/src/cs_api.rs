@@ -51,6 +51,12 @@ pub enum CsRequest {
     Slow { chunks: Vec<ChunkReport>, cs: CsId, takes_us: u64, others_us: u64 },
     /// Something an administrator should see in the event log.
     Event { severity: crate::mds_api::Severity, message: String },
+    /// As primary and the only replica in sync: these blocks can't be read here, so they are gone. From now on all replicas
+    /// know them as such, until they are written anew.
+    Gone { chunk: ChunkId, first_block: u32, blocks: u32 },
+    /// As the same: a copy is needed of blocks that can't be read here. May they be given up? Answered by Done, or Failed while
+    /// a replica may come back that has them.
+    MayGiveUp { chunk: ChunkId, epoch: Epoch },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Archive, Serialize, Deserialize)]

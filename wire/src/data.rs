@@ -26,14 +26,25 @@ pub struct BlockCrc(pub u32);
 
 impl BlockCrc {
     pub const HOLE: BlockCrc = BlockCrc(0);
+    /// Of a block that no replica holds any more. Zeros stand for it on disks and between chunk servers; they are never
+    /// returned to a client.
+    pub const GONE: BlockCrc = BlockCrc(u32::MAX - 1);
 
+    /// Never one of those above.
     pub fn of(block: &[u8]) -> BlockCrc {
-        BlockCrc(crc32fast::hash(block).max(1))
+        match BlockCrc(crc32fast::hash(block)) {
+            Self::HOLE => BlockCrc(1),
+            Self::GONE => BlockCrc(u32::MAX - 2),
+            crc => crc,
+        }
     }
 
-    /// Whether `block` is what was summed. A hole matches only zeros.
+    /// Whether `block` is what was summed. A hole, and a block that is gone, match only zeros.
     pub fn matches(self, block: &[u8]) -> bool {
-        if self == Self::HOLE { block.iter().all(|&b| b == 0) } else { Self::of(block) == self }
+        match self {
+            Self::HOLE | Self::GONE => block.iter().all(|&b| b == 0),
+            crc => Self::of(block) == crc,
+        }
     }
 }
 

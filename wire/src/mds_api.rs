@@ -276,7 +276,8 @@ pub enum MdsRequest {
     RemoveMds {
         id: MdsId,
     },
-    /// Takes away all leases of a file.
+    /// Takes away all leases of a file. Nobody else gets one before the holders have said that they stopped, or can't
+    /// believe in theirs any more. Answered by Revoking with those that are waited for, or Done.
     Revoke {
         file: FileId,
     },
@@ -308,6 +309,11 @@ pub enum MdsRequest {
     /// Where something is, why it is there, what is wrong and what happens next.
     Explain {
         target: ExplainTarget,
+    },
+    /// Which of these revoked leases of a file still keep others from opening it. Answered by Revoking, or Done.
+    RevokeStat {
+        file: FileId,
+        leases: Vec<LeaseId>,
     },
 }
 
@@ -392,6 +398,9 @@ pub enum MdsReply {
     Removal(RemovalStat),
     Chunks(ChunkCounts),
     Explained(Box<Explanation>),
+    Revoking {
+        leases: Vec<LeaseId>,
+    },
 }
 
 /// Where the removal of a chunk server stands.
@@ -606,6 +615,8 @@ pub struct ChunkCounts {
     pub void: u64,
     /// Only one replica is in sync.
     pub unique: u64,
+    /// Some of its blocks were gone from all replicas when they were to be copied.
+    pub lossy: u64,
     /// Not as their policy wishes: several replicas in one failure domain (these count as degraded), or on another tier.
     pub misplaced: u64,
 }
@@ -638,7 +649,7 @@ pub struct ChunkStory {
     pub index: u32,
     pub epoch: Epoch,
     pub state: ChunkState,
-    /// pending, replicating, overcommitted, void, unique, misplaced.
+    /// pending, replicating, overcommitted, void, unique, lossy, misplaced.
     pub also: Vec<String>,
     pub primary: Option<CsId>,
     pub replicas: Vec<ReplicaStory>,

@@ -629,8 +629,23 @@ impl ClientCore {
             .map(|(id, _)| *id)
             .collect();
         for file in hit {
+            let lease = self.files.get(&file).and_then(|f| f.lease).map(|(lease, _)| lease);
             self.file_lost(io, file, "it was revoked");
+            if let Some(lease) = lease {
+                self.tell_stopped(io, file, lease);
+            }
         }
+    }
+
+    /// Tells the MDS that nothing goes on under a revoked lease any more, as soon as that is so: then others may have the
+    /// file. Should it not hear of it, it waits until this client can't believe in the lease any more.
+    fn tell_stopped(&mut self, io: &mut dyn Io, file: FileId, lease: LeaseId) {
+        if self.parts.values().any(|p| p.file == file && p.lease == lease) {
+            return self.after(io, ASK_AGAIN, Box::new(move |core, io| core.tell_stopped(io, file, lease)));
+        }
+        let Some(client) = self.mds.client() else { return };
+        let request = MdsRequest::Release { client, file, lease, size_bytes: None, mtime_ms: None };
+        self.mds_call(io, request, Box::new(|_, _, _| ()));
     }
 
     /// All requests on the file fail from now on; caches of it are told.

@@ -72,7 +72,7 @@ pub(super) struct Part {
     pub epoch: Epoch,
     grant: Grant,
     primary: CsId,
-    lease: LeaseId,
+    pub(super) lease: LeaseId,
     busy: u32,
     bad_sums: u32,
 }

@@ -11,6 +11,7 @@
 
 mod fill;
 mod flights;
+mod gone;
 mod pace;
 mod primary;
 mod ranges;
@@ -23,6 +24,7 @@ mod written;
 use crate::scrub::Piece;
 use crate::store::{Done, Outcome, Store, StoreError, Ticket};
 use fill::FillKind;
+use gone::GivingUp;
 use pace::Pace;
 use primary::Primary;
 use shards::{Buf, ConnId, Io, Timestamp};
@@ -64,6 +66,8 @@ enum Purpose {
         chunk: ChunkId,
         activation: u64,
         sequence: u64,
+        /// What can't be read is gone.
+        give_up: bool,
     },
     /// Adopting an epoch as primary.
     Adopt {
@@ -134,6 +138,8 @@ pub struct Replication {
     preparing: BTreeSet<ChunkId>,
     /// Chunks whose own copy is damaged, and whether the MDS has no other replica to lead instead.
     damaged: BTreeMap<ChunkId, bool>,
+    /// Chunks whose last copy is damaged, and is needed: what the MDS says about giving up what can't be read.
+    giving_up: BTreeMap<ChunkId, GivingUp>,
     /// Pieces verified: outcome for the scrub.
     scrubbed: Vec<(Piece, bool)>,
     /// Peers that can't be reached now.
@@ -187,6 +193,7 @@ impl Replication {
             held_back: BTreeSet::new(),
             preparing: BTreeSet::new(),
             damaged: BTreeMap::new(),
+            giving_up: BTreeMap::new(),
             scrubbed: Vec::new(),
             down: BTreeSet::new(),
             stats: Stats::default(),
@@ -349,6 +356,7 @@ impl Replication {
         if in_sync {
             self.damaged.remove(&chunk);
         }
+        self.giving_up.remove(&chunk);
         self.written.set_adopted(chunk, known, grant, self.me);
         let leads = grant.primary().is_some_and(|p| p.cs == self.me);
         let old = self.chunks.remove(&chunk).and_then(|k| k.primary);
@@ -425,6 +433,7 @@ impl Replication {
             if set.epoch == before && self.damaged.contains_key(&set.chunk) {
                 if set.grant.primary().is_some_and(|p| p.cs == self.me) {
                     self.damaged.insert(set.chunk, true);
+                    self.ask_to_give_up(set.chunk, io.now());
                 } else if set.grant.in_sync().any(|r| r.cs == self.me) {
                     self.damaged.remove(&set.chunk); // It is told again when it is met again.
                 }
@@ -466,6 +475,7 @@ impl Replication {
         for &chunk in chunks {
             self.written.forget(chunk);
             self.damaged.remove(&chunk);
+            self.giving_up.remove(&chunk);
             if let Some(primary) = self.chunks.remove(&chunk).and_then(|k| k.primary) {
                 for request in primary.unanswered() {
                     let (conn, head) = request.origin();
@@ -499,8 +509,8 @@ impl Replication {
             Purpose::Flight { chunk, activation, sequence } => {
                 self.local_done(chunk, activation, sequence, result, store, io)
             }
-            Purpose::Copy { chunk, activation, sequence } => {
-                self.copy_read(chunk, activation, sequence, result, store, io)
+            Purpose::Copy { chunk, activation, sequence, give_up } => {
+                self.copy_read(chunk, activation, sequence, give_up, result, store, io)
             }
             Purpose::Adopt { chunk, activation } => self.adopted(chunk, activation, result, store, io),
             Purpose::Read { conn, head, chunk } => self.read_done(conn, head, chunk, result, store),
@@ -646,6 +656,7 @@ impl Replication {
         self.send_commit_notes();
         self.review_stuck(now, store, io);
         self.watch_slow(now);
+        self.ask_again_to_give_up(now);
         self.forget_idle();
         self.after(store, io);
     }
@@ -683,6 +694,7 @@ fn status_of(error: &StoreError) -> Status {
         StoreError::NoSpace | StoreError::DiskFull { .. } => Status::NoSpace,
         StoreError::Checksum { .. } => Status::Checksum,
         StoreError::UnknownChunk(_) => Status::UnknownChunk,
+        StoreError::Gone { .. } => Status::Damaged,
         StoreError::BadRequest(_) => Status::BadRequest,
         StoreError::Io { .. }
         | StoreError::Missing { .. }

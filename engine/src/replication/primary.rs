@@ -19,8 +19,8 @@ use std::time::Duration;
 use wire::cs_api::{ChunkReport, CsRequest};
 use wire::data::first_mismatch;
 use wire::{
-    BLOCK_BYTES, BlockCrcs, ChunkId, DataMeta, Epoch, Frame, Head, Kind, LeaseId, Prepared, Role, Sequence,
-    Status, TailEntry, decode, flags,
+    BLOCK_BYTES, BlockCrc, BlockCrcs, ChunkId, DataMeta, Epoch, Frame, Head, Kind, LeaseId, Prepared, Role,
+    Sequence, Status, TailEntry, decode, flags,
 };
 
 /// A request that waits this long is answered Busy, so that the client can tell its user why it waits.
@@ -93,6 +93,8 @@ pub(super) struct Primary {
     /// The chunk is taken for new, and no write has yet been stored by all: they may know better.
     unproven: bool,
     pub suspected: bool,
+    /// A copy for others met damage here.
+    pub(super) copy_failed: bool,
     largest_lease: LeaseId,
 }
 
@@ -115,6 +117,7 @@ impl Primary {
             expect_empty: BTreeSet::new(),
             unproven: false,
             suspected: false,
+            copy_failed: false,
             largest_lease: LeaseId(0),
         }
     }
@@ -122,6 +125,10 @@ impl Primary {
     /// What a peer is told to be committed: learners hear of nothing (docs/replication.md, invariant 6).
     fn watermark_for(&self, peer: &SocketAddr, committed: Sequence) -> Sequence {
         if self.learners.contains_key(peer) { Sequence(0) } else { committed }
+    }
+
+    pub fn is_of(&self, activation: u64) -> bool {
+        self.activation == activation
     }
 
     pub fn is_active(&self) -> bool {
@@ -223,6 +230,9 @@ impl Replication {
         let body = match head.kind {
             Kind::Read => Body::Read,
             Kind::Discard => Body::Discard,
+            _ if meta.crcs.contains(&BlockCrc::GONE) => {
+                return self.reply(conn, &head, done, Status::BadRequest);
+            }
             _ if first_mismatch(&frame.payload, &meta.crcs).is_some() => {
                 return self.reply(conn, &head, done, Status::Checksum);
             }
@@ -477,8 +487,9 @@ impl Replication {
             times: None,
         };
         primary.flights.insert(sequence, flight);
-        let ticket = self.ticket(Purpose::Copy { chunk, activation, sequence });
-        store.read(io, ticket, chunk, blocks.start * BLOCK, (blocks.end - blocks.start) * BLOCK);
+        let give_up = self.may_give_up(chunk);
+        let ticket = self.ticket(Purpose::Copy { chunk, activation, sequence, give_up });
+        store.copy(io, ticket, chunk, blocks, give_up);
     }
 
     pub(super) fn copy_read(
@@ -486,6 +497,7 @@ impl Replication {
         chunk: ChunkId,
         activation: u64,
         sequence: u64,
+        give_up: bool,
         result: Result<Done, StoreError>,
         store: &mut Store,
         io: &mut dyn Io,
@@ -493,20 +505,21 @@ impl Replication {
         let (data, crcs) = match result {
             Ok(Done::Read { data, crcs }) => (data, crcs),
             Ok(_) => return,
-            Err(error) => return self.give_up_own_copy(chunk, &error, store),
+            Err(error) => return self.copy_met_damage(chunk, activation, &error, store, io.now()),
         };
         let epoch = self.chunks.get(&chunk).map_or(Epoch(0), |k| k.epoch);
         let Some(primary) = self.current(chunk, activation) else { return };
         let committed = Sequence(primary.committed);
         let Some(flight) = primary.flights.get_mut(sequence) else { return };
-        flight.local = true;
+        let gone = give_up && crcs.contains(&BlockCrc::GONE);
+        flight.local = !gone;
         flight.waiting = flight.targets.iter().copied().collect();
         let targets = std::mem::take(&mut flight.targets);
         let mut head = Head::new(Kind::Forward, sequence);
         head.chunk = chunk;
         head.epoch = epoch;
         head.offset_bytes = flight.blocks.start * BLOCK;
-        let fill = flight.fill.is_some();
+        let (fill, blocks) = (flight.fill.is_some(), flight.blocks.clone());
         head.flags = if fill { flags::FILL } else { 0 };
         let told =
             |addr| (addr, primary.watermark_for(&addr, committed), primary.learners.get(&addr).copied());
@@ -518,6 +531,12 @@ impl Replication {
             if let Some(kind) = learner.filter(|_| fill) {
                 self.stats.count_filled(kind, data.len() as u64);
             }
+        }
+        if gone {
+            let stamp = Stamp { epoch, sequence: Sequence(sequence), committed, lease: LeaseId::default() };
+            let op =
+                WriteOp { chunk, stamp, offset_bytes: blocks.start * BLOCK, payload: data, crcs: meta.crcs };
+            return self.store_as_gone(activation, op, store, io);
         }
         self.settle(chunk, sequence, store, io);
     }

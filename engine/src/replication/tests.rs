@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::store::{StoreConfig, UNIT_BLOCKS};
-use shards::sim::{CrashKind, TestIo};
+use shards::sim::{CrashKind, TestIo, VirtualDisk};
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::ops::Range;
@@ -94,6 +94,9 @@ struct Bench {
     replies: Vec<Frame>,
     joined: Vec<CsId>,
     found_slow: Vec<CsId>,
+    /// Complaints of a replica about its own copy.
+    damaged: usize,
+    gone: Vec<(u32, u32)>,
     requests: u64,
 }
 
@@ -112,6 +115,8 @@ impl Bench {
             replies: Vec::new(),
             joined: Vec::new(),
             found_slow: Vec::new(),
+            damaged: 0,
+            gone: Vec::new(),
             requests: 0,
         };
         let all: Vec<(usize, Role)> = (0..replicas).map(|n| (n, InSync)).collect();
@@ -182,6 +187,13 @@ impl Bench {
                 assert_eq!(chunks, [ChunkReport { chunk: CHUNK, epoch: self.epoch }]);
                 return self.found_slow.push(cs);
             }
+            Action::ToMds(CsRequest::Damaged { .. }) => {
+                self.damaged += 1;
+                return;
+            }
+            Action::ToMds(CsRequest::Gone { first_block, blocks, .. }) => {
+                return self.gone.push((first_block, blocks));
+            }
             Action::ToMds(_) => return,
             Action::Reply(conn, frame) => (conn.0 as usize, frame, true),
             Action::ToPeer(addr, frame) => (addr.port() as usize - 1, frame, false),
@@ -230,6 +242,58 @@ impl Bench {
             self.replies.iter().any(|r| r.head.request == self.requests && r.head.status == Status::Ok);
         self.replies.clear();
         answered
+    }
+
+    /// What a client reads from the primary: the first byte of the block, or why not.
+    fn read(&mut self, block: u32) -> Result<u8, Status> {
+        self.requests += 1;
+        let mut head = Head::new(Kind::Read, self.requests);
+        (head.chunk, head.epoch, head.flags) = (CHUNK, self.epoch, flags::GRANT);
+        (head.offset_bytes, head.length_bytes) = (block * BLOCK_BYTES as u32, BLOCK_BYTES as u32);
+        let meta = DataMeta { lease: LeaseId(1), grant: Some(self.grant.clone()), ..DataMeta::default() };
+        let primary = self.primary();
+        let Side { replication, store, io } = &mut self.sides[primary];
+        replication.on_request(CLIENT, Frame::data(head, &meta, Buf::empty()), store, io);
+        self.run();
+        let reply = self.replies.pop().expect("an answer");
+        if reply.head.status == Status::Ok { Ok(reply.payload[0]) } else { Err(reply.head.status) }
+    }
+
+    /// Turns a bit in the first `count` blocks with this value in a replica's file.
+    fn damage(&mut self, n: usize, value: u8, count: usize) {
+        let disk = self.sides[n].io.disk();
+        let blocks = disk.len_of("shard-000/data").expect("a data file") / BLOCK_BYTES as u64;
+        let holds = |disk: &VirtualDisk, block: u64| {
+            let bytes = disk.peek("shard-000/data", block * BLOCK_BYTES as u64, BLOCK_BYTES);
+            bytes.is_some_and(|b| b.iter().all(|&byte| byte == value))
+        };
+        let there: Vec<u64> = (0..blocks).filter(|b| holds(disk, *b)).take(count).collect();
+        assert_eq!(there.len(), count);
+        for block in there {
+            assert!(disk.flip_bit("shard-000/data", block * BLOCK_BYTES as u64 + 100, 3));
+        }
+    }
+
+    /// The MDS agrees that what can't be read is given up.
+    fn give_up(&mut self) {
+        let (epoch, primary) = (self.epoch, self.primary());
+        let Side { replication, store, io } = &mut self.sides[primary];
+        replication.give_up(CHUNK, epoch, store, io);
+        self.run();
+    }
+
+    /// The MDS answers a complaint of the primary: the set stays as it is.
+    fn nobody_else_can_lead(&mut self) {
+        let set = ChunkSet {
+            chunk: CHUNK,
+            epoch: self.epoch,
+            grant: self.grant.clone(),
+            in_sync_until: self.until.clone(),
+        };
+        let primary = self.primary();
+        let Side { replication, store, io } = &mut self.sides[primary];
+        replication.on_sets(vec![set], &[CHUNK], store, io);
+        self.run();
     }
 
     fn write(&mut self, blocks: Range<u32>, value: u8) {
@@ -492,4 +556,61 @@ fn a_replica_that_hangs_is_told_once_it_has_for_long() {
         b.tick();
     }
     assert!(b.found_slow.is_empty(), "all that remain are well");
+}
+
+#[test]
+fn what_the_last_replica_can_not_read_is_gone_on_all_and_the_rest_is_copied() {
+    let mut b = Bench::new(2);
+    b.write(32..48, 77);
+    b.damage(0, 77, 2);
+    assert_eq!(b.sides.len(), 2);
+    b.sides.push(Side::open(2, TestIo::new(9)));
+    b.away.insert(1);
+    b.set(&[(0, InSync), (1, Stale), (2, Learner)]);
+    assert_eq!((b.damaged, b.joined.len()), (1, 0), "it met the damage, and tells");
+    assert!(b.gone.is_empty(), "another replica might have the blocks");
+    assert_eq!((b.read(34), b.read(0)), (Ok(77), Ok(1)), "what is whole can be read");
+    assert_eq!(b.read(32), Err(Status::Busy), "another might lead");
+
+    b.nobody_else_can_lead();
+    assert!(b.joined.is_empty() && b.gone.is_empty(), "the one that is away may have them, and come back");
+    assert_eq!((b.read(34), b.read(32)), (Ok(77), Err(Status::Damaged)));
+    b.give_up();
+    assert_eq!((&b.joined[..], &b.gone[..]), (&[cs(2)][..], &[(32, 2)][..]));
+    b.set(&[(0, InSync), (1, Stale), (2, InSync)]);
+    for _ in 0..2 {
+        assert_eq!((b.read(32), b.read(33)), (Err(Status::Damaged), Err(Status::Damaged)));
+        assert_eq!((b.read(34), b.read(31), b.read(600)), (Ok(77), Ok(1), Ok(1)));
+        // The other leads, after a restart.
+        b.set(&[(2, InSync), (0, InSync)]);
+        b.restart(2);
+        b.set(&[(2, InSync), (0, InSync)]);
+    }
+    assert_eq!(b.damaged, 1, "what is known to be gone is no reason to complain");
+
+    // One that returns learns it too; what is written anew is whole again, everywhere.
+    b.away.remove(&1);
+    b.joined.clear();
+    b.set(&[(2, InSync), (0, InSync), (1, Learner)]);
+    assert_eq!(b.joined, [cs(1)]);
+    b.set(&[(1, InSync), (2, InSync), (0, InSync)]);
+    assert_eq!((b.read(32), b.read(34)), (Err(Status::Damaged), Ok(77)));
+    b.write(32..34, 5);
+    assert_eq!((b.read(32), b.read(33)), (Ok(5), Ok(5)));
+    b.assert_equal();
+}
+
+#[test]
+fn a_client_can_not_write_blocks_as_gone() {
+    let mut b = Bench::new(1);
+    let mut head = Head::new(Kind::Write, 77);
+    (head.chunk, head.epoch, head.flags) = (CHUNK, b.epoch, flags::GRANT);
+    let crcs = [wire::BlockCrc::GONE].into_iter().collect();
+    let meta = DataMeta { lease: LeaseId(1), grant: Some(b.grant.clone()), crcs, ..DataMeta::default() };
+    let frame = Frame::data(head, &meta, Buf::from_slice(&[0; BLOCK_BYTES]));
+    let Side { replication, store, io } = &mut b.sides[0];
+    replication.on_request(CLIENT, frame, store, io);
+    b.run();
+    assert_eq!(b.replies.pop().expect("an answer").head.status, Status::BadRequest);
+    assert_eq!(b.read(0), Ok(1));
 }

@@ -165,6 +165,10 @@ pub enum StoreError {
     Io { file: String, source: io::Error },
     #[error("chunk {chunk} block {block}: data on disk does not match its checksum")]
     Checksum { chunk: ChunkId, block: u32 },
+    #[error(
+        "chunk {chunk} block {block}: no replica holds it any more; it is whole again when it is written anew"
+    )]
+    Gone { chunk: ChunkId, block: u32 },
     #[error("chunk {0} is not here")]
     UnknownChunk(ChunkId),
     #[error(
@@ -228,7 +232,7 @@ struct Chunk {
 enum Request {
     Write(Ticket, WriteOp),
     Discard(Ticket, DiscardOp),
-    Read(Ticket, ChunkId, Range<u32>),
+    Read(Ticket, ChunkId, Range<u32>, read::Want),
     Sums(Ticket, ChunkId, Range<u32>, bool),
     SetEpoch(Ticket, ChunkId, Epoch),
     Delete(Ticket, ChunkId),
@@ -246,7 +250,7 @@ impl Request {
                 let first = op.offset_bytes / BLOCK_BYTES as u32;
                 (op.chunk, first..first + op.length_bytes / BLOCK_BYTES as u32, true)
             }
-            Request::Read(_, chunk, blocks) | Request::Sums(_, chunk, blocks, _) => {
+            Request::Read(_, chunk, blocks, _) | Request::Sums(_, chunk, blocks, _) => {
                 (*chunk, blocks.clone(), false)
             }
             Request::SetEpoch(_, chunk, _) => (*chunk, 0..1, true),
@@ -497,7 +501,22 @@ impl Store {
             return self.refuse(ticket, format!("read of {length_bytes} bytes at {offset_bytes}"));
         }
         let first = offset_bytes / BLOCK_BYTES as u32;
-        self.submit(io, Request::Read(ticket, chunk, first..first + length_bytes / BLOCK_BYTES as u32));
+        let blocks = first..first + length_bytes / BLOCK_BYTES as u32;
+        self.submit(io, Request::Read(ticket, chunk, blocks, read::Want::Data));
+    }
+
+    /// Reads blocks for another replica: those that are gone come as zeros with [`BlockCrc::GONE`]. With `give_up`
+    /// those that can't be read or don't match their checksums become such.
+    pub fn copy(
+        &mut self,
+        io: &mut dyn Io,
+        ticket: Ticket,
+        chunk: ChunkId,
+        blocks: Range<u32>,
+        give_up: bool,
+    ) {
+        let want = if give_up { read::Want::Rescue } else { read::Want::Copy };
+        self.submit(io, Request::Read(ticket, chunk, blocks, want));
     }
 
     /// Checksums of blocks; with `deep` the data is read and verified. At most 4,096 blocks.
@@ -852,9 +871,7 @@ impl Store {
         match request {
             Request::Write(ticket, op) => self.start_write(io, ticket, op),
             Request::Discard(ticket, op) => self.start_discard(io, ticket, op),
-            Request::Read(ticket, chunk, blocks) => {
-                self.start_read(io, ticket, chunk, blocks, read::Want::Data)
-            }
+            Request::Read(ticket, chunk, blocks, want) => self.start_read(io, ticket, chunk, blocks, want),
             Request::Sums(ticket, chunk, blocks, true) => {
                 self.start_read(io, ticket, chunk, blocks, read::Want::Sums)
             }

@@ -1,9 +1,7 @@
 //! Reads: overlay first, then the read cache, then the data file, holes as zeros; every block verified before it leaves.
 
 use super::overlay::Held;
-use super::{
-    Chunk, Done, PAGE_BLOCKS, Store, StoreConfig, StoreError, Ticket, UNIT_BLOCKS, UNIT_BYTES, Waiting,
-};
+use super::{Chunk, Done, PAGE_BLOCKS, Store, StoreError, Ticket, UNIT_BLOCKS, UNIT_BYTES, Waiting};
 use crate::cache::{Hit, Piece, Version};
 use shards::sabotage::{Sabotage, on};
 use shards::{Buf, BufMut, Io};
@@ -14,7 +12,12 @@ use wire::{BLOCK_BYTES, BlockCrc, BlockCrcs, ChunkId};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Want {
+    /// For a client: blocks that are gone are an error.
     Data,
+    /// For another replica: blocks that are gone come as such.
+    Copy,
+    /// The same, and whatever can't be read is gone from now on.
+    Rescue,
     Sums,
 }
 
@@ -29,6 +32,8 @@ pub(super) struct Reading {
     /// What has come, from memory or from disk: first block and bytes. Blocks in memory are taken at the start: a round
     /// may write them back before the rest is read.
     parts: Parts,
+    /// Blocks that could not be read, where these are given up.
+    given_up: Vec<u32>,
     failed: Option<StoreError>,
 }
 
@@ -44,6 +49,17 @@ pub(super) struct CacheRun {
 }
 type CacheRuns = SmallVec<[CacheRun; 1]>;
 
+/// Where a read finds its blocks.
+#[derive(Default)]
+struct Sources {
+    data: Runs,
+    cache: CacheRuns,
+    /// What is read from `data` may go to the cache.
+    cacheable: bool,
+    /// Blocks that have a checksum and no place (load.rs), where these are given up.
+    without_place: Vec<u32>,
+}
+
 impl Store {
     pub(super) fn start_read(
         &mut self,
@@ -53,10 +69,11 @@ impl Store {
         blocks: Range<u32>,
         want: Want,
     ) {
-        let (runs, cached, cacheable) = match self.plan_read(id, &blocks, want) {
-            Ok(plan) => plan,
+        let sources = match self.plan_read(id, &blocks, want) {
+            Ok(sources) => sources,
             Err(error) => return self.finish(ticket, Err(error)),
         };
+        let Sources { data: runs, cache: cached, cacheable, without_place } = sources;
         let in_journal = self.journal_runs(id, &blocks);
         let read = self.fresh_id();
         let reading = Reading {
@@ -66,7 +83,8 @@ impl Store {
             want,
             cacheable,
             runs_left: (runs.len() + cached.len() + in_journal.len()) as u32,
-            parts: if want == Want::Data { self.in_memory(id, &blocks) } else { SmallVec::new() },
+            parts: if want == Want::Sums { SmallVec::new() } else { self.in_memory(id, &blocks) },
+            given_up: without_place,
             failed: None,
         };
         if reading.runs_left == 0 {
@@ -98,45 +116,47 @@ impl Store {
         io.read(self.journal.file(), run.2, run.1 as usize * BLOCK_BYTES, wait);
     }
 
-    /// What is read from `data` and from the cache, and whether the former may go to the latter. Who verifies the disk
-    /// (`Want::Sums`) reads the disk, and a long stream is better off there.
-    fn plan_read(
-        &mut self,
-        id: ChunkId,
-        blocks: &Range<u32>,
-        want: Want,
-    ) -> Result<(Runs, CacheRuns, bool), StoreError> {
-        let runs = self.disk_runs(id, blocks)?;
-        let (mut missed, mut cached) = (Runs::new(), CacheRuns::new());
-        let Some(cache) = self.cache.as_mut().filter(|_| want == Want::Data) else {
-            return Ok((runs, cached, false));
+    /// Who verifies the disk (`Want::Sums`) reads the disk, and a long stream is better off there.
+    fn plan_read(&mut self, id: ChunkId, blocks: &Range<u32>, want: Want) -> Result<Sources, StoreError> {
+        let mut sources = self.disk_runs(id, blocks, want)?;
+        let reads_cache = matches!(want, Want::Data | Want::Copy);
+        let Some(cache) = self.cache.as_mut().filter(|_| reads_cache) else {
+            return Ok(sources);
         };
         let chunk = &self.chunks[&id];
-        for (piece, run) in runs.into_iter().flat_map(pieces_of) {
+        for (piece, run) in std::mem::take(&mut sources.data).into_iter().flat_map(pieces_of) {
             match cache.find(&piece, chunk.version(id, run.0)) {
-                Some(hit) => cached.push(CacheRun { hit, run }),
-                None => join(&mut missed, run),
+                Some(hit) => sources.cache.push(CacheRun { hit, run }),
+                None => join(&mut sources.data, run),
             }
         }
-        Ok((missed, cached, !cache.is_stream(id, blocks)))
+        sources.cacheable = !cache.is_stream(id, blocks);
+        Ok(sources)
     }
 
-    /// What must be read from `data`; neighbours on disk joined. An error if one of the blocks is lost.
-    fn disk_runs(&self, id: ChunkId, blocks: &Range<u32>) -> Result<Runs, StoreError> {
+    /// What must be read from `data`; neighbours on disk joined. An error if one of the blocks can't be had.
+    fn disk_runs(&self, id: ChunkId, blocks: &Range<u32>, want: Want) -> Result<Sources, StoreError> {
         let chunk = &self.chunks[&id];
-        let mut runs = Runs::new();
+        let mut sources = Sources::default();
         for block in blocks.clone() {
-            if chunk.overlay.contains_key(&block) || chunk.crc(block) == BlockCrc::HOLE {
+            let crc = chunk.crc(block);
+            if crc == BlockCrc::GONE && want == Want::Data {
+                return Err(StoreError::Gone { chunk: id, block });
+            }
+            if crc == BlockCrc::HOLE || chunk.overlay.contains_key(&block) {
                 continue;
             }
-            // It has a checksum and no place (load.rs).
-            let Some(unit) = chunk.unit(block / UNIT_BLOCKS) else {
-                return Err(StoreError::Checksum { chunk: id, block });
-            };
-            let offset = u64::from(unit) * UNIT_BYTES + u64::from(block % UNIT_BLOCKS) * BLOCK_BYTES as u64;
-            join(&mut runs, (block, 1, offset));
+            match chunk.unit(block / UNIT_BLOCKS) {
+                Some(unit) => {
+                    let at = u64::from(block % UNIT_BLOCKS) * BLOCK_BYTES as u64;
+                    join(&mut sources.data, (block, 1, u64::from(unit) * UNIT_BYTES + at));
+                }
+                // It has a checksum and no place (load.rs).
+                None if want == Want::Rescue => sources.without_place.push(block),
+                None => return Err(StoreError::Checksum { chunk: id, block }),
+            }
         }
-        Ok(runs)
+        Ok(sources)
     }
 
     /// What must be read from the journal.
@@ -156,13 +176,14 @@ impl Store {
         // A round may have written these blocks to their places meanwhile, and others stand in the journal now.
         let in_journal = self.journal_runs(chunk, &blocks);
         if in_journal[..] != [run] {
-            let runs = self.disk_runs(chunk, &blocks).expect("a block that was in the journal has a place");
+            let sources = self.disk_runs(chunk, &blocks, Want::Copy);
+            let runs = sources.expect("a block that was in the journal has a place").data;
             let reading = self.reads.get_mut(&id).expect("just seen");
             reading.runs_left += (runs.len() + in_journal.len()) as u32 - 1;
             runs.into_iter().for_each(|run| self.read_run(io, id, run));
             return in_journal.into_iter().for_each(|run| self.read_journal_run(io, id, run));
         }
-        self.part_came(io, id, run, |config| config.journal_path.clone(), false, result);
+        self.part_came(io, id, run, true, result);
     }
 
     /// What the cache returned is used if it is right, and read from `data` otherwise.
@@ -174,7 +195,7 @@ impl Store {
         result: io::Result<Buf>,
     ) {
         let CacheRun { hit, run } = run;
-        let right = result.as_ref().is_ok_and(|data| self.first_bad(id, run.0, data).is_none());
+        let right = result.as_ref().is_ok_and(|data| self.bad_blocks(id, run.0, data).is_empty());
         if let Some(cache) = &mut self.cache {
             let outcome = result.as_ref().map(|_| right).map_err(|e| io::Error::new(e.kind(), e.to_string()));
             cache.read_done(hit, outcome);
@@ -186,46 +207,61 @@ impl Store {
         }
     }
 
-    /// The first block of a read part that is not what its checksum says.
-    fn first_bad(&self, id: u64, at_block: u32, data: &Buf) -> Option<u32> {
-        let chunk = &self.chunks[&self.reads.get(&id)?.chunk];
-        let mut blocks = (at_block..).zip(data.chunks_exact(BLOCK_BYTES));
+    /// Blocks of a read part that are not what their checksums say.
+    fn bad_blocks(&self, id: u64, at_block: u32, data: &Buf) -> SmallVec<[u32; 1]> {
+        let Some(reading) = self.reads.get(&id) else { return SmallVec::new() };
+        let chunk = &self.chunks[&reading.chunk];
+        let blocks = (at_block..).zip(data.chunks_exact(BLOCK_BYTES));
         let right = |block: u32, bytes: &[u8]| chunk.crc(block).matches(bytes) || on(Sabotage::TrustDisk);
-        blocks.find(|(block, bytes)| !right(*block, bytes)).map(|f| f.0)
+        blocks.filter(|(block, bytes)| !right(*block, bytes)).map(|(block, _)| block).collect()
     }
 
     pub(super) fn read_run_done(&mut self, io: &mut dyn Io, id: u64, run: Run, result: io::Result<Buf>) {
-        let cacheable = self.reads.get(&id).is_some_and(|r| r.cacheable);
-        self.part_came(io, id, run, |config| format!("{}/data", config.dir), cacheable, result);
+        self.part_came(io, id, run, false, result);
     }
 
-    /// Blocks came from a file: they are verified.
-    fn part_came(
-        &mut self,
-        io: &mut dyn Io,
-        id: u64,
-        (at_block, blocks, _): Run,
-        file: fn(&StoreConfig) -> String,
-        cacheable: bool,
-        result: io::Result<Buf>,
-    ) {
+    /// Blocks came from `data`, or from the journal: they are verified.
+    fn part_came(&mut self, io: &mut dyn Io, id: u64, run: Run, in_journal: bool, result: io::Result<Buf>) {
+        let (at_block, blocks, _) = run;
+        let bad =
+            result.as_ref().map_or_else(|_| SmallVec::new(), |data| self.bad_blocks(id, at_block, data));
+        let Some(reading) = self.reads.get_mut(&id) else { return };
         match result {
-            Ok(data) => {
+            Ok(data) if bad.is_empty() => {
                 debug_assert_eq!(data.len(), blocks as usize * BLOCK_BYTES);
-                let bad = self.first_bad(id, at_block, &data);
-                let Some(reading) = self.reads.get_mut(&id) else { return };
-                match bad {
-                    Some(block) => {
-                        reading.failed = Some(StoreError::Checksum { chunk: reading.chunk, block });
-                    }
-                    None if cacheable => self.offer_to_cache(io, id, at_block, &data),
-                    None => {}
+                if reading.cacheable && !in_journal {
+                    self.offer_to_cache(io, id, at_block, &data);
                 }
                 self.part_read(io, id, at_block, data);
             }
+            Ok(data) if reading.want == Want::Rescue => {
+                let mut rest = BufMut::zeroed(data.len());
+                rest[..].copy_from_slice(&data);
+                for block in &bad {
+                    rest[(block - at_block) as usize * BLOCK_BYTES..][..BLOCK_BYTES].fill(0);
+                }
+                reading.given_up.extend(bad);
+                self.part_read(io, id, at_block, rest.freeze());
+            }
+            Ok(data) => {
+                reading.failed = Some(StoreError::Checksum { chunk: reading.chunk, block: bad[0] });
+                self.part_read(io, id, at_block, data);
+            }
+            // One of them can't be read: which?
+            Err(_) if reading.want == Want::Rescue && blocks > 1 => {
+                reading.runs_left += blocks - 1;
+                for number in 0..blocks {
+                    let one = (at_block + number, 1, run.2 + u64::from(number) * BLOCK_BYTES as u64);
+                    if in_journal { self.read_journal_run(io, id, one) } else { self.read_run(io, id, one) }
+                }
+            }
+            Err(_) if reading.want == Want::Rescue => {
+                reading.given_up.push(at_block);
+                self.part_read(io, id, at_block, Buf::empty());
+            }
             Err(source) => {
-                let file = file(&self.config);
-                let Some(reading) = self.reads.get_mut(&id) else { return };
+                let data = || format!("{}/data", self.config.dir);
+                let file = if in_journal { self.config.journal_path.clone() } else { data() };
                 reading.failed = Some(StoreError::Io { file, source });
                 self.part_read(io, id, at_block, Buf::empty());
             }
@@ -275,6 +311,9 @@ impl Store {
         }
         if reading.want == Want::Sums {
             return Ok(Done::Sums { crcs });
+        }
+        for block in &reading.given_up {
+            crcs[(block - blocks.start) as usize] = BlockCrc::GONE;
         }
         let len = crcs.len() * BLOCK_BYTES;
         if reading.parts.len() == 1 && reading.parts[0].1.len() == len {

@@ -10,7 +10,7 @@ use shards::{ConnId, Io, Timestamp};
 use std::time::Duration;
 use wire::cs_api::{ChunkReport, CsCommand, CsReply, CsRequest};
 use wire::mds_api::Severity;
-use wire::{ChunkId, CsId, Frame, Head, Role, ShardIndex, Status, shard_of};
+use wire::{ChunkId, CsId, Epoch, Frame, Head, Role, ShardIndex, Status, shard_of};
 
 /// Longest text of a CS in the event log, bytes.
 const MAX_EVENT_BYTES: usize = 1024;
@@ -69,8 +69,14 @@ impl Server {
             CsRequest::Joined { chunk, epoch, cs: learner } => {
                 self.joined(conn, head, cs, ChunkReport { chunk, epoch }, learner, io);
             }
-            CsRequest::AskSet { .. } => self.read(conn, head, Request::Cs(request), Patience::Fresh, io),
+            CsRequest::AskSet { .. } | CsRequest::MayGiveUp { .. } => {
+                self.read(conn, head, Request::Cs(request), Patience::Fresh, io)
+            }
             CsRequest::Deleted { chunks } => self.tell_log(conn, head, Internal::Deleted { cs, chunks }, io),
+            CsRequest::Gone { chunk, first_block, blocks } => {
+                tracing::error!(name: "blocks_gone", cs = cs.0, chunk = chunk.0, first_block, blocks);
+                self.tell_log(conn, head, Internal::BlocksGone { cs, chunk, first_block, blocks }, io);
+            }
             CsRequest::Event { severity, message } => {
                 let mut message = format!("CS#{cs} {message}");
                 let end =
@@ -313,6 +319,27 @@ impl Server {
         let changes: Vec<SetChange> = chunks.iter().filter_map(change).collect();
         let asked = chunks.iter().map(|r| r.chunk).collect();
         self.change_or_answer(conn, head, asked, changes, io);
+    }
+
+    /// The last replica in sync can't read some blocks, and a copy is needed. They may be given up unless a replica may come
+    /// back that was in sync once, and lacks only what was written since.
+    pub(super) fn may_give_up(&self, cs: CsId, chunk: ChunkId, epoch: Epoch, now: Timestamp) -> CsReply {
+        let refused = |detail: String| CsReply::Failed { status: Status::Busy, detail, master: None };
+        let Some(view) = self.state.chunk(chunk).filter(|v| v.epoch == epoch) else {
+            return refused(format!("chunk {chunk} has another epoch than {epoch}"));
+        };
+        if !view.in_sync().eq([cs]) {
+            return refused(format!("others have chunk {chunk} than CS#{cs}"));
+        }
+        let may_return = |(other, _): &&(CsId, Epoch)| {
+            view.role_of(*other) == Some(Role::Stale) && self.liveness(*other, now) != Liveness::Offline
+        };
+        match view.in_sync_until.iter().find(may_return) {
+            Some((other, _)) => {
+                refused(format!("CS#{other} may come back, with all blocks of chunk {chunk}"))
+            }
+            None => CsReply::Done,
+        }
     }
 
     fn joined(

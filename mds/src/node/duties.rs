@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use wire::cs_api::CsCommand;
 use wire::mds_api::Severity;
-use wire::{ChunkId, CsId, Head};
+use wire::{ChunkId, CsId, Head, LeaseId};
 
 /// Slow work (sessions, events, pending deletions) is done this often.
 const SLOW_TICK: Duration = Duration::from_millis(500);
@@ -43,12 +43,28 @@ impl Server {
             let events = self.net.drop_conn(conn, "no heartbeat for too long", io);
             self.on_net(events, io);
         }
+        self.end_revoked(timeout, io);
         self.tell_changes(io);
         self.tell_rested(io);
         self.tell_lagging(io);
         self.reconcile_members(io);
         self.repeat_deletes(io);
         self.drop_drained(io);
+    }
+
+    /// Revoked leases in which nobody believes any more: who has not heard of it has had no answer to a KeepAlive since,
+    /// and trusts its session less long than this (client/src/core/mds.rs, `session_is_sure`).
+    fn end_revoked(&mut self, timeout: Duration, io: &mut dyn Io) {
+        let now = io.now();
+        let Some(master) = &mut self.master else { return };
+        let mut since = std::mem::take(&mut master.revoking_since);
+        master.revoking_since =
+            self.state.revoking().map(|lease| (lease, since.remove(&lease).unwrap_or(now))).collect();
+        let over = master.revoking_since.iter().filter(|(_, since)| now.since(**since) > timeout);
+        let leases: Vec<LeaseId> = over.map(|(lease, _)| *lease).collect();
+        if !leases.is_empty() {
+            self.propose_own(Internal::EndRevoked { leases }, io);
+        }
     }
 
     pub(super) fn offline_after(&self) -> Duration {

@@ -21,7 +21,7 @@ use std::time::Duration;
 use wire::cs_api::{ChunkSet, CsCommand, CsReply, CsRequest};
 use wire::frame::MAX_META_BYTES;
 use wire::mds_api::{MdsReply, MdsRequest, Severity};
-use wire::{ChunkId, ClientId, CsId, Frame, Head, Kind, MdsId, Status};
+use wire::{ChunkId, ClientId, CsId, Frame, Head, Kind, LeaseId, MdsId, Status};
 
 /// Requests that wait for a new master to be ready; more are refused.
 const MAX_EARLY: usize = 10_000;
@@ -99,6 +99,8 @@ pub struct Master {
     /// Servers that were dropped since this mastership began.
     pub dropped_at: BTreeMap<CsId, Timestamp>,
     pub parked: Vec<Parked>,
+    /// Since when this master knows leases to be revoked.
+    pub revoking_since: BTreeMap<LeaseId, Timestamp>,
     early: Vec<(ConnId, Head, Request)>,
     pub slow_at: Timestamp,
     pub deletes_at: Timestamp,
@@ -122,6 +124,7 @@ impl Master {
             reported: Reported::default(),
             dropped_at: BTreeMap::new(),
             parked: Vec::new(),
+            revoking_since: BTreeMap::new(),
             early: Vec::new(),
             slow_at: now,
             deletes_at: now,

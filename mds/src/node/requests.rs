@@ -133,6 +133,12 @@ impl Server {
                     let sets = self.state.chunk(*chunk).iter().map(|v| master.chunk_set(v)).collect();
                     self.reply_cs(read.conn, read.head, &CsReply::Sets { sets }, io);
                 }
+                Request::Cs(CsRequest::MayGiveUp { chunk, epoch }) => {
+                    let asker = self.master.as_ref().and_then(|m| m.registry.shard_at(read.conn));
+                    let Some((cs, _)) = asker else { continue };
+                    let reply = self.may_give_up(cs, *chunk, *epoch, io.now());
+                    self.reply_cs(read.conn, read.head, &reply, io);
+                }
                 Request::Cs(_) => {}
             }
         }

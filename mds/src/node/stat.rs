@@ -82,6 +82,7 @@ impl Server {
             servers: &self.cs_views(),
             live: &|cs| self.liveness(cs, now),
             stage: &|chunk| master.map_or(Stage::Idle, |m| m.repair.stage(chunk)),
+            has_gone: &|chunk| self.state.gone_blocks(chunk).next().is_some(),
             was_reported: &|chunk| master.is_some_and(|m| m.reported.contains(chunk)),
         })
     }

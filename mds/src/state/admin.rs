@@ -193,6 +193,13 @@ impl State {
                     chunks.iter().copied().filter(|c| self.is_stray(*cs, *c)).collect();
                 self.must_delete(*cs, strays, effects);
             }
+            Internal::BlocksGone { cs, chunk, first_block, blocks } => {
+                if self.note_gone(*chunk, *first_block, *blocks) {
+                    let message = self.gone_text(*cs, *chunk, *first_block, *blocks);
+                    self.log(now, "CS", Severity::Err, message, effects);
+                }
+            }
+            Internal::EndRevoked { leases } => self.end_revoked(leases, effects),
             Internal::ExpireClients { clients } => {
                 for client in clients {
                     self.end_session(*client, true, effects);
@@ -206,6 +213,22 @@ impl State {
             }
         }
         Reply::Wire(MdsReply::Done)
+    }
+
+    fn gone_text(&self, cs: CsId, chunk: ChunkId, first_block: u32, blocks: u32) -> String {
+        let view = self.chunk(chunk);
+        let place = view.and_then(|v| Some((self.attr(v.file).ok()?, v)));
+        let where_in_file = place.map_or_else(String::new, |(attr, view)| {
+            let block_bytes = wire::BLOCK_BYTES as u64;
+            let start =
+                u64::from(view.index) * u64::from(attr.chunk_bytes) + u64::from(first_block) * block_bytes;
+            let end = start + u64::from(blocks) * block_bytes;
+            format!(" ({}, bytes {start} to {end})", self.path_of(view.file))
+        });
+        format!(
+            "{blocks} blocks of chunk {chunk} from {first_block} on{where_in_file} are gone: they are damaged on CS#{cs}, \
+             and no other replica is in sync. Reading them fails until they are written anew; restore them from a backup"
+        )
     }
 
     fn drain_cs(&mut self, now: u64, cs: CsId, draining: bool, effects: &mut Vec<Effect>) -> Reply {

@@ -9,6 +9,8 @@ use wire::data::MAX_REPLICAS;
 use wire::mds_api::ReplicaPolicy;
 use wire::{ChunkId, ClientId, CsId, Epoch, FileId, LeaseId, Role, Status};
 
+/// Ranges of gone blocks remembered for a chunk.
+const MOST_GONE: usize = 100;
 const ORDER: [Role; 3] = [Role::InSync, Role::Learner, Role::Stale];
 
 impl State {
@@ -109,6 +111,7 @@ impl State {
         for chunk in chunks {
             let Some(record) = self.data.chunks.remove(chunk) else { continue };
             self.data.in_sync_until.remove(chunk);
+            self.data.gone.remove(chunk);
             for (cs, _) in record.replicas {
                 self.forget_on(cs, *chunk);
                 by_cs.entry(cs).or_default().push(*chunk);
@@ -301,6 +304,28 @@ impl State {
             return Some(RepairStep::Place { exclude: view.replicas.iter().map(|r| r.0).collect(), policy });
         }
         None
+    }
+
+    /// Notes blocks that no replica holds any more. Whether that is news.
+    pub(super) fn note_gone(&mut self, chunk: ChunkId, first_block: u32, blocks: u32) -> bool {
+        if !self.data.chunks.contains_key(&chunk) {
+            return false;
+        }
+        let ranges = self.data.gone.entry(chunk).or_default();
+        let known = ranges
+            .range(..=first_block)
+            .next_back()
+            .is_some_and(|(first, count)| first.saturating_add(*count) >= first_block.saturating_add(blocks));
+        if !known && ranges.len() < MOST_GONE {
+            let longest = ranges.get(&first_block).map_or(blocks, |count| blocks.max(*count));
+            ranges.insert(first_block, longest);
+        }
+        !known
+    }
+
+    /// Ranges of blocks of a chunk that no replica held any more when they were to be copied: first block and number.
+    pub fn gone_blocks(&self, chunk: ChunkId) -> impl Iterator<Item = (u32, u32)> + '_ {
+        self.data.gone.get(&chunk).into_iter().flatten().map(|(first, count)| (*first, *count))
     }
 
     /// Chunks of a file, in its order.

@@ -159,6 +159,10 @@ pub enum Internal {
     SetMds { id: MdsId, addr: SocketAddr, raft_addr: SocketAddr },
     /// The administrator removes a CS that holds data, or thinks better of it.
     DrainCs { cs: CsId, draining: bool },
+    /// The last replica in sync of a chunk, on this CS, can't read these blocks: no replica holds them any more.
+    BlocksGone { cs: CsId, chunk: ChunkId, first_block: u32, blocks: u32 },
+    /// Leases that were revoked so long ago that their holders can't believe in them any more.
+    EndRevoked { leases: Vec<LeaseId> },
 }
 
 /// One change of a replica set, carried out only while the chunk is at `epoch`.

@@ -24,9 +24,14 @@ pub(super) struct Data {
     /// Of replicas that left the in-sync set and may return: the last epoch at which they were in sync.
     pub in_sync_until: BTreeMap<ChunkId, BTreeMap<CsId, Epoch>>,
     pub pending_deletes: BTreeMap<CsId, BTreeSet<ChunkId>>,
+    /// Blocks that no replica held any more when they were to be copied: first block and number. They may have been written
+    /// since.
+    pub gone: BTreeMap<ChunkId, BTreeMap<u32, u32>>,
     pub sessions: BTreeMap<ClientId, Session>,
     /// The newest revoked leases, oldest first.
     pub revoked: Vec<(LeaseId, ClientId)>,
+    /// Revoked leases that their holders may still believe in: they keep others away as if they held.
+    pub revoking: BTreeMap<LeaseId, FileId>,
     pub cs: BTreeMap<CsId, CsRecord>,
     pub mds: BTreeMap<MdsId, MdsRecord>,
     pub events: BTreeMap<u64, Event>,

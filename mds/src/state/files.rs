@@ -334,10 +334,8 @@ impl State {
     }
 
     pub(super) fn holds(&self, client: ClientId, file: FileId, lease: LeaseId) -> bool {
-        self.data
-            .inodes
-            .get(&file)
-            .is_some_and(|i| i.leases.iter().any(|l| l.id == lease && l.client == client))
+        let is_his = |i: &Inode| i.leases.iter().any(|l| l.id == lease && l.client == client);
+        !self.data.revoking.contains_key(&lease) && self.data.inodes.get(&file).is_some_and(is_his)
     }
 
     pub fn attr(&self, file: FileId) -> Result<FileAttr, Refusal> {

@@ -170,7 +170,7 @@ impl State {
                     Err(refusal) => Err(refusal),
                 }
             }
-            Op::Revoke { file } => self.revoke(*file, effects).map(|()| MdsReply::Done),
+            Op::Revoke { file } => self.revoke(*file, effects),
             Op::NewCs { .. }
             | Op::SetPolicy { .. }
             | Op::AddMds { .. }
@@ -218,6 +218,7 @@ impl State {
                 let (events, last) = self.events(*after, *limit);
                 Ok(MdsReply::Events { events, last })
             }
+            MdsRequest::RevokeStat { file, leases } => Ok(self.revoke_stat(*file, leases)),
             MdsRequest::GetConfig => Ok(MdsReply::Config { entries: self.config_entries() }),
             _ => return None,
         };

@@ -5,7 +5,7 @@ use super::data::{LeaseRecord, Session};
 use super::{Lease, State};
 use shards::sabotage::{Sabotage, on};
 use std::collections::{BTreeMap, BTreeSet};
-use wire::mds_api::{ClientInfo, LeaseMode};
+use wire::mds_api::{ClientInfo, LeaseMode, MdsReply};
 use wire::{ClientId, FileId, LeaseId, Status};
 
 /// Revoked leases remembered; a lease older than these can't be alive anywhere.
@@ -39,6 +39,9 @@ impl State {
             let gone: Vec<LeaseId> =
                 inode.leases.iter().filter(|l| l.client == client).map(|l| l.id).collect();
             inode.leases.retain(|l| l.client != client);
+            gone.iter().for_each(|lease| {
+                self.data.revoking.remove(lease);
+            });
             if revoke && !on(Sabotage::KeepSilentLeases) {
                 self.note_revoked(file, gone.into_iter().map(|l| (l, client)).collect(), effects);
             }
@@ -68,25 +71,37 @@ impl State {
             return refuse(Status::StaleHandle, format!("session {client} has ended"));
         }
         let leases = &self.inode(file)?.leases;
-        let conflict = leases.iter().find(|l| l.excludes(client, mode));
+        let is_revoked = |l: &&LeaseRecord| self.data.revoking.contains_key(&l.id);
+        let mut conflicts = leases.iter().filter(|l| l.excludes(client, mode));
+        // Those that hold are named first.
+        let conflict = conflicts.clone().find(|l| !is_revoked(l)).or_else(|| conflicts.next());
+        if let Some(lease) = conflict.filter(is_revoked) {
+            let detail =
+                format!("its lease was revoked, and client {} has yet to stop using it", lease.client);
+            return refuse(Status::HolderAway, detail);
+        }
         if let Some(lease) = conflict {
             let holder = self.data.sessions.get(&lease.client).map_or("a client", |s| &s.host);
             let how = if lease.mode == LeaseMode::Write { "writing" } else { "reading" };
             return refuse(Status::FileBusy, format!("open for {how} on {holder} (client {})", lease.client));
         }
-        let mine = leases.iter().find(|l| l.client == client).copied();
+        let mine = leases.iter().find(|l| l.client == client && !is_revoked(l)).copied();
         if let Some(mine) = mine.filter(|l| l.mode == LeaseMode::Write || mode == LeaseMode::Read) {
             return Ok(mine.id);
         }
         let id = LeaseId(self.data.next_lease);
         self.data.next_lease += 1;
         let inode = self.inode_mut(file)?;
-        // An upgrade replaces the weaker lease.
-        inode.leases.retain(|l| l.client != client);
+        // An upgrade replaces the weaker lease, and the new one of a client that of which it was deprived.
+        let replaced: Vec<LeaseId> =
+            inode.leases.extract_if(.., |l| l.client == client).map(|l| l.id).collect();
         inode.leases.push(LeaseRecord { id, client, mode });
         if mode == LeaseMode::Write {
             inode.last_writer = id;
         }
+        replaced.iter().for_each(|lease| {
+            self.data.revoking.remove(lease);
+        });
         if let Some(session) = self.data.sessions.get_mut(&client) {
             session.files.insert(file);
         }
@@ -125,7 +140,11 @@ impl State {
         effects: &mut Vec<Effect>,
     ) {
         let Some(inode) = self.data.inodes.get_mut(&file) else { return };
+        let before = inode.leases.len();
         inode.leases.retain(|l| !(l.id == lease && l.client == client));
+        if inode.leases.len() < before {
+            self.data.revoking.remove(&lease);
+        }
         if inode.leases.iter().all(|l| l.client != client)
             && let Some(session) = self.data.sessions.get_mut(&client)
         {
@@ -134,17 +153,40 @@ impl State {
         self.drop_if_unused(file, effects);
     }
 
-    /// Takes away all leases of a file.
-    pub(super) fn revoke(&mut self, file: FileId, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
-        let leases: Vec<_> = self.inode_mut(file)?.leases.drain(..).map(|l| (l.id, l.client)).collect();
-        for (_, client) in &leases {
-            if let Some(session) = self.data.sessions.get_mut(client) {
-                session.files.remove(&file);
-            }
+    /// Takes away all leases of a file. They keep others away until their holders have released them, their sessions have
+    /// ended, or [`super::Internal::EndRevoked`] says that nobody can believe in them any more.
+    pub(super) fn revoke(&mut self, file: FileId, effects: &mut Vec<Effect>) -> Result<MdsReply, Refusal> {
+        let all: Vec<_> = self.inode(file)?.leases.iter().map(|l| (l.id, l.client)).collect();
+        let fresh = all.iter().filter(|(lease, _)| self.data.revoking.insert(*lease, file).is_none());
+        let fresh: Vec<_> = fresh.copied().collect();
+        self.note_revoked(file, fresh, effects);
+        let leases: Vec<LeaseId> = all.into_iter().map(|(lease, _)| lease).collect();
+        Ok(self.revoke_stat(file, &leases))
+    }
+
+    /// Which of these leases of a file still keep others away.
+    pub(super) fn revoke_stat(&self, file: FileId, leases: &[LeaseId]) -> MdsReply {
+        let keeps = |lease: &&LeaseId| self.data.revoking.get(lease) == Some(&file);
+        match leases.iter().filter(keeps).copied().collect::<Vec<_>>() {
+            none if none.is_empty() => MdsReply::Done,
+            leases => MdsReply::Revoking { leases },
         }
-        self.note_revoked(file, leases, effects);
-        self.drop_if_unused(file, effects);
-        Ok(())
+    }
+
+    pub(super) fn end_revoked(&mut self, leases: &[LeaseId], effects: &mut Vec<Effect>) {
+        for lease in leases {
+            let Some(file) = self.data.revoking.get(lease).copied() else { continue };
+            let holders = self.leases_of_file(file);
+            if let Some(holder) = holders.iter().find(|l| l.id == *lease) {
+                self.release(holder.client, file, *lease, effects);
+            }
+            self.data.revoking.remove(lease);
+        }
+    }
+
+    /// Revoked leases that their holders may still believe in.
+    pub fn revoking(&self) -> impl Iterator<Item = LeaseId> + '_ {
+        self.data.revoking.keys().copied()
     }
 
     pub fn session_exists(&self, client: ClientId) -> bool {

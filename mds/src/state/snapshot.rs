@@ -1,11 +1,11 @@
-//! The whole state as bytes: `PSMDSTA2`, CRC-32 of the rest, 4 bytes zero, then rkyv of `Data`.
+//! The whole state as bytes: `PSMDSTA3`, CRC-32 of the rest, 4 bytes zero, then rkyv of `Data`.
 
 use super::State;
 use super::data::{Body, Data, Inode};
 use super::{DEFAULT_POLICY, FileId, LeaseId, ROOT};
 use std::collections::BTreeMap;
 
-const MAGIC: [u8; 8] = *b"PSMDSTA2";
+const MAGIC: [u8; 8] = *b"PSMDSTA3";
 const HEAD_BYTES: usize = 16;
 
 impl State {
@@ -38,8 +38,10 @@ impl State {
             chunks: BTreeMap::new(),
             in_sync_until: BTreeMap::new(),
             pending_deletes: BTreeMap::new(),
+            gone: BTreeMap::new(),
             sessions: BTreeMap::new(),
             revoked: Vec::new(),
+            revoking: BTreeMap::new(),
             cs: BTreeMap::new(),
             mds: BTreeMap::new(),
             events: BTreeMap::new(),
@@ -70,7 +72,7 @@ impl State {
     pub fn restore(bytes: &[u8]) -> Result<State, String> {
         if bytes.len() < HEAD_BYTES || bytes[..8] != MAGIC {
             return Err(
-                "not a snapshot of this version's metadata (PSMDSTA2): start the pstorage-mdsd that wrote it"
+                "not a snapshot of this version's metadata (PSMDSTA3): start the pstorage-mdsd that wrote it"
                     .into(),
             );
         }

@@ -251,6 +251,71 @@ fn the_last_epoch_in_sync_is_remembered_while_a_replica_may_return() {
 }
 
 #[test]
+fn a_revoked_lease_keeps_others_away_until_its_holder_has_stopped() {
+    let open = |file, mode| Op::Open { file, mode, reclaim: LeaseId(0) };
+    let revoking = |leases: &[LeaseId]| Reply::Wire(MdsReply::Revoking { leases: leases.to_vec() });
+    // The three ways it ends: the holder releases it, its session ends, its time is over.
+    for way in 0..3 {
+        let mut b = Bench::new();
+        let (file, lease) = b.file("f");
+        assert_eq!(b.ask(ClientId(0), Op::Revoke { file }), revoking(&[lease]));
+        assert_eq!(b.state.revoked(), [lease]);
+        assert_eq!(b.ask(ClientId(0), Op::Revoke { file }), revoking(&[lease]), "once is enough");
+        assert_eq!(b.state.revoked().len(), 1);
+        assert_eq!(status(&b.ask(ClientId(2), open(file, LeaseMode::Read))), Status::HolderAway);
+        let extend = Op::Extend { file, lease, size_bytes: 9, mtime_ms: 1 };
+        assert_eq!(status(&b.ask(ClientId(1), extend)), Status::LeaseLost);
+        assert_eq!(State::restore(&b.state.snapshot()).unwrap().revoking().collect::<Vec<_>>(), [lease]);
+        match way {
+            0 => {
+                b.ask(ClientId(1), Op::Release { file, lease, size_bytes: Some(7), mtime_ms: None });
+                assert_eq!(b.state.attr(file).unwrap().size_bytes, 0, "it has no say any more");
+            }
+            1 => {
+                b.apply(Command::internal(1, Internal::ExpireClients { clients: vec![ClientId(1)] }));
+            }
+            _ => {
+                b.apply(Command::internal(1, Internal::EndRevoked { leases: vec![lease] }));
+            }
+        }
+        assert_eq!(b.state.revoking().count(), 0);
+        assert_eq!(b.state.revoke_stat(file, &[lease]), MdsReply::Done);
+        let next = b.ask(ClientId(2), open(file, LeaseMode::Write));
+        assert!(matches!(next, Reply::Wire(MdsReply::Opened { lease: newer, .. }) if newer > lease));
+        b.apply(Command::internal(1, Internal::EndRevoked { leases: vec![lease] }));
+        assert_eq!(b.state.leases_of_file(file).len(), 1, "the new one stays");
+    }
+}
+
+#[test]
+fn who_was_deprived_of_a_lease_may_open_the_file_again() {
+    let mut b = Bench::new();
+    let (file, lease) = b.file("f");
+    b.ask(ClientId(0), Op::Revoke { file });
+    let again = b.ask(ClientId(1), Op::Open { file, mode: LeaseMode::Write, reclaim: LeaseId(0) });
+    assert!(matches!(again, Reply::Wire(MdsReply::Opened { lease: newer, .. }) if newer > lease));
+    assert_eq!((b.state.revoking().count(), b.state.leases_of_file(file).len()), (0, 1));
+}
+
+#[test]
+fn gone_blocks_are_told_once_and_forgotten_with_the_chunk() {
+    let mut b = Bench::new();
+    let (file, chunk) = b.chunk();
+    let mut told = |first_block, blocks| {
+        let op = Internal::BlocksGone { cs: CsId(1), chunk, first_block, blocks };
+        b.apply(Command::internal(1, op)).effects.len()
+    };
+    assert_eq!((told(5, 2), told(5, 2), told(6, 1), told(5, 3), told(100, 1)), (1, 0, 0, 1, 1));
+    assert_eq!(b.state.gone_blocks(chunk).collect::<Vec<_>>(), [(5, 3), (100, 1)]);
+    let (events, _) = b.state.events(0, 100);
+    let first = events.iter().find(|e| e.message.contains("gone")).expect("an event");
+    assert!(first.message.contains("(/disk, bytes 20480 to 28672)"), "{}", first.message);
+    let change = AttrChange { size_bytes: Some(0), ..AttrChange::default() };
+    b.ask(ClientId(1), Op::SetAttr { file, change });
+    assert_eq!(b.state.gone_blocks(chunk).count(), 0);
+}
+
+#[test]
 fn truncating_drops_chunks_and_settings_are_checked() {
     let mut b = Bench::new();
     let (file, chunk) = b.chunk();

@@ -70,8 +70,6 @@ enum Then {
     Nothing,
     /// This metadata server is added.
     Added(usize),
-    /// The leases of this file are revoked.
-    Revoked(usize),
 }
 
 fn ip(kind: u8, n: usize) -> IpAddr {
@@ -419,10 +417,6 @@ impl Cluster {
                     self.peers[n].id = id;
                     self.start(Place::Mds(n));
                 }
-                (Then::Revoked(file), Ok(_)) => {
-                    let until = self.world.now().after(Duration::from_millis(LEASE_MS));
-                    self.workload.as_mut().expect("set up").revoked(file, until);
-                }
                 _ => {}
             }
         }
@@ -452,11 +446,8 @@ impl Cluster {
 
     /// Takes the leases of a file away.
     pub fn revoke(&mut self, file: usize) {
-        let now = self.world.now();
-        let work = self.workload.as_mut().expect("set up");
-        work.revoking(file, now);
-        let request = MdsRequest::Revoke { file: work.files[file] };
-        self.send_order("revoke", request, Then::Revoked(file));
+        let file = self.workload.as_ref().expect("set up").files[file];
+        self.order("revoke", MdsRequest::Revoke { file });
     }
 
     pub fn remove_cs(&mut self, n: usize, force: bool) {

@@ -77,8 +77,6 @@ struct User {
     holds: Option<usize>,
     /// Of the file held.
     mode: LeaseMode,
-    /// When it was opened.
-    opened: Timestamp,
     busy: BTreeMap<u64, Op>,
     /// Operations left before the file is handed on.
     left: u64,
@@ -106,8 +104,6 @@ pub struct Workload {
     /// Set when reads showed something that can't be.
     pub violation: Option<String>,
     stopped: bool,
-    /// Files whose leases were revoked, when, and until when their holders may not know.
-    deaf: Vec<(usize, Timestamp, Timestamp)>,
 }
 
 impl Workload {
@@ -124,7 +120,6 @@ impl Workload {
             rng: rng.fork(),
             holds: None,
             mode: LeaseMode::Write,
-            opened: Timestamp(0),
             busy: BTreeMap::new(),
             left: 0,
             depth: 1,
@@ -146,7 +141,6 @@ impl Workload {
             errors: BTreeMap::new(),
             violation: None,
             stopped: false,
-            deaf: Vec::new(),
         }
     }
 
@@ -160,25 +154,6 @@ impl Workload {
                 self.names.insert(name, Known::Unsure);
             }
         }
-    }
-
-    /// The leases of a file are being revoked.
-    pub fn revoking(&mut self, file: usize, now: Timestamp) {
-        self.deaf.push((file, now, Timestamp(u64::MAX)));
-    }
-
-    /// They were, and their holders hear of it by `until` at the latest.
-    pub fn revoked(&mut self, file: usize, until: Timestamp) {
-        let open = self.deaf.iter_mut().find(|(f, _, end)| *f == file && end.0 == u64::MAX);
-        open.expect("it was begun").2 = until;
-    }
-
-    /// Whether a client may not have heard that its lease was revoked while a read was under way. Its writes are refused
-    /// from then on, but what it reads may be old; docs/simulator.md, "Known and not mended".
-    fn may_be_deaf(&self, client: usize, file: usize, start: Timestamp, end: Timestamp) -> bool {
-        let opened = self.users[client].opened;
-        let unheard = |from: Timestamp, until: Timestamp| opened <= until && from <= end && start <= until;
-        self.deaf.iter().any(|&(f, from, until)| f == file && unheard(from, until))
     }
 
     /// The file a client has open, by its number.
@@ -380,7 +355,6 @@ impl Workload {
         match (op, answer) {
             (Op::Open, _) => {
                 let file = user.holds.expect("the file being opened");
-                user.opened = now;
                 self.histories[file].fence(now);
             }
             (Op::Close, _) => {
@@ -393,9 +367,7 @@ impl Workload {
             }
             (Op::Read { first, start }, Answer::Data(Ok(data))) => {
                 let file = user.holds.expect("files are held while operations run");
-                if !self.may_be_deaf(tag.client, file, start, now) {
-                    self.saw(file, first, &data, start, now);
-                }
+                self.saw(file, first, &data, start, now);
             }
             (Op::Make { name }, _) => {
                 self.names.insert(name, Known::There);

@@ -276,7 +276,8 @@ enum Command {
         #[arg(required = true, value_name = "KEY=VALUE")]
         assignments: Vec<String>,
     },
-    /// Ends the leases of a file whose host has died (path inside the cluster).
+    /// Ends the leases of a file whose host has died (path inside the cluster). Returns when nobody uses it any more: when the
+    /// holder has said so, or after mds.lease.timeout.
     Revoke { path: String },
     /// A whole cluster on this machine, for evaluation.
     #[command(subcommand)]

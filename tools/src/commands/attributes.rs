@@ -3,7 +3,11 @@
 use super::explain::states;
 use super::stat::resolve;
 use crate::{Context, Outcome};
+use std::time::Duration;
 use wire::mds_api::{FileKind, MdsReply, MdsRequest};
+
+/// How often `revoke` looks whether the holders have stopped.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 pub fn set_attr(context: &Context, path: &str, assignments: &[String], recursive: bool) -> Outcome {
     let mut link = context.link()?;
@@ -73,7 +77,12 @@ pub fn set_config(context: &Context, assignments: &[String]) -> Outcome {
 pub fn revoke(context: &Context, path: &str) -> Outcome {
     let mut link = context.link()?;
     let file = resolve(&mut link, path)?.file;
-    link.ask(&MdsRequest::Revoke { file })?;
-    println!("The leases of {path} are revoked.");
+    let mut reply = link.ask(&MdsRequest::Revoke { file })?;
+    // Only of these: somebody else may have opened it meanwhile.
+    while let MdsReply::Revoking { leases } = reply {
+        std::thread::sleep(LOOK_EVERY);
+        reply = link.ask(&MdsRequest::RevokeStat { file, leases })?;
+    }
+    println!("The leases of {path} are revoked, and their holders have stopped.");
     Ok(())
 }

@@ -77,6 +77,7 @@ pub fn states(c: &ChunkCounts) -> String {
         (c.overcommitted, "overcommitted"),
         (c.void, "void"),
         (c.unique, "unique"),
+        (c.lossy, "lossy"),
         (c.misplaced, "misplaced"),
     ];
     let words: Vec<String> =

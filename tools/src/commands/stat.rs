@@ -149,6 +149,9 @@ fn chunks_line(c: &ChunkCounts) -> String {
         c.void,
         c.unique
     );
+    if c.lossy > 0 {
+        line += &format!(", {} lossy (blocks gone from all replicas)", c.lossy);
+    }
     if c.misplaced > 0 {
         line += &format!(", {} misplaced (policy not met)", c.misplaced);
     }
