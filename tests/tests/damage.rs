@@ -153,7 +153,7 @@ fn what_the_last_replica_has_lost_stays_lost_and_all_else_goes_on() {
     assert_eq!(lost.len(), 3, "all else can be read");
 
     // New servers take over: all but these blocks is copied, and what is lost stays known as lost.
-    c.up_with(&["--cs", "5"]);
+    c.up_with(&["--cs", "5", "--capacity", "1G"]);
     wait_until("three replicas", Duration::from_secs(60), || state("healthy") == total);
     assert!((1..=2).contains(&state("lossy")));
     assert_eq!(bad_blocks(), lost);
