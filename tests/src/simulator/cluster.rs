@@ -412,12 +412,9 @@ impl Cluster {
                 continue;
             };
             self.world.note(|_| format!("{}: {answer:?}", order.what));
-            match (order.then, answer) {
-                (Then::Added(n), Ok(MdsReply::Mds { id })) => {
-                    self.peers[n].id = id;
-                    self.start(Place::Mds(n));
-                }
-                _ => {}
+            if let (Then::Added(n), Ok(MdsReply::Mds { id })) = (order.then, answer) {
+                self.peers[n].id = id;
+                self.start(Place::Mds(n));
             }
         }
     }
