@@ -147,13 +147,18 @@ impl Bench {
         self.grant.primary().unwrap().cs.0 as usize - 1
     }
 
-    fn tell(&mut self) {
-        let set = ChunkSet {
+    /// As the MDS tells it.
+    fn set_now(&self) -> ChunkSet {
+        ChunkSet {
             chunk: CHUNK,
             epoch: self.epoch,
             grant: self.grant.clone(),
             in_sync_until: self.until.clone(),
-        };
+        }
+    }
+
+    fn tell(&mut self) {
+        let set = self.set_now();
         let primary = self.primary();
         let side = &mut self.sides[primary];
         side.replication.on_command(CsCommand::Repair { set }, &mut side.store, &mut side.io);
@@ -284,12 +289,7 @@ impl Bench {
 
     /// The MDS answers a complaint of the primary: the set stays as it is.
     fn nobody_else_can_lead(&mut self) {
-        let set = ChunkSet {
-            chunk: CHUNK,
-            epoch: self.epoch,
-            grant: self.grant.clone(),
-            in_sync_until: self.until.clone(),
-        };
+        let set = self.set_now();
         let primary = self.primary();
         let Side { replication, store, io } = &mut self.sides[primary];
         replication.on_sets(vec![set], &[CHUNK], store, io);

@@ -154,17 +154,14 @@ impl Store {
             return;
         }
         let load = self.loads.remove(&id).expect("just seen");
+        let chunk = self.chunks.get_mut(&load.chunk).expect("a request holds it");
+        chunk.active.retain(|(active, ..)| *active != id);
         match load.failed {
-            None => {
-                let chunk = self.chunks.get_mut(&load.chunk).expect("a request holds it");
-                chunk.active.retain(|(active, ..)| *active != id);
-                self.dispatch(io, load.request);
-            }
-            Some(error) => {
-                self.finish(load.request.ticket(), Err(error));
-                self.release(io, load.chunk, id);
-            }
+            None => self.dispatch(io, load.request),
+            Some(error) => self.finish(load.request.ticket(), Err(error)),
         }
+        // It may have ended at once: by the error, or because all it needed is in memory.
+        self.release(io, load.chunk, id);
     }
 
     /// Forgets clean pages that were not used since the last look, while there are more than the budget allows.

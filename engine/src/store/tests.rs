@@ -465,6 +465,23 @@ fn units_of_a_map_page_that_was_given_up_are_found_and_freed() {
 }
 
 #[test]
+fn what_waits_behind_a_request_that_ends_with_its_map_page_goes_on() {
+    let mut b = Bench::new();
+    let written = b.write(1, 0, &[1], 1);
+    b.ok(written);
+    b.apply();
+    let mut b = b.crash(1);
+    assert!(b.store.chunks[&ChunkId(1)].pages.is_empty(), "its map page is on the disk only");
+    b.next += 1;
+    let sums = b.next;
+    b.store.sums(&mut b.io, Ticket(sums), ChunkId(1), 0, 1, false);
+    let behind = b.write(1, 0, &[2], 2);
+    b.ok(sums);
+    b.ok(behind);
+    assert_eq!(b.read(1, 0, 1).unwrap(), [2]);
+}
+
+#[test]
 fn records_are_replayed_over_a_damaged_map_page_whose_other_blocks_are_lost() {
     let mut b = Bench::new();
     for chunk in 1..=3 {

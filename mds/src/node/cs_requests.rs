@@ -7,6 +7,7 @@ use crate::placement::CsView;
 use crate::state::config;
 use crate::state::{ChunkView, Command, Internal, Liveness, SetAction, SetChange};
 use shards::{ConnId, Io, Timestamp};
+use std::cell::LazyCell;
 use std::time::Duration;
 use wire::cs_api::{ChunkReport, CsCommand, CsReply, CsRequest};
 use wire::mds_api::Severity;
@@ -215,7 +216,8 @@ impl Server {
     ) {
         tracing::warn!(name: "replicas_suspected", by = primary.0, ?suspects, chunks = chunks.len(), reason);
         let now = io.now();
-        let candidates = self.candidates(now);
+        // Primaries that don't reach a server say so several times a second: only if it is gone do the others matter.
+        let candidates = LazyCell::new(|| self.candidates(now));
         let mut changes = Vec::new();
         for report in chunks {
             let Some(view) = self.state.chunk(report.chunk) else { continue };
@@ -223,11 +225,12 @@ impl Server {
                 suspects.iter().copied().filter(|cs| *cs != primary && view.role_of(*cs).is_some()).collect();
             // Only the primary of this very epoch has a say; others learn the set that holds now.
             if view.epoch == report.epoch && view.primary() == Some(primary) && !cs.is_empty() {
-                let force = self.may_be_replaced(&view, &cs, &candidates, now);
+                let force = self.may_be_replaced(&view, &cs, || &candidates, now);
                 let action = SetAction::Drop { cs, force };
                 changes.push(SetChange { chunk: report.chunk, epoch: report.epoch, action });
             }
         }
+        drop(candidates);
         if !changes.is_empty()
             && let Some(master) = &mut self.master
         {
@@ -239,18 +242,18 @@ impl Server {
 
     /// Whether a set need not wait for replicas though fewer than its minimum remain: their servers are gone for this one
     /// too, and another can take a copy. Until it has it writes wait, as they would anyway; then they go on.
-    fn may_be_replaced(
+    fn may_be_replaced<'a>(
         &self,
         view: &ChunkView,
         lost: &[CsId],
-        candidates: &[CsView],
+        candidates: impl FnOnce() -> &'a [CsView],
         now: Timestamp,
     ) -> bool {
         let Some(master) = &self.master else { return false };
         let is_gone = |cs: &CsId| master.registry.is_gone(*cs, view.chunk, now);
         // One that holds a stale copy needs even less.
         let has_none = |c: &CsView| matches!(view.role_of(c.cs), None | Some(Role::Stale));
-        lost.iter().all(is_gone) && candidates.iter().any(has_none)
+        lost.iter().all(is_gone) && candidates().iter().any(has_none)
     }
 
     /// A primary finds a replica, or itself, much slower than the others. It is left out for a while where it can be spared.

@@ -144,8 +144,7 @@ impl Server {
             ));
         }
         let voters: Vec<MdsId> = others.into_iter().filter(|o| self.votes(*o)).collect();
-        let away: Vec<String> =
-            voters.iter().filter(|o| !self.hears(**o)).map(|o| format!("MDS#{o}")).collect();
+        let away: Vec<MdsId> = voters.iter().copied().filter(|o| !self.hears(*o)).collect();
         let majority = voters.len() / 2 + 1;
         if !known || voters.len() - away.len() >= majority {
             return None;
@@ -154,14 +153,15 @@ impl Server {
             None => {
                 "the others have not joined yet: 'stat' shows them as joining. Start them and wait".into()
             }
-            Some(first) => format!(
-                "of the {} that would remain, {} must be there to go on, and {} does not answer. Start it, or if it is lost \
-                 remove it first (rm-mds {})",
-                voters.len(),
-                majority,
-                away.join(", "),
-                first.trim_start_matches("MDS#")
-            ),
+            Some(first) => {
+                let names: Vec<String> = away.iter().map(|id| format!("MDS#{id}")).collect();
+                format!(
+                    "of the {} that would remain, {majority} must be there to go on, and {} does not answer. Start it, or if \
+                     it is lost remove it first (rm-mds {first})",
+                    voters.len(),
+                    names.join(", "),
+                )
+            }
         };
         Some(format!("removing MDS#{id} would stop the cluster: {why}"))
     }
