@@ -3,9 +3,11 @@
 mod common;
 
 use common::{Cluster, pattern, read, wait_until, write_synced};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LONG: Duration = Duration::from_secs(60);
+/// Longer than the balancer waits for reports.
+const REST: Duration = Duration::from_secs(8);
 
 /// Replicas on each server, copies made since the start, used shares of the space.
 fn look(c: &Cluster) -> (Vec<u64>, u64, Vec<f64>) {
@@ -40,8 +42,15 @@ fn an_added_server_gets_its_share_and_nothing_moves_twice() {
         replicas.len() == 4 && most - least < 0.03
     });
     c.wait_healthy();
-    // It has come to rest.
-    std::thread::sleep(Duration::from_secs(8));
+    // The last moves wait until the reports show those before: on a busy machine that takes its time.
+    let mut last = (0, Instant::now());
+    wait_until("the moves to end", LONG, || {
+        let copies = look(&c).1;
+        if copies != last.0 {
+            last = (copies, Instant::now());
+        }
+        last.1.elapsed() > REST
+    });
     let (replicas, copies, shares) = look(&c);
     std::thread::sleep(Duration::from_secs(4));
     assert_eq!(look(&c).1, copies, "something still moves");
