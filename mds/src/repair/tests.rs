@@ -553,6 +553,37 @@ fn a_chunk_below_its_minimum_waits_for_nobody_to_return() {
 }
 
 #[test]
+fn of_stale_replicas_the_one_that_stays_is_brought_back() {
+    let mut b = Bench::new();
+    let cs: Vec<CsId> = (1..=5).map(|host| b.server(host, "")).collect();
+    b.set(ROOT, "replicas", "3:2");
+    b.file("disk", &[cs[..3].to_vec()]);
+    b.drain(cs[1], true);
+    // Two are lost while one moves away.
+    let steps = [
+        SetAction::AddLearner { cs: cs[3] },
+        SetAction::Joined { cs: cs[3] },
+        SetAction::Drop { cs: cs[1..3].to_vec(), force: false },
+    ];
+    for action in steps {
+        let view = b.views()[0].clone();
+        b.change(vec![SetChange { chunk: view.chunk, epoch: view.epoch, action }]);
+    }
+    let stale: Vec<CsId> = b.views()[0].with_role(Role::Stale).collect();
+    assert_eq!(stale, cs[1..3], "the one that leaves comes first");
+    // A copy in place of the one that returns would be ended in its favour, and begun again, for ever.
+    b.run_until(50, Bench::is_whole);
+    let mut set: Vec<CsId> = b.views()[0].in_sync().collect();
+    set.sort();
+    assert_eq!(set, [cs[0], cs[2], cs[3]]);
+    assert_eq!(
+        (b.copies(), b.copies_to[&cs[2]]),
+        (2, 1),
+        "that of the move, and that of the one that returns"
+    );
+}
+
+#[test]
 fn what_is_in_danger_goes_before_what_only_moves() {
     let mut b = Bench::new();
     let cs: Vec<CsId> = (1..=6).map(|host| b.server(host, "")).collect();

@@ -282,8 +282,13 @@ impl State {
             return change(SetAction::Drop { cs: vec![*gone], force: true });
         }
         let stale: Vec<CsId> = view.with_role(Role::Stale).collect();
+        // Rather one that needs only what was written since, and stays: the copy of another would be ended in its favour
+        // (repair.rs, `needless_learner`), and begun again.
+        let is_leaving = |cs: &CsId| self.data.cs.get(cs).is_some_and(|record| record.draining);
+        let needs_all = |cs: &CsId| view.in_sync_until.iter().all(|(known, _)| known != cs);
+        let back = stale.iter().filter(|cs| live(**cs) == Liveness::Active);
         if in_sync.len() < normal
-            && let Some(back) = stale.iter().find(|cs| live(**cs) == Liveness::Active)
+            && let Some(back) = back.min_by_key(|cs| is_leaving(cs) || needs_all(cs))
         {
             return change(SetAction::AddLearner { cs: *back });
         }
