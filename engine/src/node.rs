@@ -32,8 +32,11 @@ const PORT_TRIES: u32 = 50;
 const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
 /// Between attempts to reach a peer or a metadata server.
 const RETRY_EVERY: Duration = Duration::from_millis(200);
-/// An attempt to register that takes longer is given up for the next server.
+/// A metadata server that is silent for longer is given up for the next one.
 const REGISTER_PATIENCE: Duration = Duration::from_secs(3);
+/// The same while we look for the master. Shorter than the grace of a new one (mds/src/cs_registry.rs): it is still found in
+/// time after one silent server was tried. Else it would take all chunk servers for gone, and their replicas out of the sets.
+const FIND_PATIENCE: Duration = Duration::from_millis(1500);
 /// An end waits so long for the read cache to write down what it holds.
 const SAVE_CACHE_WITHIN: Duration = Duration::from_secs(3);
 const REPORT_PAGE: usize = 10_000;
@@ -457,7 +460,8 @@ impl CsShard {
     fn watch_session(&mut self, io: &mut dyn Io) {
         let now = io.now();
         if let Some(conn) = self.session.conn {
-            let silent = now.since(self.session.last_heard) > REGISTER_PATIENCE;
+            let patience = if self.session.registered { REGISTER_PATIENCE } else { FIND_PATIENCE };
+            let silent = now.since(self.session.last_heard) > patience;
             if silent {
                 io.close(conn);
                 self.session_lost(io, "no answer");
@@ -802,7 +806,12 @@ impl Node for CsShard {
                 let acceptor = Acceptor::new(self.config.key.clone(), &self.config.cluster, me, nonce(io));
                 self.guests.insert(conn, Guest::Greeting(Box::new(acceptor)));
             }
-            Event::Connected { .. } | Event::Message(()) => {}
+            Event::Connected { conn } => {
+                if self.session.conn == Some(conn) {
+                    self.session.last_heard = io.now();
+                }
+            }
+            Event::Message(()) => {}
             Event::Frame { conn, frame } => match Frame::decode(frame) {
                 Ok(frame) if self.session.conn == Some(conn) => self.session_frame(io, conn, frame),
                 Ok(frame) => match self.link_of.get(&conn).copied() {
