@@ -139,9 +139,9 @@ impl World<'_> {
 /// How far the help for a chunk is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stage {
-    /// Nothing is to be done, or nothing can be done now.
+    /// Nothing is to be done, nothing can be done now, or it is looked at next.
     Idle,
-    /// It is looked at next, or waits for its turn to be copied.
+    /// It waits for its turn to be copied.
     Waiting,
     /// A copy is being made or begun.
     Copying,
@@ -246,7 +246,7 @@ impl Repair {
     pub fn stage(&self, chunk: ChunkId) -> Stage {
         match () {
             () if self.fills.contains_key(&chunk) || self.proposed.contains_key(&chunk) => Stage::Copying,
-            () if self.queue.contains(chunk) => Stage::Waiting,
+            () if self.queue.is_waiting(chunk) => Stage::Waiting,
             () if self.homeless.contains(&chunk) => Stage::WithoutPlace,
             () => Stage::Idle,
         }

@@ -80,6 +80,11 @@ impl Queue {
         self.at.contains_key(&chunk)
     }
 
+    /// Whether it waits for a slot.
+    pub fn is_waiting(&self, chunk: ChunkId) -> bool {
+        self.at.get(&chunk).is_some_and(|(source, _)| source.is_some())
+    }
+
     pub fn next_look(&mut self) -> Option<ChunkId> {
         let (_, chunk) = *self.looks.first()?;
         self.remove(chunk);
@@ -129,6 +134,10 @@ mod tests {
         assert_eq!((q.waiting(), q.next_look()), (4, None));
         q.look(ChunkId(4), missing(0));
         assert_eq!((first(&q, a), q.waiting(), q.contains(ChunkId(4))), (vec![3, 1], 3, true));
+        assert!(
+            !q.is_waiting(ChunkId(4)) && q.is_waiting(ChunkId(3)),
+            "one that is looked at does not wait yet"
+        );
         q.remove(ChunkId(2));
         assert_eq!(q.sources(), [a]);
     }
