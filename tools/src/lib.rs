@@ -3,7 +3,9 @@
 //! One file per command below [`commands`]; [`mds_link`] talks to the master metadata server.
 
 pub mod commands;
+pub mod conf;
 pub mod mds_link;
+pub mod tables;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

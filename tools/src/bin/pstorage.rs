@@ -3,7 +3,9 @@
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use pstorage_tools::commands::{
     advise, attributes, auth, check, check_flush, configure, discover, explain, local, make, remove, stat,
+    top,
 };
+use pstorage_tools::conf::Conf;
 use pstorage_tools::{Context, Outcome, parse_replicas};
 use shards::text::parse_size;
 use std::net::{IpAddr, SocketAddr};
@@ -64,6 +66,41 @@ enum Local {
         #[arg(long)]
         image: Option<PathBuf>,
     },
+}
+
+/// How tables are shown; what is not given is taken from ETC/pstorage.conf.
+#[derive(Args)]
+struct Look {
+    /// No host names.
+    #[arg(short = 'n')]
+    numeric: bool,
+    /// Milliseconds between two looks at the cluster. [default: 1000]
+    #[arg(short = 'T', value_name = "MS", value_parser = clap::value_parser!(u64).range(100..=3_600_000))]
+    refresh_ms: Option<u64>,
+    /// Sorts metadata servers by columns, KEY or KEY=inv, with commas between them.
+    #[arg(short = 's', value_name = "KEYS")]
+    mds_sort: Option<String>,
+    /// Sorts chunk servers.
+    #[arg(short = 'S', value_name = "KEYS")]
+    cs_sort: Option<String>,
+    /// Sorts clients.
+    #[arg(short = 'O', value_name = "KEYS")]
+    clnt_sort: Option<String>,
+}
+
+impl Look {
+    /// The settings of the host, with the wishes of this call over them.
+    fn conf(self, context: &Context) -> Outcome<Conf> {
+        let conf = Conf::read(&context.etc)?;
+        Ok(Conf {
+            numeric_addrs: conf.numeric_addrs || self.numeric,
+            refresh_ms: self.refresh_ms.unwrap_or(conf.refresh_ms),
+            mds_sort: self.mds_sort.or(conf.mds_sort),
+            cs_sort: self.cs_sort.or(conf.cs_sort),
+            clnt_sort: self.clnt_sort.or(conf.clnt_sort),
+            ..conf
+        })
+    }
 }
 
 #[derive(Args)]
@@ -232,6 +269,10 @@ enum Command {
     },
     /// Shows the state of the cluster.
     Stat,
+    /// Shows the state of the cluster live. h shows the keys.
+    ///
+    /// Example: pstorage -c pcs1 top -S free
+    Top(Look),
     /// Shows the event log.
     GetEvent {
         /// Go on showing new ones.
@@ -387,6 +428,7 @@ fn run(context: &Context, command: Command) -> Outcome {
         Command::Discover { name: None, verbose } => discover::clusters(context, verbose),
         Command::Discover { name: Some(name), verbose } => discover::servers(context, &name, verbose),
         Command::Stat => stat::stat(context),
+        Command::Top(look) => top::top(context, look.conf(context)?),
         Command::GetEvent { follow } => stat::get_event(context, follow),
         Command::Check { repair } => check::check(context, repair),
         Command::CheckFlush(arguments) => check_flush::check_flush(&arguments, context.json).map(|_| ()),

@@ -12,3 +12,4 @@ pub mod local;
 pub mod make;
 pub mod remove;
 pub mod stat;
+pub mod top;

@@ -1,10 +1,10 @@
 //! `stat`, `get-event`: what the cluster says of itself.
 
-use crate::{Context, Outcome};
+use crate::{Context, Outcome, tables};
 use comfy_table::{Table, presets};
 use shards::text::Civil;
 use wire::ChunkId;
-use wire::mds_api::{ChunkCounts, CsInfo, CsStatus, FileAttr, MdsReply, MdsRequest, Severity};
+use wire::mds_api::{ChunkCounts, CsInfo, CsStatus, FileAttr, MdsReply, MdsRequest};
 
 pub fn table(heads: &[&str]) -> Table {
     let mut table = Table::new();
@@ -63,14 +63,9 @@ pub fn stat(context: &Context) -> Outcome {
     let mut t = table(&["MDSID", "STATUS", "COMMITS", "UPTIME", "MEM", "HOST"]);
     for m in &s.mds {
         let id = format!("{}{}", if m.master { "M " } else { "  " }, m.mds);
-        let status = match (m.available, m.voter) {
-            (true, true) => "avail",
-            (true, false) => "joining",
-            (false, _) => "offline",
-        };
         t.add_row([
             id,
-            status.into(),
+            tables::mds_status(m).into(),
             m.commits.to_string(),
             format!("{}s", m.uptime_ms / 1000),
             human(m.memory_bytes),
@@ -83,14 +78,9 @@ pub fn stat(context: &Context) -> Outcome {
         "SCRUB", "DAMAGED",
     ]);
     for cs in &s.cs {
-        let status = match (cs.draining, cs.status) {
-            (true, CsStatus::Active) => "draining".into(),
-            (true, status) => format!("{status:?}, draining").to_lowercase(),
-            (false, status) => format!("{status:?}").to_lowercase(),
-        };
         t.add_row([
             cs.cs.to_string(),
-            status,
+            tables::cs_status(cs),
             human(cs.total_bytes),
             human(cs.free_bytes),
             cs.replicas.to_string(),
@@ -187,11 +177,7 @@ pub fn get_event(context: &Context, follow: bool) -> Outcome {
             if context.json {
                 println!("{}", serde_json::to_string(e).map_err(|e| e.to_string())?);
             } else {
-                let severity = match e.severity {
-                    Severity::Info => "INF",
-                    Severity::Warn => "WRN",
-                    Severity::Err => "ERR",
-                };
+                let severity = tables::severity(e.severity);
                 println!("{} {:<4} {severity} {}", time(e.time_ms), e.system, e.message);
             }
             after = after.max(e.number);
