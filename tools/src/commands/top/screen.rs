@@ -11,7 +11,6 @@ use ratatui::widgets::{Cell, Clear, Paragraph, Row, Sparkline, Table, TableState
 use wire::mds_api::{ClusterStat, CsStatus};
 
 const KEYS: &str = "h help  q quit  a all  m MDS  c CS  i views  t clients  x chunks  e events  / filter";
-    "a all  m MDS  c CS  i views  t clients  x chunks  e events  s sort  / filter  h help  q quit";
 
 const HELP: &str = "\
 a  all tables                        m  metadata servers
