@@ -65,7 +65,7 @@ pub struct Row {
 
 #[derive(Clone, PartialEq, Debug)]
 pub struct Grid {
-    pub heads: &'static [&'static str],
+    pub heads: Vec<&'static str>,
     pub rows: Vec<Row>,
 }
 
@@ -83,6 +83,18 @@ impl Grid {
                 so_far.then(if *inverse { now.reverse() } else { now })
             })
         });
+    }
+
+    /// Adds columns of another table of the same services, in the same order, before the last `keep` columns.
+    fn with(mut self, other: &Grid, columns: &[&str], keep: usize) -> Grid {
+        for name in columns {
+            let (from, to) = (other.column(name).expect("a column of it"), self.heads.len() - keep);
+            self.heads.insert(to, other.heads[from]);
+            for (row, other) in self.rows.iter_mut().zip(&other.rows) {
+                row.cells.insert(to, other.cells[from].clone());
+            }
+        }
+        self
     }
 
     /// Keeps rows in which some cell contains `text`, in any case.
@@ -195,7 +207,7 @@ pub fn mds(all: &[MdsInfo], hosts: bool) -> Grid {
         Row { cells, mood, id: m.mds.0 }
     };
     Grid {
-        heads: &["MDSID", "STATUS", "COMMITS", "MEM", "UPTIME", "HOST"],
+        heads: vec!["MDSID", "STATUS", "COMMITS", "MEM", "UPTIME", "HOST"],
         rows: all.iter().map(row).collect(),
     }
 }
@@ -257,7 +269,10 @@ pub fn cs(all: &[CsInfo], view: CsView, hosts: bool) -> Grid {
                     hit_percent.map_or("-".into(), |p| format!("{p}%")),
                     hit_percent.map_or(-1.0, |p| p as f64),
                 ),
-                Cell::as_number(format!("{:.0}%", cs.scrub_percent()), cs.scrub_percent()),
+                Cell::as_number(
+                    format!("{:.0}% of pass {}", cs.scrub_percent(), cs.scrub_passes + 1),
+                    cs.scrub_passes as f64 * 100.0 + cs.scrub_percent(),
+                ),
                 Cell::number(cs.scrub_damaged),
                 Cell::number(cs.catch_ups),
                 Cell::number(cs.full_copies),
@@ -275,7 +290,17 @@ pub fn cs(all: &[CsInfo], view: CsView, hosts: bool) -> Grid {
             &["CSID", "STATUS", "CACHE", "CACHED", "HITS", "SCRUB", "DAMAGED", "CATCHUPS", "FULLCOPIES"]
         }
     };
-    Grid { heads, rows: all.iter().map(row).collect() }
+    Grid { heads: heads.to_vec(), rows: all.iter().map(row).collect() }
+}
+
+/// The table of `stat`, which has as much room as it needs.
+pub fn cs_at_once(all: &[CsInfo], hosts: bool) -> Grid {
+    let view = |view| cs(all, view, hosts);
+    view(CsView::General).with(&view(CsView::Placement), &["TIER", "LOCATION"], 2).with(
+        &view(CsView::Upkeep),
+        &["SCRUB", "DAMAGED"],
+        0,
+    )
 }
 
 pub fn clients(all: &[ClientInfo], hosts: bool) -> Grid {
@@ -289,7 +314,7 @@ pub fn clients(all: &[ClientInfo], hosts: bool) -> Grid {
         mood: Mood::Plain,
         id: c.client.0,
     };
-    Grid { heads: &["CLID", "LEASES", "HOST", "MOUNT"], rows: all.iter().map(row).collect() }
+    Grid { heads: vec!["CLID", "LEASES", "HOST", "MOUNT"], rows: all.iter().map(row).collect() }
 }
 
 /// The newest first. Messages of severity info are left out unless `verbose`.
@@ -309,7 +334,7 @@ pub fn events<'a>(all: impl DoubleEndedIterator<Item = &'a Event>, verbose: bool
         id: e.number,
     };
     Grid {
-        heads: &["TIME", "SYS", "SEV", "MESSAGE"],
+        heads: vec!["TIME", "SYS", "SEV", "MESSAGE"],
         rows: all.rev().filter(|e| verbose || e.severity != Severity::Info).map(row).collect(),
     }
 }
@@ -324,7 +349,7 @@ pub fn severity(severity: Severity) -> &'static str {
 
 /// How many chunks are in each state, with what the state means.
 pub fn chunks(counts: &ChunkCounts) -> Grid {
-    let states: [(&str, u64, Mood, &str); 13] = [
+    let states: [(&str, u64, Mood, &str); 14] = [
         ("healthy", counts.healthy, Mood::Good, "enough replicas, their servers there"),
         ("standby", counts.standby, Mood::Warn, "a replica is inactive for less than the offline timeout"),
         ("degraded", counts.degraded, Mood::Warn, "fewer replicas than wished for, enough to write"),
@@ -338,6 +363,12 @@ pub fn chunks(counts: &ChunkCounts) -> Grid {
         ("void", counts.void, Mood::Plain, "placed for a file, never written"),
         ("unique", counts.unique, Mood::Plain, "one replica in sync only"),
         ("misplaced", counts.misplaced, Mood::Warn, "not in the failure domains or on the tier wished for"),
+        (
+            "lossy",
+            counts.lossy,
+            Mood::Bad,
+            "blocks that were on no replica any more: reading them is an error",
+        ),
     ];
     let share = |n: u64| if counts.total == 0 { 0.0 } else { 100.0 * n as f64 / counts.total as f64 };
     let row = |(n, (state, count, mood, meaning)): (usize, (&str, u64, Mood, &str))| Row {
@@ -351,7 +382,7 @@ pub fn chunks(counts: &ChunkCounts) -> Grid {
         id: n as u64,
     };
     Grid {
-        heads: &["STATE", "CHUNKS", "SHARE", "MEANING"],
+        heads: vec!["STATE", "CHUNKS", "SHARE", "MEANING"],
         rows: states.into_iter().enumerate().map(row).collect(),
     }
 }
@@ -372,7 +403,7 @@ pub fn cluster_mood(stat: &ClusterStat) -> Mood {
 
 /// How its chunks fare.
 pub fn chunks_mood(counts: &ChunkCounts) -> Mood {
-    if counts.blocked + counts.offline > 0 {
+    if counts.blocked + counts.offline + counts.lossy > 0 {
         Mood::Bad
     } else if counts.standby + counts.degraded + counts.urgent + counts.misplaced > 0 {
         Mood::Warn
@@ -395,7 +426,7 @@ mod tests {
             mood: Mood::Plain,
             id: n,
         };
-        Grid { heads: &["FREE", "HOST"], rows: rows.iter().map(row).collect() }
+        Grid { heads: vec!["FREE", "HOST"], rows: rows.iter().map(row).collect() }
     }
 
     #[test]

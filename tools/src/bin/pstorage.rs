@@ -74,9 +74,6 @@ struct Look {
     /// No host names.
     #[arg(short = 'n')]
     numeric: bool,
-    /// Milliseconds between two looks at the cluster. [default: 1000]
-    #[arg(short = 'T', value_name = "MS", value_parser = clap::value_parser!(u64).range(100..=3_600_000))]
-    refresh_ms: Option<u64>,
     /// Sorts metadata servers by columns, KEY or KEY=inv, with commas between them.
     #[arg(short = 's', value_name = "KEYS")]
     mds_sort: Option<String>,
@@ -94,7 +91,6 @@ impl Look {
         let conf = Conf::read(&context.etc)?;
         Ok(Conf {
             numeric_addrs: conf.numeric_addrs || self.numeric,
-            refresh_ms: self.refresh_ms.unwrap_or(conf.refresh_ms),
             mds_sort: self.mds_sort.or(conf.mds_sort),
             cs_sort: self.cs_sort.or(conf.cs_sort),
             clnt_sort: self.clnt_sort.or(conf.clnt_sort),
@@ -268,11 +264,25 @@ enum Command {
         verbose: bool,
     },
     /// Shows the state of the cluster.
-    Stat,
+    ///
+    /// Example: pstorage -c pcs1 stat -S free=inv
+    Stat {
+        #[command(flatten)]
+        look: Look,
+        /// As XML.
+        #[arg(short = 'X')]
+        xml: bool,
+    },
     /// Shows the state of the cluster live. h shows the keys.
     ///
     /// Example: pstorage -c pcs1 top -S free
-    Top(Look),
+    Top {
+        #[command(flatten)]
+        look: Look,
+        /// Milliseconds between two looks at the cluster. [default: 1000]
+        #[arg(short = 'T', value_name = "MS", value_parser = clap::value_parser!(u64).range(100..=3_600_000))]
+        refresh_ms: Option<u64>,
+    },
     /// Shows the event log.
     GetEvent {
         /// Go on showing new ones.
@@ -427,8 +437,11 @@ fn run(context: &Context, command: Command) -> Outcome {
         }
         Command::Discover { name: None, verbose } => discover::clusters(context, verbose),
         Command::Discover { name: Some(name), verbose } => discover::servers(context, &name, verbose),
-        Command::Stat => stat::stat(context),
-        Command::Top(look) => top::top(context, look.conf(context)?),
+        Command::Stat { look, xml } => stat::stat(context, &look.conf(context)?, xml),
+        Command::Top { look, refresh_ms } => {
+            let conf = look.conf(context)?;
+            top::top(context, Conf { refresh_ms: refresh_ms.unwrap_or(conf.refresh_ms), ..conf })
+        }
         Command::GetEvent { follow } => stat::get_event(context, follow),
         Command::Check { repair } => check::check(context, repair),
         Command::CheckFlush(arguments) => check_flush::check_flush(&arguments, context.json).map(|_| ()),

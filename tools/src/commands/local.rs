@@ -5,6 +5,7 @@
 //! - a process is only ever signalled after its command line was seen to name its directory below DIR.
 
 use super::{explain, make, stat};
+use crate::conf::Conf;
 use crate::{Context, Outcome};
 use indicatif::{ProgressBar, ProgressStyle};
 use mds::control::{MdsControl, MdsPeer, new_uuid};
@@ -493,7 +494,7 @@ pub fn status(dir: &Path, json: bool) -> Outcome {
     }
     if rows.iter().any(|(n, p)| n.starts_with("mds") && p.is_some()) {
         println!();
-        stat::stat(&c.context)?;
+        stat::stat(&c.context, &Conf::default(), false)?;
     }
     Ok(())
 }

@@ -1,10 +1,13 @@
 //! `stat`, `get-event`: what the cluster says of itself.
 
-use crate::{Context, Outcome, tables};
+use crate::conf::Conf;
+use crate::tables::{self, Grid};
+use crate::{Context, Outcome};
 use comfy_table::{Table, presets};
+use serde::Serialize;
 use shards::text::Civil;
 use wire::ChunkId;
-use wire::mds_api::{ChunkCounts, CsInfo, CsStatus, FileAttr, MdsReply, MdsRequest};
+use wire::mds_api::{ChunkCounts, ClusterStat, CsInfo, CsStatus, FileAttr, MdsReply, MdsRequest};
 
 pub fn table(heads: &[&str]) -> Table {
     let mut table = Table::new();
@@ -23,13 +26,21 @@ pub fn human(bytes: u64) -> String {
     if unit == 0 { format!("{bytes}B") } else { format!("{value:.1}{}", units[unit]) }
 }
 
-pub fn stat(context: &Context) -> Outcome {
+pub fn stat(context: &Context, conf: &Conf, xml: bool) -> Outcome {
     let MdsReply::Stat(s) = context.link()?.ask(&MdsRequest::ClusterStat)? else {
         return Err("unexpected answer of the metadata server".into());
     };
     if context.json {
         return crate::print_json(&s);
     }
+    if xml {
+        println!("{}", as_xml(&s)?);
+        return Ok(());
+    }
+    let hosts = !conf.numeric_addrs;
+    let mds = sorted(tables::mds(&s.mds, hosts), conf.mds_sort.as_deref())?;
+    let cs = sorted(tables::cs_at_once(&s.cs, hosts), conf.cs_sort.as_deref())?;
+    let clients = sorted(tables::clients(&s.clients, hosts), conf.clnt_sort.as_deref())?;
     let count = |status: CsStatus| s.cs.iter().filter(|c| c.status == status).count();
     println!("Cluster '{}': {}", s.cluster, s.status);
     println!(
@@ -39,7 +50,11 @@ pub fn stat(context: &Context) -> Outcome {
         human(s.fs.free_bytes)
     );
     let up = s.mds.iter().filter(|m| m.available).count();
-    println!("MDS nodes: {up} of {}, epoch uptime: {}s", s.mds.len(), s.epoch_uptime_ms / 1000);
+    println!(
+        "MDS nodes: {up} of {}, epoch uptime: {}",
+        s.mds.len(),
+        tables::duration(s.epoch_uptime_ms / 1000)
+    );
     println!(
         "CS nodes:  {} of {} ({} avail, {} inactive, {} offline)",
         count(CsStatus::Active),
@@ -60,56 +75,41 @@ pub fn stat(context: &Context) -> Outcome {
         );
     }
     println!("FS: {} files, {} chunks, {} clients\n", s.fs.files, s.fs.chunks, s.clients.len());
-    let mut t = table(&["MDSID", "STATUS", "COMMITS", "UPTIME", "MEM", "HOST"]);
-    for m in &s.mds {
-        let id = format!("{}{}", if m.master { "M " } else { "  " }, m.mds);
-        t.add_row([
-            id,
-            tables::mds_status(m).into(),
-            m.commits.to_string(),
-            format!("{}s", m.uptime_ms / 1000),
-            human(m.memory_bytes),
-            m.addr.to_string(),
-        ]);
-    }
-    println!("{t}\n");
-    let mut t = table(&[
-        "CSID", "STATUS", "SPACE", "FREE", "REPLICAS", "QDEPTH", "TIER", "HOST", "LOCATION", "FLAGS",
-        "SCRUB", "DAMAGED",
-    ]);
-    for cs in &s.cs {
-        t.add_row([
-            cs.cs.to_string(),
-            tables::cs_status(cs),
-            human(cs.total_bytes),
-            human(cs.free_bytes),
-            cs.replicas.to_string(),
-            cs.queue_depth.to_string(),
-            cs.tier.to_string(),
-            cs.host.clone(),
-            if cs.location.is_empty() { "-".into() } else { cs.location.clone() },
-            cs.flags.clone(),
-            format!("{:.0}% of pass {}", cs.scrub_percent(), cs.scrub_passes + 1),
-            cs.scrub_damaged.to_string(),
-        ]);
-    }
-    println!("{t}");
+    println!("{}\n", printed(&mds));
+    println!("{}", printed(&cs));
     if let Some(caches) = caches(&s.cs) {
         println!("\n{caches}");
     }
     if !s.clients.is_empty() {
-        let mut t = table(&["CLID", "LEASES", "HOST", "MOUNT"]);
-        for cl in &s.clients {
-            t.add_row([
-                cl.client.to_string(),
-                cl.leases.to_string(),
-                cl.host.clone(),
-                cl.mount_point.clone(),
-            ]);
-        }
-        println!("\n{t}");
+        println!("\n{}", printed(&clients));
     }
     Ok(())
+}
+
+fn printed(grid: &Grid) -> Table {
+    let mut t = table(&grid.heads);
+    for row in &grid.rows {
+        t.add_row(row.cells.iter().map(|cell| &cell.text));
+    }
+    t
+}
+
+fn sorted(mut grid: Grid, wish: Option<&str>) -> Result<Grid, String> {
+    if let Some(wish) = wish {
+        let order = grid.order(wish)?;
+        grid.sort(&order);
+    }
+    Ok(grid)
+}
+
+/// The same names and values as with `--json`.
+fn as_xml(stat: &ClusterStat) -> Result<String, String> {
+    let mut text = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
+    let mut to =
+        quick_xml::se::Serializer::with_root(&mut text, Some("pstorage_stat")).map_err(|e| e.to_string())?;
+    to.indent(' ', 2);
+    stat.serialize(to).map_err(|e| e.to_string())?;
+    Ok(text)
 }
 
 /// The states of all chunks, as the guide shows them.
