@@ -22,6 +22,7 @@ mod reads;
 mod repair;
 mod sessions;
 mod sets;
+mod space;
 pub mod state;
 mod transfer;
 

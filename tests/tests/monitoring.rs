@@ -37,6 +37,14 @@ fn stat_is_sorted_and_told_as_xml_and_top_follows_the_cluster() {
     let xml = c.admin(&["stat", "-X"]);
     assert!(xml.starts_with("<?xml") && xml.contains("<cluster>local</cluster>"), "{xml}");
     assert_eq!(xml.matches("<status>active</status>").count(), 3, "{xml}");
+    let available = c.json(&["stat"])["fs"]["available_bytes"].as_u64().unwrap();
+    let mount = c.dir.path("mnt");
+    let df = common::run_command(Command::new("df").args(["--output=avail", "-B1", &mount])).text;
+    let shown: u64 = df.lines().last().and_then(|l| l.trim().parse().ok()).unwrap_or_else(|| panic!("{df}"));
+    assert!(available > 0 && available.abs_diff(shown) <= 1 << 20, "{available} {df}");
+    // 3 replicas on 3 servers, of which a quarter is margin.
+    assert!(available < 770 << 20, "{available}");
+
     let refused = common::run("pstorage", &["-c", "local", "--etc", &etc, "top"]);
     assert!(refused.code != 0 && refused.text.contains("draws on a terminal"), "{}", refused.text);
 

@@ -441,7 +441,10 @@ pub struct FsStat {
     /// Physical, summed over all CS.
     pub total_bytes: u64,
     pub free_bytes: u64,
-    /// Free divided by the root directory's replicas.
+    /// What the used space holds if all of it has the root directory's replicas.
+    pub used_bytes: u64,
+    /// What files with the attributes of the root directory can still take: in different failure domains, and without
+    /// the margins (`mds.alloc.*`).
     pub available_bytes: u64,
     pub files: u64,
     pub chunks: u64,

@@ -580,8 +580,7 @@ impl PstorageFs {
     }
 }
 
-/// Space as a program sees it: physical space divided by the replicas it takes.
+/// Space as a program sees it, without replicas: all, and what is available.
 fn logical_space(fs: &FsStat) -> (u64, u64) {
-    let ratio = if fs.available_bytes == 0 { 1.0 } else { fs.free_bytes as f64 / fs.available_bytes as f64 };
-    ((fs.total_bytes as f64 / ratio.max(1.0)) as u64, fs.available_bytes)
+    (fs.used_bytes + fs.available_bytes, fs.available_bytes)
 }

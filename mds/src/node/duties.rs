@@ -5,6 +5,7 @@ use super::outcomes::CHUNKS_PER_COMMAND;
 use super::server::Server;
 use crate::placement::CsView;
 use crate::repair::{Action, Limits, World};
+use crate::space;
 use crate::state::config;
 use crate::state::{Internal, Liveness, SetChange};
 use shards::{ConnId, Io, Timestamp};
@@ -86,15 +87,16 @@ impl Server {
     fn may_take_more(&self, v: &CsView, now: Timestamp) -> bool {
         let is_slow = self.master.as_ref().is_some_and(|m| m.registry.is_slow(v.cs, now));
         let is_well = !v.leaving && !is_slow && self.liveness(v.cs, now) == Liveness::Active;
-        is_well && v.free_bytes > self.margin_bytes(v)
+        is_well && self.room_bytes(v) > 0
     }
 
-    /// What must stay free on a chunk server that takes new replicas.
-    pub(super) fn margin_bytes(&self, v: &CsView) -> u64 {
+    /// What new replicas may take of a chunk server.
+    pub(super) fn room_bytes(&self, v: &CsView) -> u64 {
         let margin_percent = self.state.config_number(config::FILL_MARGIN_PERCENT);
         let margin_bytes = self.state.config_number(config::FREE_SPACE_MARGIN_MB) << 20;
         // The fixed margin is for large disks: it must not leave a small server without any use.
-        margin_bytes.min(v.total_bytes / 4).max(v.total_bytes / 100 * margin_percent)
+        let margin_bytes = margin_bytes.min(v.total_bytes / 4).max(v.total_bytes / 100 * margin_percent);
+        v.free_bytes.saturating_sub(margin_bytes)
     }
 
     /// All chunk servers that were not dropped.
@@ -181,6 +183,9 @@ impl Server {
             }
         }
         let (status, text) = self.cluster_health(now);
+        if status != "unknown" {
+            self.tell_filling(io);
+        }
         let Some(master) = &mut self.master else { return };
         if status != "unknown" && master.told_health.as_ref() != Some(&text) {
             master.told_health = Some(text.clone());
@@ -190,6 +195,18 @@ impl Server {
                 _ => Severity::Err,
             };
             self.log_event("MDS", severity, text, io);
+        }
+    }
+
+    /// Each ten percent more in use.
+    fn tell_filling(&mut self, io: &mut dyn Io) {
+        let fs = self.fs_stat(io.now());
+        let percent =
+            (fs.total_bytes.saturating_sub(fs.free_bytes) * 100).checked_div(fs.total_bytes).unwrap_or(0);
+        let Some(master) = &mut self.master else { return };
+        if let Some(step) = master.filling.step(percent) {
+            let severity = if step >= space::FULL_PERCENT { Severity::Warn } else { Severity::Info };
+            self.log_event("MDS", severity, format!("The cluster is filled up to {step}%"), io);
         }
     }
 

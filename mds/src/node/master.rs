@@ -13,6 +13,7 @@ use crate::reads::Reads;
 use crate::repair::Repair;
 use crate::sessions::Sessions;
 use crate::sets::SetQueue;
+use crate::space::Filling;
 use crate::state::ChunkView;
 use shards::{Buf, ConnId, Io, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
@@ -105,6 +106,7 @@ pub struct Master {
     pub slow_at: Timestamp,
     pub deletes_at: Timestamp,
     pub told_health: Option<String>,
+    pub filling: Filling,
     pub lagging: BTreeSet<MdsId>,
     pub replicating: bool,
     complain_at: Timestamp,
@@ -129,6 +131,7 @@ impl Master {
             slow_at: now,
             deletes_at: now,
             told_health: None,
+            filling: Filling::default(),
             lagging: BTreeSet::new(),
             replicating: false,
             complain_at: now,

@@ -141,7 +141,7 @@ impl Server {
         let Some(master) = &self.master else { return Ok(()) };
         let space = master.registry.space(cs);
         let used = space.total_bytes.saturating_sub(space.free_bytes);
-        let room: u64 = others.iter().map(|v| v.free_bytes.saturating_sub(self.margin_bytes(v))).sum();
+        let room: u64 = others.iter().map(|v| self.room_bytes(v)).sum();
         if self.state.replica_count(cs) == 0 || used <= room {
             return Ok(());
         }

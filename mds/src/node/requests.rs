@@ -152,7 +152,7 @@ impl Server {
             MdsRequest::KeepAlive { client } => {
                 failed(Status::StaleHandle, format!("session {client} has ended: open a new one"))
             }
-            MdsRequest::StatFs => MdsReply::Fs(self.fs_stat()),
+            MdsRequest::StatFs => MdsReply::Fs(self.fs_stat(io.now())),
             MdsRequest::ClusterStat => MdsReply::Stat(Box::new(self.cluster_stat(false, io.now()))),
             MdsRequest::ListServices => MdsReply::Stat(Box::new(self.cluster_stat(true, io.now()))),
             MdsRequest::FileChunks { file } => match self.file_chunks(*file, io.now()) {

@@ -2,7 +2,9 @@
 
 use super::server::Server;
 use crate::chunk_state::{Condition, Surroundings};
+use crate::placement::CsView;
 use crate::repair::Stage;
+use crate::space::allocatable_bytes;
 use crate::state::config;
 use crate::state::{ChunkView, Liveness};
 use shards::Timestamp;
@@ -57,19 +59,20 @@ impl Server {
         Some(master.registry.info(cs, record, self.liveness(cs, now), self.state.replica_count(cs)))
     }
 
-    pub(super) fn fs_stat(&self) -> FsStat {
-        let Some(master) = &self.master else { return FsStat::default() };
-        let spaces: Vec<_> = self
-            .state
-            .cs_list()
-            .filter(|(_, record)| !record.dropped)
-            .map(|(cs, _)| master.registry.space(cs))
-            .collect();
-        let free_bytes = spaces.iter().map(|s| s.free_bytes).sum::<u64>();
+    pub(super) fn fs_stat(&self, now: Timestamp) -> FsStat {
+        let views = self.cs_views();
+        let (total_bytes, free_bytes) =
+            views.values().fold((0, 0), |(total, free), v| (total + v.total_bytes, free + v.free_bytes));
+        let policy = self.state.root_policy();
+        // What is away for a moment takes data again soon.
+        let takes_data = |v: &&CsView| !v.leaving && self.liveness(v.cs, now) != Liveness::Offline;
+        let room = |v| (v, self.room_bytes(v));
+        let rooms: Vec<(&CsView, u64)> = views.values().filter(takes_data).map(room).collect();
         FsStat {
-            total_bytes: spaces.iter().map(|s| s.total_bytes).sum(),
+            total_bytes,
             free_bytes,
-            available_bytes: free_bytes / u64::from(self.state.root_policy().normal.max(1)),
+            used_bytes: total_bytes.saturating_sub(free_bytes) / u64::from(policy.normal.max(1)),
+            available_bytes: allocatable_bytes(&rooms, &policy),
             files: self.state.file_count(),
             chunks: self.state.chunk_count(),
         }
@@ -108,7 +111,7 @@ impl Server {
         ClusterStat {
             cluster: self.config.control.cluster.clone(),
             status: self.cluster_health(now).0.to_string(),
-            fs: self.fs_stat(),
+            fs: self.fs_stat(now),
             default_policy: self.state.root_policy(),
             mds: self.mds_infos(now),
             cs: self.servers(all_servers, now),

@@ -44,6 +44,7 @@ fn cluster(servers: u32) -> Box<ClusterStat> {
         fs: FsStat {
             total_bytes: 3 << 40,
             free_bytes: 2 << 40,
+            used_bytes: 300 << 30,
             available_bytes: 600 << 30,
             files: 9,
             chunks: 99,
