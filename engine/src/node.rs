@@ -7,7 +7,7 @@
 //! - a request to the metadata service that must not be lost (Suspect, Joined, Deleted …) is repeated to every new
 //!   master until it is answered.
 
-use crate::replication::{Action, Replication, Stats};
+use crate::replication::{Action, Replication, Stats, done_kind};
 use crate::scrub::Scrub;
 use crate::store::{Outcome, Store, StoreConfig};
 use shards::{ConnId, Event, Io, Node, OpId, TimerId, Timestamp};
@@ -37,7 +37,9 @@ const REGISTER_PATIENCE: Duration = Duration::from_secs(3);
 /// The same while we look for the master. Shorter than the grace of a new one (mds/src/cs_registry.rs): it is still found in
 /// time after one silent server was tried. Else it would take all chunk servers for gone, and their replicas out of the sets.
 const FIND_PATIENCE: Duration = Duration::from_millis(1500);
-/// An end waits so long for the read cache to write down what it holds.
+/// An end waits so long for requests of clients under way, some of which may wait for servers that are gone.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// And so long for the read cache to write down what it holds.
 const SAVE_CACHE_WITHIN: Duration = Duration::from_secs(3);
 const REPORT_PAGE: usize = 10_000;
 /// How often chunks that have appeared are reported. A message of a primary that was long on its way may bring back a
@@ -333,6 +335,11 @@ impl CsShard {
                 };
                 let head = frame.head.reply(Kind::ShardStatDone, Status::Ok);
                 io.send(conn, Frame::new(head, &encode!(&stat), shards::Buf::empty()).encode());
+            }
+            // Asked again, it is another server that leads.
+            Kind::Write | Kind::Read | Kind::Discard if self.stopping_since.is_some() => {
+                let busy = frame.head.reply(done_kind(frame.head.kind), Status::Busy);
+                io.send(conn, Frame::bare(busy).encode());
             }
             _ => {
                 self.replication.on_request(conn, frame, store, io);
@@ -769,13 +776,19 @@ impl CsShard {
             self.scrub_on(io);
             self.report_new(io);
         }
-        if let Some(since) = self.stopping_since
-            && self.replication.queue_depth() == 0
-        {
-            let saved = self.store.as_mut().is_none_or(|s| s.save_cache(io));
-            if saved || io.now().since(since) > SAVE_CACHE_WITHIN {
-                io.stop(Ok(()));
-            }
+        self.stop_when_quiet(io);
+    }
+
+    /// Copies to learners are not waited for: they may take hours, and another server goes on with them.
+    fn stop_when_quiet(&mut self, io: &mut dyn Io) {
+        let Some(since) = self.stopping_since else { return };
+        let stopping = io.now().since(since);
+        if self.replication.clients_wait() && stopping < ANSWER_WITHIN {
+            return;
+        }
+        let saved = self.store.as_mut().is_none_or(|s| s.save_cache(io));
+        if saved || stopping > ANSWER_WITHIN + SAVE_CACHE_WITHIN {
+            io.stop(Ok(()));
         }
     }
 }

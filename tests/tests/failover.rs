@@ -1,8 +1,8 @@
-//! Servers killed and stopped under load, with real processes: how long requests stall, and what survives.
+//! Servers killed and stopped, under load and while chunks are repaired, with real processes: how long requests stall, and what survives.
 
 mod common;
 
-use common::{Cluster, Load, wait_until};
+use common::{Cluster, Load, pattern, read, send, wait_until, write_synced};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -81,5 +81,35 @@ fn a_chunk_server_stopped_for_8_s_stalls_writes_for_the_detection_time_and_catch
     load.run_for(Duration::from_secs(1));
     c.wait_healthy();
     load.verify(&c.mnt("f"));
+    c.check();
+}
+
+/// At a rate that a repair takes half a minute at: an end does not wait for it, and it goes on afterwards.
+#[test]
+fn chunk_servers_end_on_request_while_they_fill_others() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    let c = Cluster::new("ends");
+    c.up_with(&["--mds", "1", "--cs", "4", "--shards", "2", "--capacity", "1G"]);
+    for setting in ["mds.wd.offline_tout=1000", "mds.repl.max_rate=1"] {
+        c.admin(&["set-config", setting]);
+    }
+    c.admin(&["set-attr", "/", "chunk-size=4M"]);
+    let bytes = pattern(1, 128 << 8);
+    write_synced(&c.mnt("f"), &bytes);
+    c.wait_healthy();
+    c.kill("cs4");
+    let replicating = || c.json(&["stat"])["chunks"]["replicating"].as_u64().expect("a number") > 0;
+    wait_until("copies are made", Duration::from_secs(30), replicating);
+    let pids = ["cs1", "cs2", "cs3"].map(|name| (name, c.pid(name)));
+    pids.iter().for_each(|(_, pid)| send("-TERM", *pid));
+    for (name, pid) in pids {
+        let state = || std::fs::read_to_string(format!("/proc/{pid}/stat"));
+        let ended = || state().map_or(true, |s| s.contains(") Z "));
+        wait_until(&format!("{name} ends"), Duration::from_secs(15), ended);
+    }
+    c.up();
+    c.admin(&["set-config", "mds.repl.max_rate=0"]);
+    c.wait_healthy();
+    assert!(read(&c.mnt("f")) == bytes, "it reads back");
     c.check();
 }

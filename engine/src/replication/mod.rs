@@ -222,6 +222,11 @@ impl Replication {
         self.busy_primaries().map(|(_, _, p)| p.load()).sum()
     }
 
+    /// Whether clients have requests under way or waiting; copies to learners don't count.
+    pub fn clients_wait(&self) -> bool {
+        self.busy_primaries().any(|(_, _, p)| p.clients_wait())
+    }
+
     /// Operations and answers it remembers beyond the requests themselves.
     pub fn remembered(&self) -> usize {
         self.purposes.len() + self.prepared.len() + self.scrubbed.len() + self.actions.len()
@@ -681,7 +686,7 @@ impl Replication {
 }
 
 /// The reply kind of a client's request.
-fn done_kind(kind: Kind) -> Kind {
+pub fn done_kind(kind: Kind) -> Kind {
     match kind {
         Kind::Write => Kind::WriteDone,
         Kind::Read => Kind::ReadDone,

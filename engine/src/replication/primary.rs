@@ -152,6 +152,10 @@ impl Primary {
         self.flights.len() + self.queue.len() + usize::from(!self.learners.is_empty())
     }
 
+    pub fn clients_wait(&self) -> bool {
+        !self.queue.is_empty() || self.flights.values().any(|f| f.request.is_some())
+    }
+
     /// Whether something is under way or waiting.
     pub fn is_busy(&self) -> bool {
         self.load() > 0 || matches!(self.phase, Phase::Preparing | Phase::Levelling)
