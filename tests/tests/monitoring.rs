@@ -45,6 +45,19 @@ fn stat_is_sorted_and_told_as_xml_and_top_follows_the_cluster() {
     // 3 replicas on 3 servers, of which a quarter is margin.
     assert!(available < 770 << 20, "{available}");
 
+    let services =
+        |asked: &[&str]| c.json(&[&["list-services"], asked].concat()).as_array().expect("a list").clone();
+    let all = services(&[]);
+    assert_eq!(all.len(), 4, "{all:#?}");
+    assert!(all.iter().all(|s| s["status"] == "running" && s["cluster"] == "local"), "{all:#?}");
+    assert!((1..=3).all(|n| all.iter().any(|s| s["pid"] == c.pid(&format!("cs{n}")))), "{all:#?}");
+
+    let explained = c.admin(&["get-config", "-v", "mds.wd.offline_tout"]);
+    assert!(
+        explained.contains("mds.wd.offline_tout=300000\n") && explained.contains("default 300000"),
+        "{explained}"
+    );
+
     let refused = common::run("pstorage", &["-c", "local", "--etc", &etc, "top"]);
     assert!(refused.code != 0 && refused.text.contains("draws on a terminal"), "{}", refused.text);
 
@@ -83,6 +96,13 @@ fn stat_is_sorted_and_told_as_xml_and_top_follows_the_cluster() {
     shows("QDEPTH");
     c.kill("cs2");
     shows("inactive");
+    let of_cs2 =
+        services(&["-C"]).into_iter().find(|s| s["service"] == "cs" && s["id"] == 2).expect("it is listed");
+    assert_eq!(
+        (&of_cs2["status"], &of_cs2["in_cluster"]),
+        (&"stopped".into(), &"inactive".into()),
+        "{of_cs2:#}"
+    );
     keys.write_all(b"q").unwrap();
     let ended = script.0.wait().expect("it ends");
     assert!(ended.success(), "{ended}: {}", seen());

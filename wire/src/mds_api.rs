@@ -393,7 +393,7 @@ pub enum MdsReply {
         id: MdsId,
     },
     Config {
-        entries: Vec<(String, String)>,
+        settings: Vec<Setting>,
     },
     Removal(RemovalStat),
     Chunks(ChunkCounts),
@@ -422,6 +422,20 @@ pub struct RemovalStat {
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub enum ClientNote {
     Revoked { leases: Vec<LeaseId> },
+}
+
+/// A setting of the cluster.
+#[derive(
+    Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize,
+)]
+pub struct Setting {
+    pub key: String,
+    pub value: u64,
+    pub default: u64,
+    pub least: u64,
+    pub most: u64,
+    pub unit: String,
+    pub meaning: String,
 }
 
 #[derive(

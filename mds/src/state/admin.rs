@@ -4,7 +4,7 @@ use super::answer::{Effect, Refusal, Reply, refuse};
 use super::data::Body;
 use super::{CsRecord, Internal, MdsRecord, Op, State, config};
 use wire::cs_api::ChunkReport;
-use wire::mds_api::{Event, FailureDomain, MdsReply, Severity};
+use wire::mds_api::{Event, FailureDomain, MdsReply, Setting, Severity};
 use wire::{ChunkId, CsId, FileId, MdsId, Role, Status};
 
 const MOST_EVENTS: usize = 20_000;
@@ -317,7 +317,16 @@ impl State {
         set.or_else(|| config::find(key).map(|k| k.default)).unwrap_or(0)
     }
 
-    pub fn config_entries(&self) -> Vec<(String, String)> {
-        config::KEYS.iter().map(|k| (k.name.to_string(), self.config_number(k.name).to_string())).collect()
+    pub fn settings(&self) -> Vec<Setting> {
+        let setting = |k: &config::Key| Setting {
+            key: k.name.into(),
+            value: self.config_number(k.name),
+            default: k.default,
+            least: k.least,
+            most: k.most,
+            unit: k.unit.into(),
+            meaning: k.meaning.into(),
+        };
+        config::KEYS.iter().map(setting).collect()
     }
 }

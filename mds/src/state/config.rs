@@ -1,28 +1,16 @@
 //! Settings of the cluster: names as administrators know them, units, defaults, ranges.
 
-/// A client session ends after so many milliseconds of silence.
 pub const LEASE_TIMEOUT_MS: &str = "mds.lease.timeout";
-/// A CS that is away for so many milliseconds is offline, and its chunks are copied elsewhere.
 pub const OFFLINE_TIMEOUT_MS: &str = "mds.wd.offline_tout";
-/// A CS that was found slow is left out for so many milliseconds; longer if it is found slow again and again.
 pub const SLOW_TIMEOUT_MS: &str = "mds.wd.slow_tout";
-/// More hosts offline than this: automatic replication stops. 0: never.
 pub const MAX_OFFLINE_CS_HOSTS: &str = "mds.wd.max_offline_cs_hosts";
-/// Least free percent of a CS for new chunks.
 pub const FILL_MARGIN_PERCENT: &str = "mds.alloc.fill_margin";
-/// Least free MB of a CS for new chunks.
 pub const FREE_SPACE_MARGIN_MB: &str = "mds.alloc.free_space_margin";
-/// Chunks that one shard of a chunk server copies to others at a time.
 pub const COPIES_FROM_SHARD: &str = "mds.repl.max_fills";
-/// Chunks that are copied to one chunk server at a time.
 pub const COPIES_TO_SERVER: &str = "mds.repl.max_incoming";
-/// The same, both, for chunks that are in no danger: removal of a server, change of a policy, balance.
 pub const MOVES: &str = "mds.repl.max_moves";
-/// What one chunk server copies to others, MB a second. 0: as much as disks and network give.
 pub const COPY_RATE_MB: &str = "mds.repl.max_rate";
-/// Balance begins when the used shares of the space of two chunk servers differ by so many percent. 0: never.
 pub const BALANCE_MARGIN_PERCENT: &str = "mds.balance.margin";
-/// Within so many hours a chunk server verifies everything it holds. 0: never.
 pub const SCRUB_PERIOD_HOURS: &str = "cs.scrub.period";
 
 pub(super) struct Key {
@@ -31,21 +19,106 @@ pub(super) struct Key {
     pub least: u64,
     pub most: u64,
     pub unit: &'static str,
+    pub meaning: &'static str,
 }
 
 pub(super) const KEYS: &[Key] = &[
-    Key { name: SCRUB_PERIOD_HOURS, default: 168, least: 0, most: 8760, unit: "hours, 0 = off" },
-    Key { name: FILL_MARGIN_PERCENT, default: 5, least: 0, most: 50, unit: "percent" },
-    Key { name: FREE_SPACE_MARGIN_MB, default: 512, least: 0, most: 1 << 20, unit: "MB" },
-    Key { name: LEASE_TIMEOUT_MS, default: 10_000, least: 1_000, most: 600_000, unit: "ms" },
-    Key { name: COPY_RATE_MB, default: 0, least: 0, most: 100_000, unit: "MB/s, 0 = no limit" },
-    Key { name: BALANCE_MARGIN_PERCENT, default: 5, least: 0, most: 100, unit: "percent, 0 = off" },
-    Key { name: COPIES_FROM_SHARD, default: 8, least: 1, most: 1000, unit: "chunks" },
-    Key { name: COPIES_TO_SERVER, default: 16, least: 1, most: 1000, unit: "chunks" },
-    Key { name: MOVES, default: 4, least: 1, most: 1000, unit: "chunks" },
-    Key { name: MAX_OFFLINE_CS_HOSTS, default: 2, least: 0, most: 10_000, unit: "hosts, 0 = off" },
-    Key { name: SLOW_TIMEOUT_MS, default: 60_000, least: 1_000, most: 3_600_000, unit: "ms" },
-    Key { name: OFFLINE_TIMEOUT_MS, default: 300_000, least: 1_000, most: 86_400_000, unit: "ms" },
+    Key {
+        name: SCRUB_PERIOD_HOURS,
+        default: 168,
+        least: 0,
+        most: 8760,
+        unit: "hours, 0 = off",
+        meaning: "Within this time a chunk server reads and verifies everything it holds.",
+    },
+    Key {
+        name: FILL_MARGIN_PERCENT,
+        default: 5,
+        least: 0,
+        most: 50,
+        unit: "percent",
+        meaning: "What must stay free on a chunk server that gets new chunks.",
+    },
+    Key {
+        name: FREE_SPACE_MARGIN_MB,
+        default: 512,
+        least: 0,
+        most: 1 << 20,
+        unit: "MB",
+        meaning: "The same as a number of MB, at most a quarter of the server; the larger of the two counts.",
+    },
+    Key {
+        name: LEASE_TIMEOUT_MS,
+        default: 10_000,
+        least: 1_000,
+        most: 600_000,
+        unit: "ms",
+        meaning: "A mount that is silent for so long loses its leases: others may open the files it had open.",
+    },
+    Key {
+        name: COPY_RATE_MB,
+        default: 0,
+        least: 0,
+        most: 100_000,
+        unit: "MB/s, 0 = no limit",
+        meaning: "What one chunk server copies to others. Clients go first whatever it is.",
+    },
+    Key {
+        name: BALANCE_MARGIN_PERCENT,
+        default: 5,
+        least: 0,
+        most: 100,
+        unit: "percent, 0 = off",
+        meaning: "Chunks are moved when the used shares of the space of two chunk servers differ by so much.",
+    },
+    Key {
+        name: COPIES_FROM_SHARD,
+        default: 8,
+        least: 1,
+        most: 1000,
+        unit: "chunks",
+        meaning: "Chunks that one shard of a chunk server copies to others at a time.",
+    },
+    Key {
+        name: COPIES_TO_SERVER,
+        default: 16,
+        least: 1,
+        most: 1000,
+        unit: "chunks",
+        meaning: "Chunks that are copied to one chunk server at a time.",
+    },
+    Key {
+        name: MOVES,
+        default: 4,
+        least: 1,
+        most: 1000,
+        unit: "chunks",
+        meaning: "The same, both, for chunks that are in no danger: removal of a server, change of attributes, balance.",
+    },
+    Key {
+        name: MAX_OFFLINE_CS_HOSTS,
+        default: 2,
+        least: 0,
+        most: 10_000,
+        unit: "hosts, 0 = off",
+        meaning: "When chunk servers of more hosts than this are offline, nothing is copied automatically any more.",
+    },
+    Key {
+        name: SLOW_TIMEOUT_MS,
+        default: 60_000,
+        least: 1_000,
+        most: 3_600_000,
+        unit: "ms",
+        meaning: "A chunk server that was found slow is left out for so long; longer if it is found slow again and again.",
+    },
+    Key {
+        name: OFFLINE_TIMEOUT_MS,
+        default: 300_000,
+        least: 1_000,
+        most: 86_400_000,
+        unit: "ms",
+        meaning: "A chunk server that is away for so long is offline, and its chunks are copied elsewhere.",
+    },
 ];
 
 pub(super) fn find(name: &str) -> Option<&'static Key> {
@@ -80,4 +153,21 @@ fn distance(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guide_lists_every_setting_as_it_is() {
+        let guide = include_str!("../../../docs/admin-guide/cluster-parameters.md");
+        for k in KEYS {
+            let row = format!(
+                "| `{}` | {} | {} | {} to {} | {} |",
+                k.name, k.default, k.unit, k.least, k.most, k.meaning
+            );
+            assert!(guide.contains(&row), "docs/admin-guide/cluster-parameters.md lacks\n{row}");
+        }
+    }
 }

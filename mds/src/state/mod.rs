@@ -219,7 +219,7 @@ impl State {
                 Ok(MdsReply::Events { events, last })
             }
             MdsRequest::RevokeStat { file, leases } => Ok(self.revoke_stat(*file, leases)),
-            MdsRequest::GetConfig => Ok(MdsReply::Config { entries: self.config_entries() }),
+            MdsRequest::GetConfig => Ok(MdsReply::Config { settings: self.settings() }),
             _ => return None,
         };
         Some(match result {

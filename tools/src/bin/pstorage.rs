@@ -2,8 +2,8 @@
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use pstorage_tools::commands::{
-    advise, attributes, auth, check, check_flush, configure, discover, explain, local, make, remove, stat,
-    top,
+    advise, attributes, auth, check, check_flush, configure, discover, explain, local, make, remove,
+    services, stat, top,
 };
 use pstorage_tools::conf::Conf;
 use pstorage_tools::{Context, Outcome, parse_replicas};
@@ -72,16 +72,16 @@ enum Local {
 #[derive(Args)]
 struct Look {
     /// No host names.
-    #[arg(short = 'n')]
+    #[arg(short = 'n', long = "numeric-addrs")]
     numeric: bool,
     /// Sorts metadata servers by columns, KEY or KEY=inv, with commas between them.
-    #[arg(short = 's', value_name = "KEYS")]
+    #[arg(short = 's', long = "mds-sort", value_name = "KEYS")]
     mds_sort: Option<String>,
     /// Sorts chunk servers.
-    #[arg(short = 'S', value_name = "KEYS")]
+    #[arg(short = 'S', long = "cs-sort", value_name = "KEYS")]
     cs_sort: Option<String>,
     /// Sorts clients.
-    #[arg(short = 'O', value_name = "KEYS")]
+    #[arg(short = 'O', long = "clnt-sort", value_name = "KEYS")]
     clnt_sort: Option<String>,
 }
 
@@ -270,8 +270,14 @@ enum Command {
         #[command(flatten)]
         look: Look,
         /// As XML.
-        #[arg(short = 'X')]
+        #[arg(short = 'X', long = "xml")]
         xml: bool,
+    },
+    /// Lists the servers that were made on this host, of the cluster named or of all, and whether they run.
+    ListServices {
+        /// Ask the clusters too what they know of them.
+        #[arg(short = 'C', long = "ask-cluster")]
+        ask_cluster: bool,
     },
     /// Shows the state of the cluster live. h shows the keys.
     ///
@@ -280,7 +286,7 @@ enum Command {
         #[command(flatten)]
         look: Look,
         /// Milliseconds between two looks at the cluster. [default: 1000]
-        #[arg(short = 'T', value_name = "MS", value_parser = clap::value_parser!(u64).range(100..=3_600_000))]
+        #[arg(short = 'T', long = "refresh-time", value_name = "MS", value_parser = clap::value_parser!(u64).range(100..=3_600_000))]
         refresh_ms: Option<u64>,
     },
     /// Shows the event log.
@@ -320,8 +326,14 @@ enum Command {
         inside: bool,
         path: String,
     },
-    /// Shows the cluster's settings.
-    GetConfig,
+    /// Shows the cluster's settings: all, or those named.
+    GetConfig {
+        /// With what they mean, units, ranges and defaults.
+        #[arg(short, long)]
+        verbose: bool,
+        #[arg(value_name = "KEY")]
+        keys: Vec<String>,
+    },
     /// Changes the cluster's settings.
     SetConfig {
         #[arg(required = true, value_name = "KEY=VALUE")]
@@ -450,7 +462,8 @@ fn run(context: &Context, command: Command) -> Outcome {
             attributes::set_attr(context, &path, &assignments, recursive)
         }
         Command::GetAttr { path, .. } => attributes::get_attr(context, &path),
-        Command::GetConfig => attributes::get_config(context),
+        Command::ListServices { ask_cluster } => services::list_services(context, ask_cluster),
+        Command::GetConfig { verbose, keys } => attributes::get_config(context, &keys, verbose),
         Command::SetConfig { assignments } => attributes::set_config(context, &assignments),
         Command::Revoke { path } => attributes::revoke(context, &path),
         Command::Local(Local::Up(shape)) => local::up(&shape.dir, &shape_of(&shape)),

@@ -3,6 +3,7 @@
 use super::explain::states;
 use super::stat::resolve;
 use crate::{Context, Outcome};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use wire::mds_api::{FileKind, MdsReply, MdsRequest};
 
@@ -52,15 +53,28 @@ pub fn get_attr(context: &Context, path: &str) -> Outcome {
     Ok(())
 }
 
-pub fn get_config(context: &Context) -> Outcome {
-    let MdsReply::Config { entries } = context.link()?.ask(&MdsRequest::GetConfig)? else {
+/// All settings, or those named. `verbose` tells what they mean.
+pub fn get_config(context: &Context, keys: &[String], verbose: bool) -> Outcome {
+    let MdsReply::Config { mut settings } = context.link()?.ask(&MdsRequest::GetConfig)? else {
         return Err("unexpected answer of the metadata server".into());
     };
-    if context.json {
-        return crate::print_json(&entries.into_iter().collect::<std::collections::BTreeMap<_, _>>());
+    if let Some(unknown) = keys.iter().find(|key| settings.iter().all(|s| s.key != **key)) {
+        return Err(format!("there is no setting '{unknown}'; 'pstorage get-config' shows all"));
     }
-    for (key, value) in entries {
-        println!("{key}={value}");
+    settings.retain(|s| keys.is_empty() || keys.contains(&s.key));
+    if context.json && verbose {
+        return crate::print_json(&settings);
+    }
+    if context.json {
+        let values: BTreeMap<_, _> = settings.into_iter().map(|s| (s.key, s.value.to_string())).collect();
+        return crate::print_json(&values);
+    }
+    for s in settings {
+        println!("{}={}", s.key, s.value);
+        if verbose {
+            println!("    {}", s.meaning);
+            println!("    {}; {} to {}, default {}", s.unit, s.least, s.most, s.default);
+        }
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! - nothing is written outside DIR, and no port is fixed: ports are chosen free when the cluster is made;
 //! - a process is only ever signalled after its command line was seen to name its directory below DIR.
 
-use super::{explain, make, stat};
+use super::{explain, make, services, stat};
 use crate::conf::Conf;
 use crate::{Context, Outcome};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -342,6 +342,7 @@ fn make_parts(c: &Cluster, mds: u32) -> Outcome {
         let dir = c.dir.join(format!("mds{}", peer.id));
         let control = MdsControl::first_quorum(CLUSTER, new_uuid(), peer.id, &peers);
         mds::control::create(&dir, &control).map_err(|e| e.to_string())?;
+        services::register(&c.context, &dir)?;
     }
     c.context.add_to_bs_list(&peers.iter().map(|p| p.addr).collect::<Vec<_>>())
 }

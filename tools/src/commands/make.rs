@@ -1,5 +1,6 @@
 //! `make-mds`, `add-mds`, `rm-mds`, `make-cs`.
 
+use super::services;
 use crate::{Context, Outcome};
 use engine::control::{CacheControl, CsControl};
 use mds::control::{MdsControl, MdsPeer, new_uuid};
@@ -30,6 +31,7 @@ pub fn make_first_mds(
     refuse_known_cluster(context)?;
     let control = MdsControl::first_quorum(cluster, new_uuid(), MdsId(1), &[peer]);
     mds::control::create(dir, &control).map_err(|e| e.to_string())?;
+    services::register(context, dir)?;
     if let Some(key) = key {
         super::auth::store_key(context, &key)?;
     }
@@ -76,6 +78,7 @@ pub fn add_mds(context: &Context, addr: SocketAddr, dir: &Path, bootstrap: &[Soc
     }
     let control = MdsControl::joining(cluster, new_uuid(), MdsPeer { id, addr, raft_addr }, &peers);
     mds::control::create(dir, &control).map_err(|e| e.to_string())?;
+    services::register(context, dir)?;
     context.add_to_bs_list(&[addr])?;
     println!(
         "MDS#{id} of cluster '{cluster}' made in {}. Start it: pstorage-mdsd -r {}",
@@ -164,6 +167,7 @@ pub fn make_cs_quietly(context: &Context, new: &NewCs) -> Outcome<wire::CsId> {
     };
     make_cache_files(&control)?;
     engine::control::create(&new.dir, &control).map_err(|e| e.to_string())?;
+    services::register(context, &new.dir)?;
     Ok(cs)
 }
 

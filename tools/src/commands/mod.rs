@@ -11,5 +11,6 @@ pub mod explain;
 pub mod local;
 pub mod make;
 pub mod remove;
+pub mod services;
 pub mod stat;
 pub mod top;
