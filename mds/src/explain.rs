@@ -92,6 +92,9 @@ impl Teller<'_> {
                 format!("is being filled with what was written since it was in sync (epoch {epoch})")
             }
             (Role::Learner, None) => "is being filled with everything".into(),
+            (Role::Stale, Some(_)) if self.state.missed_nothing(view.chunk, cs) => {
+                "was left out, and has all that was ever acknowledged: writes have waited since".into()
+            }
             (Role::Stale, Some(epoch)) => {
                 format!("was left out after epoch {epoch}: it lacks what was written since, and is not used")
             }
@@ -229,6 +232,15 @@ impl Teller<'_> {
             )),
             Stage::Idle if lacks => next.push("It is looked at again within seconds.".into()),
             Stage::Idle => {}
+        }
+        let whole = |cs: &CsId| self.state.missed_nothing(view.chunk, *cs);
+        let whole: Vec<CsId> = self.those(view, Role::Stale, false).into_iter().filter(whole).collect();
+        if !whole.is_empty() {
+            next.push(format!(
+                "{} away, with all that was ever acknowledged: blocks that nobody else can read are waited for until its \
+                 server is back, or is removed for good with rm-cs -f.",
+                are(&whole)
+            ));
         }
         if c.overcommitted {
             next.push("The replica it can best do without is deleted.".into());

@@ -92,19 +92,29 @@ impl World<'_> {
         }
     }
 
-    /// A learner that gets a whole copy in place of a replica whose server has come back, and which needs only what was
-    /// written since.
-    fn needless_learner(&self, view: &ChunkView) -> Option<CsId> {
+    /// A learner in whose place a replica has come back that needs less: what was written since, or nothing at all.
+    fn needless_learner(&self, view: &ChunkView) -> Option<SetAction> {
         let was_in_sync = |cs: &CsId| view.in_sync_until.iter().any(|(known, _)| known == cs);
-        let is_back =
-            |cs: CsId| was_in_sync(&cs) && !self.is_leaving(cs) && self.live(cs) == Liveness::Active;
-        let back = view.with_role(Role::Stale).any(is_back);
+        let missed_nothing = |cs: &CsId| self.state.missed_nothing(view.chunk, *cs);
+        let back: Vec<CsId> =
+            view.with_role(Role::Stale).filter(|cs| self.live(*cs) == Liveness::Active).collect();
+        let mut learners = view.with_role(Role::Learner);
+        if back.iter().any(missed_nothing) {
+            // Even if it is to leave: the primary may lack what it has.
+            let other = learners.find(|cs| !missed_nothing(cs))?;
+            return Some(if was_in_sync(&other) {
+                SetAction::Drop { cs: vec![other], force: true }
+            } else {
+                SetAction::Remove { cs: other, force: true }
+            });
+        }
+        let back = back.iter().any(|cs| was_in_sync(cs) && !self.is_leaving(*cs));
         let in_sync = view.in_sync().count();
         // Writes that wait go on sooner with the one that is back.
         let blocked = in_sync < usize::from(view.min_replicas);
         let one_will_do = blocked || in_sync + 1 == usize::from(view.normal_replicas);
-        let mut learners = view.with_role(Role::Learner).filter(|cs| !was_in_sync(cs));
-        learners.next().filter(|_| back && one_will_do)
+        let needless = learners.find(|cs| !was_in_sync(cs)).filter(|_| back && one_will_do)?;
+        Some(SetAction::Remove { cs: needless, force: true })
     }
 
     /// The shard that leads the chunk.
@@ -451,8 +461,8 @@ impl Repair {
         if !lost.is_empty() {
             return change(SetAction::Drop { cs: lost, force: false });
         }
-        if let Some(cs) = world.needless_learner(&view) {
-            return change(SetAction::Remove { cs, force: true });
+        if let Some(action) = world.needless_learner(&view) {
+            return change(action);
         }
         match world.state.repair_step(chunk, &|cs| world.live(cs)) {
             None => move_closer(&view, world, random),
@@ -462,13 +472,16 @@ impl Repair {
             }
             // Looked at again when its rest is over.
             Some(RepairStep::Change(SetChange { action: SetAction::AddLearner { cs }, .. }))
-                if world.registry.is_slow(cs, world.now) && !world.is_leaving(cs) =>
+                if world.registry.is_slow(cs, world.now)
+                    && !world.is_leaving(cs)
+                    && !world.state.missed_nothing(chunk, cs) =>
             {
                 Plan::Nothing
             }
             Some(RepairStep::Change(SetChange { action: SetAction::AddLearner { cs }, .. })) => {
                 // A stale replica on a server that is to leave would only have to leave again.
-                let elsewhere = (world.is_leaving(cs) && world.may_place)
+                let is_needed = world.state.missed_nothing(chunk, cs);
+                let elsewhere = (world.is_leaving(cs) && world.may_place && !is_needed)
                     .then(|| new_place(&view, world, random))
                     .flatten();
                 copy_to(elsewhere.unwrap_or(cs), &view, missing(&view), world)

@@ -133,6 +133,9 @@ pub struct ChunkSet {
     /// Of learners and stale replicas that may have all that was acknowledged then: the last epoch at which they were in
     /// sync. Those that are missing here may hold anything.
     pub in_sync_until: Vec<(CsId, Epoch)>,
+    /// Set while fewer are in sync than the minimum: at this epoch and later nothing was acknowledged. Those above that were
+    /// in sync until the epoch before, or longer, have all that ever was.
+    pub below_minimum_since: Option<Epoch>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]

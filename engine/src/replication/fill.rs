@@ -8,17 +8,19 @@ use super::{Action, Replication};
 use crate::store::{MOST_CHUNK_BYTES, Store};
 use shards::Io;
 use shards::sabotage::{Sabotage, on};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::ops::Range;
 use wire::cs_api::CsRequest;
-use wire::{BLOCK_BYTES, ChunkId, CsId, Prepared, Sequence};
+use wire::{BLOCK_BYTES, ChunkId, CsId, Epoch, Prepared, Sequence};
 
 /// How a learner is filled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum FillKind {
     /// It has what all had when it left.
     CatchUp,
+    /// It has all that was ever acknowledged: what it lacks was never more than a tail.
+    Reinstate,
     /// It may hold anything.
     Full,
 }
@@ -40,8 +42,15 @@ struct Plan {
 
 impl Plan {
     /// `written`: what may have changed since the learner left, if that is known. `allocated`: what is held here.
-    fn new(written: Option<Vec<Range<u32>>>, learner: &Prepared, allocated: &[Range<u32>]) -> Plan {
+    fn new(
+        written: Option<Vec<Range<u32>>>,
+        missed_nothing: bool,
+        learner: &Prepared,
+        allocated: &[Range<u32>],
+    ) -> Plan {
         let everything = 0..(MOST_CHUNK_BYTES / BLOCK_BYTES as u64) as u32;
+        // One that was emptied before, and not filled to the end, says so by its tail.
+        let was_emptied = tail_blocks(&learner.tail).iter().any(|t| t.start == 0 && t.end >= everything.end);
         let full = Plan { kind: FillKind::Full, clear: vec![everything], copy: allocated.to_vec() };
         // A copy that never stored anything was only just made, perhaps in place of one that is lost.
         let Some(mut lacks) = written.filter(|_| learner.last_sequence > Sequence(0) && !learner.damaged)
@@ -55,6 +64,9 @@ impl Plan {
             lacks.extend(tail_blocks(&learner.tail));
         }
         let (copy, clear) = split_held(&merged(lacks), allocated);
+        if missed_nothing && !was_emptied {
+            return Plan { kind: FillKind::Reinstate, clear, copy };
+        }
         if count(&copy) == count(allocated) && !copy.is_empty() {
             return full;
         }
@@ -64,17 +76,31 @@ impl Plan {
 
 impl Replication {
     /// All have answered Prepare: says what each learner is sent. What it must not hold is cleared before the chunk becomes
-    /// active, so that no client's write comes before it.
-    pub(super) fn plan_fills(&mut self, chunk: ChunkId, allocated: &[Range<u32>]) {
+    /// active, so that no client's write comes before it. `tails`: of this replica and of those in sync.
+    pub(super) fn plan_fills(&mut self, chunk: ChunkId, tails: &[Range<u32>], allocated: &[Range<u32>]) {
         let Some(known) = self.chunks.get_mut(&chunk) else { return };
+        let missed_nothing = |until: Epoch| known.missed_nothing(until);
+        let missed: BTreeSet<CsId> = known
+            .in_sync_until
+            .iter()
+            .filter(|(_, until)| missed_nothing(*until))
+            .map(|(cs, _)| *cs)
+            .collect();
         let Some(primary) = known.primary.as_mut() else { return };
+        if !known.told && !primary.learners.is_empty() {
+            // Only the metadata service knows what a learner has: it must not be emptied on anybody else's word.
+            primary.wait_to_be_told();
+            return self.actions.push(Action::ToMds(CsRequest::AskSet { chunk }));
+        }
         let (mut to_fill, mut learners) = (Vec::new(), BTreeMap::new());
         for replica in known.grant.replicas.iter().filter(|r| primary.learners.contains_key(&r.addr)) {
             let answer = &primary.prepared[&replica.addr];
             let left =
                 known.in_sync_until.iter().find(|(cs, until)| *cs == replica.cs && *until < known.epoch);
+            let missed_nothing = left.is_some() && missed.contains(&replica.cs);
             let written = left.and_then(|(_, until)| self.written.after(chunk, *until));
-            let Plan { kind, clear, copy } = Plan::new(written, answer, allocated);
+            let written = written.or_else(|| missed_nothing.then(|| tails.to_vec()));
+            let Plan { kind, clear, copy } = Plan::new(written, missed_nothing, answer, allocated);
             tracing::debug!(
                 chunk = chunk.0,
                 cs = replica.cs.0,
@@ -89,7 +115,7 @@ impl Replication {
             }
             learners.insert(replica.addr, kind);
             match kind {
-                FillKind::CatchUp => self.stats.catch_ups += 1,
+                FillKind::CatchUp | FillKind::Reinstate => self.stats.catch_ups += 1,
                 FillKind::Full => self.stats.full_copies += 1,
             }
         }
@@ -103,7 +129,7 @@ impl Replication {
             // Writes wait for a replica more.
             let urgent = known.lacks_minimum();
             let Some(primary) = known.primary.as_mut() else { return };
-            if !primary.is_active() || primary.learners.is_empty() {
+            if !primary.is_active() || primary.learners.is_empty() || primary.waits_to_be_told() {
                 return;
             }
             let filling = primary.flights.values().filter(|f| f.fill.is_some()).count();
@@ -129,8 +155,11 @@ impl Replication {
     /// The learners have everything: their tails need not name it any more, and the MDS may put them in sync.
     fn filled(&mut self, chunk: ChunkId) {
         let Some(known) = self.chunks.get_mut(&chunk) else { return };
+        let lacks_minimum = known.lacks_minimum();
         let Some(primary) = known.primary.as_mut() else { return };
-        let (epoch, committed) = (known.epoch, primary.committed);
+        // Below the minimum the watermark here stands still, but they have all there is.
+        let committed = if lacks_minimum { primary.last_sequence() } else { primary.committed };
+        let epoch = known.epoch;
         let learners = std::mem::take(&mut primary.learners);
         let done = known.grant.replicas.iter().filter(|r| learners.contains_key(&r.addr));
         let done: Vec<(CsId, SocketAddr)> = done.map(|r| (r.cs, r.addr)).collect();
@@ -166,8 +195,9 @@ mod tests {
 
     #[test]
     fn a_returned_replica_gets_what_it_lacks() {
-        let plan =
-            |written: Option<Vec<_>>, tail: &[_]| Plan::new(written, &learner(tail), &[0..64, 128..160]);
+        let plan = |written: Option<Vec<_>>, tail: &[_]| {
+            Plan::new(written, false, &learner(tail), &[0..64, 128..160])
+        };
         let caught_up = plan(Some(vec![16..32, 64..80]), &[30..40, 200..201]);
         assert_eq!(caught_up.kind, FillKind::CatchUp);
         assert_eq!(caught_up.copy, [16..40]);
@@ -180,12 +210,23 @@ mod tests {
     fn what_can_not_be_proven_is_copied_whole() {
         let allocated = [0..64, 128..160];
         let full = |written: Option<Vec<_>>, learner: &Prepared| {
-            let plan = Plan::new(written, learner, &allocated);
+            let plan = Plan::new(written, false, learner, &allocated);
             plan.kind == FillKind::Full && plan.copy == allocated && plan.clear == [0..65536]
         };
         assert!(full(None, &learner(&[])), "nobody knows what was written");
         assert!(full(Some(vec![]), &Prepared::default()), "it held nothing");
         assert!(full(Some(vec![]), &Prepared { damaged: true, ..learner(&[]) }));
         assert!(full(Some(vec![0..64]), &learner(&[100..200])), "all of it anyway");
+    }
+
+    #[test]
+    fn one_that_missed_nothing_is_not_emptied() {
+        let plan = |learner: &Prepared| Plan::new(Some(vec![0..64]), true, learner, &[0..64, 128..160]);
+        let whole = plan(&learner(&[100..200]));
+        assert_eq!((whole.kind, &whole.copy[..]), (FillKind::Reinstate, &[0..64, 128..160][..]));
+        assert_eq!(whole.clear, [100..128, 160..200]);
+        assert_eq!(plan(&Prepared::default()).kind, FillKind::Full, "its copy was lost");
+        assert_eq!(plan(&learner(&[0..65536])).kind, FillKind::Full, "it was emptied before");
+        assert_eq!(plan(&Prepared { damaged: true, ..learner(&[]) }).kind, FillKind::Full);
     }
 }

@@ -4,8 +4,12 @@
 //! - only the primary of a set in which nobody else is in sync gives blocks up, when a copy for another replica needs them,
 //!   and the metadata service has agreed, at this epoch: no replica may come back that has them;
 //! - it does so by a write like any other, of blocks with [`BlockCrc::GONE`]: it has a sequence, is stored here and by
-//!   whoever it was copied for, and is levelled and caught up like others. So all replicas know the same blocks as gone.
+//!   whoever it was copied for, and is levelled and caught up like others. So all replicas know the same blocks as gone;
+//! - nothing is given up for a learner that missed nothing: what it holds itself stays.
 
+use super::fill::{Fill, FillKind};
+use super::flights::Flight;
+use super::primary::Primary;
 use super::{Action, Purpose, Replication};
 use crate::store::{Store, StoreError, WriteOp};
 use shards::{Io, Timestamp};
@@ -32,16 +36,19 @@ impl Replication {
         &mut self,
         chunk: ChunkId,
         activation: u64,
+        sequence: u64,
         error: &StoreError,
-        store: &Store,
-        now: Timestamp,
+        store: &mut Store,
+        io: &mut dyn Io,
     ) {
         self.give_up_own_copy(chunk, error, store);
         let primary = self.chunks.get_mut(&chunk).and_then(|k| k.primary.as_mut());
-        if let Some(primary) = primary.filter(|p| p.is_of(activation)) {
-            primary.copy_failed = true;
-            self.ask_to_give_up(chunk, now);
+        let Some(primary) = primary.filter(|p| p.is_of(activation)) else { return };
+        if primary.leave_to_learner(sequence) {
+            return self.pump(chunk, store, io);
         }
+        primary.copy_failed = true;
+        self.ask_to_give_up(chunk, io.now());
     }
 
     /// Asks whether blocks may be given up, if a copy needs it and nobody else can lead.
@@ -89,6 +96,27 @@ impl Replication {
         let sequence = op.stamp.sequence.0;
         let ticket = self.ticket(Purpose::Flight { chunk, activation, sequence });
         store.write(io, ticket, op);
+    }
+}
+
+impl Primary {
+    /// A learner that missed nothing keeps what it has of blocks that can't be read here: that is as good, as nothing newer
+    /// was acknowledged. Whether a copy was one for such a learner; it is made again in smaller pieces, down to the blocks.
+    fn leave_to_learner(&mut self, sequence: u64) -> bool {
+        let Some(Flight { blocks, targets, fill: Some(_), .. }) = self.flights.get(sequence) else {
+            return false;
+        };
+        let &[to] = &targets[..] else { return false };
+        if self.learners.get(&to) != Some(&FillKind::Reinstate) {
+            return false;
+        }
+        let (start, end) = (blocks.start, blocks.end);
+        let middle = start.midpoint(end);
+        if middle > start {
+            self.to_fill.extend([start..middle, middle..end].map(|blocks| Fill { blocks, to }));
+        }
+        self.flights.remove(sequence);
+        true
     }
 }
 

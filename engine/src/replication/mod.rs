@@ -102,6 +102,8 @@ struct Known {
     grant: Grant,
     /// Of replicas that are missing, as the metadata service says: the last epoch at which they were in sync.
     in_sync_until: Vec<(CsId, Epoch)>,
+    /// Nothing was acknowledged at this epoch and later, as the metadata service says.
+    below_minimum_since: Option<Epoch>,
     /// Learners that have everything, as the metadata service was told: members like those in sync from then on.
     joined: Vec<CsId>,
     primary: Option<Primary>,
@@ -115,6 +117,12 @@ impl Known {
     /// Writes wait.
     fn lacks_minimum(&self) -> bool {
         self.grant.in_sync().count() < usize::from(self.grant.min_replicas)
+    }
+
+    /// Whether a replica that was in sync until this epoch has all that was ever acknowledged.
+    fn missed_nothing(&self, in_sync_until: Epoch) -> bool {
+        let since = self.below_minimum_since.filter(|_| self.lacks_minimum());
+        since.is_some_and(|since| in_sync_until.0 + 1 >= since.0)
     }
 }
 
@@ -168,7 +176,7 @@ pub struct Stats {
 impl Stats {
     fn count_filled(&mut self, kind: FillKind, bytes: u64) {
         match kind {
-            FillKind::CatchUp => self.catch_up_bytes += bytes,
+            FillKind::CatchUp | FillKind::Reinstate => self.catch_up_bytes += bytes,
             FillKind::Full => self.full_copy_bytes += bytes,
         }
     }
@@ -370,6 +378,7 @@ impl Replication {
             epoch,
             grant: grant.clone(),
             in_sync_until: Vec::new(),
+            below_minimum_since: None,
             joined: Vec::new(),
             primary: None,
             told: false,
@@ -420,11 +429,17 @@ impl Replication {
     fn on_set(&mut self, set: &ChunkSet, store: &mut Store, io: &mut dyn Io) {
         self.adopt(set.chunk, set.epoch, &set.grant, store, io);
         if self.epoch_of(set.chunk, store) == set.epoch {
+            let mut waits = false;
             if let Some(known) = self.chunks.get_mut(&set.chunk) {
                 known.told = true;
                 known.in_sync_until.clone_from(&set.in_sync_until);
+                known.below_minimum_since = set.below_minimum_since;
+                waits = known.primary.as_ref().is_some_and(Primary::waits_to_be_told);
             }
             self.learn_addresses(set.chunk, &set.grant, true, store, io);
+            if waits {
+                self.activate(set.chunk, store, io);
+            }
         }
     }
 

@@ -93,6 +93,8 @@ pub(super) struct Primary {
     /// The chunk is taken for new, and no write has yet been stored by all: they may know better.
     unproven: bool,
     pub suspected: bool,
+    /// Learners are not filled before the metadata service has told what they have.
+    waits_to_be_told: bool,
     /// A copy for others met damage here.
     pub(super) copy_failed: bool,
     largest_lease: LeaseId,
@@ -117,6 +119,7 @@ impl Primary {
             expect_empty: BTreeSet::new(),
             unproven: false,
             suspected: false,
+            waits_to_be_told: false,
             copy_failed: false,
             largest_lease: LeaseId(0),
         }
@@ -125,6 +128,19 @@ impl Primary {
     /// What a peer is told to be committed: learners hear of nothing (docs/replication.md, invariant 6).
     fn watermark_for(&self, peer: &SocketAddr, committed: Sequence) -> Sequence {
         if self.learners.contains_key(peer) { Sequence(0) } else { committed }
+    }
+
+    pub fn wait_to_be_told(&mut self) {
+        self.waits_to_be_told = true;
+    }
+
+    pub fn waits_to_be_told(&self) -> bool {
+        self.waits_to_be_told
+    }
+
+    /// The highest sequence given so far.
+    pub fn last_sequence(&self) -> u64 {
+        self.next_sequence - 1
     }
 
     pub fn is_of(&self, activation: u64) -> bool {
@@ -387,7 +403,7 @@ impl Replication {
         // Decided now, at this epoch: a replica that is missing may lack it.
         let epoch = known.epoch;
         tails.iter().for_each(|blocks| self.written.note(chunk, epoch, blocks));
-        self.plan_fills(chunk, &allocated);
+        self.plan_fills(chunk, &tails, &allocated);
         self.pump(chunk, store, io);
     }
 
@@ -436,6 +452,7 @@ impl Replication {
         loop {
             let Some(known) = self.chunks.get_mut(&chunk) else { return };
             let targets: Peers = secondaries(&known.grant, me).map(|r| r.addr).collect();
+            let lacks_minimum = known.lacks_minimum();
             let Some(primary) = known.primary.as_mut().filter(|p| p.phase == Phase::Levelling) else {
                 return;
             };
@@ -449,7 +466,10 @@ impl Replication {
             let Some((range, targets, hole)) = next else {
                 if primary.flights.is_empty() {
                     primary.phase = Phase::Active;
-                    primary.committed = primary.next_sequence - 1;
+                    if lacks_minimum {
+                        return; // docs/replication.md, invariant 8
+                    }
+                    primary.committed = primary.last_sequence();
                     let committed = Sequence(primary.committed);
                     store.note_committed(chunk, committed);
                     self.uncommitted_notes.insert(chunk);
@@ -509,7 +529,9 @@ impl Replication {
         let (data, crcs) = match result {
             Ok(Done::Read { data, crcs }) => (data, crcs),
             Ok(_) => return,
-            Err(error) => return self.copy_met_damage(chunk, activation, &error, store, io.now()),
+            Err(error) => {
+                return self.copy_met_damage(chunk, activation, sequence, &error, store, io);
+            }
         };
         let epoch = self.chunks.get(&chunk).map_or(Epoch(0), |k| k.epoch);
         let Some(primary) = self.current(chunk, activation) else { return };
@@ -723,7 +745,9 @@ impl Replication {
 
     /// Ends a flight if everybody has it.
     fn settle(&mut self, chunk: ChunkId, sequence: u64, store: &mut Store, io: &mut dyn Io) {
-        let Some(primary) = self.chunks.get_mut(&chunk).and_then(|k| k.primary.as_mut()) else { return };
+        let Some(known) = self.chunks.get_mut(&chunk) else { return };
+        let lacks_minimum = known.lacks_minimum();
+        let Some(primary) = known.primary.as_mut() else { return };
         let all_have = |f: &Flight| f.waiting.is_empty() || on(Sabotage::AckBeforeSecondaries);
         let done = primary.flights.get(sequence).is_some_and(|f| f.local && all_have(f));
         if !done {
@@ -740,10 +764,12 @@ impl Replication {
         // A failed write is somewhere and not everywhere: its tail must stay until it is levelled.
         if flight.failed.is_none() && primary.phase == Phase::Active {
             primary.unproven = false;
-            primary.committed = primary.committed.max(oldest - 1);
-            let committed = Sequence(primary.committed);
-            store.note_committed(chunk, committed);
-            self.uncommitted_notes.insert(chunk);
+            if !lacks_minimum {
+                primary.committed = primary.committed.max(oldest - 1);
+                let committed = Sequence(primary.committed);
+                store.note_committed(chunk, committed);
+                self.uncommitted_notes.insert(chunk);
+            }
         }
         if let Some(request) = flight.request {
             let (conn, head) = request.origin();

@@ -87,6 +87,8 @@ struct Bench {
     grant: Grant,
     /// The last epoch at which a replica that is not in sync was.
     until: Vec<(CsId, Epoch)>,
+    min_replicas: u8,
+    below_since: Option<Epoch>,
     /// Nothing reaches these.
     away: BTreeSet<usize>,
     /// Frames that may still be delivered.
@@ -110,6 +112,8 @@ impl Bench {
             epoch: Epoch(0),
             grant: Grant::default(),
             until: Vec::new(),
+            min_replicas: 1,
+            below_since: None,
             away: BTreeSet::new(),
             frames_left: usize::MAX,
             replies: Vec::new(),
@@ -139,7 +143,9 @@ impl Bench {
         self.until.retain(|(c, _)| !roles.iter().any(|(n, role)| cs(*n) == *c && *role == InSync));
         self.epoch = Epoch(self.epoch.0 + 1);
         let replica = |&(n, role): &(usize, Role)| Replica { cs: cs(n), addr: addr(n), role };
-        self.grant = Grant { replicas: roles.iter().map(replica).collect(), min_replicas: 1 };
+        self.grant = Grant { replicas: roles.iter().map(replica).collect(), min_replicas: self.min_replicas };
+        let is_below = self.grant.in_sync().count() < usize::from(self.min_replicas);
+        self.below_since = is_below.then(|| self.below_since.unwrap_or(self.epoch));
         self.tell();
     }
 
@@ -154,6 +160,7 @@ impl Bench {
             epoch: self.epoch,
             grant: self.grant.clone(),
             in_sync_until: self.until.clone(),
+            below_minimum_since: self.below_since,
         }
     }
 
@@ -598,6 +605,83 @@ fn what_the_last_replica_can_not_read_is_gone_on_all_and_the_rest_is_copied() {
     b.write(32..34, 5);
     assert_eq!((b.read(32), b.read(33)), (Ok(5), Ok(5)));
     b.assert_equal();
+}
+
+/// Two replicas with a minimum of two, of which the second left in the middle of a write that it never got, and clients have
+/// read it from the first since.
+fn left_below_the_minimum() -> Bench {
+    let mut b = Bench::new(2);
+    b.min_replicas = 2;
+    b.set(&[(0, InSync), (1, InSync)]);
+    b.write(32..48, 77);
+    b.tick();
+    b.away.insert(1);
+    assert!(!b.change(64..65, Some(9)), "the other does not answer");
+    b.restart(0); // The client's request is forgotten; what it wrote is not.
+    b.set(&[(0, InSync), (1, Stale)]);
+    assert!(!b.change(66..67, Some(9)), "writes wait below the minimum");
+    assert_eq!(b.read(64), Ok(9));
+    b
+}
+
+#[test]
+fn what_a_replica_missed_below_the_minimum_is_remembered_by_a_restarted_primary() {
+    for restarts in 0..3 {
+        let mut b = left_below_the_minimum();
+        for _ in 0..restarts {
+            b.restart(0);
+            b.tell();
+            assert_eq!(b.read(64), Ok(9));
+        }
+        let took = b.bring_back(1, &[(0, InSync), (1, Learner)]);
+        assert_eq!((took.catch_ups, took.full_copies), (1, 0));
+        assert!(took.catch_up_bytes <= UNIT_BYTES, "{} bytes", took.catch_up_bytes);
+        b.set(&[(1, InSync), (0, InSync)]);
+        assert_eq!((b.read(64), b.read(32)), (Ok(9), Ok(77)));
+        b.assert_equal();
+    }
+}
+
+#[test]
+fn one_that_missed_nothing_gives_back_what_the_last_one_has_lost() {
+    // The block that was written last, of which the other never heard, and one that both have.
+    for (value, block, was) in [(77, 32, 77), (9, 64, 1)] {
+        let mut b = left_below_the_minimum();
+        b.damage(0, value, 1);
+        b.restart(0);
+        b.tell();
+        assert!(b.read(block).is_err());
+        b.nobody_else_can_lead();
+        let took = b.bring_back(1, &[(0, InSync), (1, Learner)]);
+        assert_eq!((took.full_copies, b.gone.len()), (0, 0));
+        // The damaged one complains again, leaves, and is filled.
+        b.set(&[(1, InSync), (0, Stale)]);
+        b.until.clear();
+        assert_eq!(b.read(block), Ok(was));
+        let took = b.bring_back(0, &[(1, InSync), (0, Learner)]);
+        assert_eq!(took.full_copies, 1);
+        b.set(&[(1, InSync), (0, InSync)]);
+        b.assert_equal();
+    }
+}
+
+#[test]
+fn a_learner_is_not_emptied_on_the_word_of_a_client() {
+    let mut b = left_below_the_minimum();
+    b.set(&[(0, InSync), (1, Learner)]);
+    b.restart(0);
+    b.away.remove(&1);
+    assert_eq!(b.read(64), Ok(9), "it leads as the client's map says");
+    let stats = b.sides[0].replication.stats;
+    assert_eq!(
+        (stats.catch_ups, stats.full_copies),
+        (0, 0),
+        "the metadata service has not told what the other has"
+    );
+    b.tell();
+    let stats = b.sides[0].replication.stats;
+    assert_eq!((stats.catch_ups, stats.full_copies), (1, 0));
+    assert_eq!(b.joined, [cs(1)]);
 }
 
 #[test]

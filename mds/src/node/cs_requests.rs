@@ -11,7 +11,7 @@ use std::cell::LazyCell;
 use std::time::Duration;
 use wire::cs_api::{ChunkReport, CsCommand, CsReply, CsRequest};
 use wire::mds_api::Severity;
-use wire::{ChunkId, CsId, Epoch, Frame, Head, Role, ShardIndex, Status, shard_of};
+use wire::{ChunkId, CsId, Frame, Head, Role, ShardIndex, Status, shard_of};
 
 /// Longest text of a CS in the event log, bytes.
 const MAX_EVENT_BYTES: usize = 1024;
@@ -324,27 +324,6 @@ impl Server {
         self.change_or_answer(conn, head, asked, changes, io);
     }
 
-    /// The last replica in sync can't read some blocks, and a copy is needed. They may be given up unless a replica may come
-    /// back that was in sync once, and lacks only what was written since.
-    pub(super) fn may_give_up(&self, cs: CsId, chunk: ChunkId, epoch: Epoch, now: Timestamp) -> CsReply {
-        let refused = |detail: String| CsReply::Failed { status: Status::Busy, detail, master: None };
-        let Some(view) = self.state.chunk(chunk).filter(|v| v.epoch == epoch) else {
-            return refused(format!("chunk {chunk} has another epoch than {epoch}"));
-        };
-        if !view.in_sync().eq([cs]) {
-            return refused(format!("others have chunk {chunk} than CS#{cs}"));
-        }
-        let may_return = |(other, _): &&(CsId, Epoch)| {
-            view.role_of(*other) == Some(Role::Stale) && self.liveness(*other, now) != Liveness::Offline
-        };
-        match view.in_sync_until.iter().find(may_return) {
-            Some((other, _)) => {
-                refused(format!("CS#{other} may come back, with all blocks of chunk {chunk}"))
-            }
-            None => CsReply::Done,
-        }
-    }
-
     fn joined(
         &mut self,
         conn: ConnId,
@@ -373,7 +352,8 @@ impl Server {
             return self.change_sets(conn, head, true, chunks, changes);
         }
         let Some(master) = &self.master else { return };
-        let sets = chunks.iter().filter_map(|c| self.state.chunk(*c)).map(|v| master.chunk_set(&v)).collect();
+        let views = chunks.iter().filter_map(|c| self.state.chunk(*c));
+        let sets = views.map(|v| master.chunk_set(&v, &self.state)).collect();
         self.reply_cs(conn, head, &CsReply::Sets { sets }, io);
     }
 }

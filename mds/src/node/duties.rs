@@ -154,7 +154,7 @@ impl Server {
         match action {
             Action::Propose(change) => master.sets.push(change),
             Action::Fill { conn, view } => {
-                let command = CsCommand::Repair { set: master.chunk_set(&view) };
+                let command = CsCommand::Repair { set: master.chunk_set(&view, &self.state) };
                 self.command_cs(conn, &command, io);
             }
         }

@@ -14,7 +14,7 @@ use crate::repair::Repair;
 use crate::sessions::Sessions;
 use crate::sets::SetQueue;
 use crate::space::Filling;
-use crate::state::ChunkView;
+use crate::state::{ChunkView, State};
 use shards::{Buf, ConnId, Io, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -152,12 +152,13 @@ impl Master {
         self.registry.addr_for(cs, chunk).unwrap_or(crate::cs_registry::UNKNOWN_ADDR)
     }
 
-    pub fn chunk_set(&self, view: &ChunkView) -> ChunkSet {
+    pub fn chunk_set(&self, view: &ChunkView, state: &State) -> ChunkSet {
         ChunkSet {
             chunk: view.chunk,
             epoch: view.epoch,
             grant: view.to_grant(&|cs, chunk| self.addr_of(cs, chunk)),
             in_sync_until: view.in_sync_until.clone(),
+            below_minimum_since: state.below_minimum_since(view.chunk),
         }
     }
 }

@@ -110,7 +110,7 @@ impl Server {
         let Some(master) = &self.master else { return };
         let views: Vec<ChunkView> = group.chunks.iter().filter_map(|c| self.state.chunk(*c)).collect();
         if group.from_cs {
-            let sets = views.iter().map(|v| master.chunk_set(v)).collect();
+            let sets = views.iter().map(|v| master.chunk_set(v, &self.state)).collect();
             self.reply_cs(group.conn, group.head, &CsReply::Sets { sets }, io);
         } else {
             let reply = Reply::Maps(views).into_wire(&|cs, chunk| master.addr_of(cs, chunk));
@@ -155,7 +155,7 @@ impl Server {
         let has_learner = view.with_role(wire::Role::Learner).next().is_some();
         let conn = view.primary().and_then(|p| master.registry.conn_for(p, view.chunk));
         if let Some(conn) = conn.filter(|_| !has_learner) {
-            let command = CsCommand::Repair { set: master.chunk_set(view) };
+            let command = CsCommand::Repair { set: master.chunk_set(view, &self.state) };
             self.command_cs(conn, &command, io);
         }
     }

@@ -130,13 +130,19 @@ impl Server {
                 Request::Mds(request) => self.serve_read(&read, request, io),
                 Request::Cs(CsRequest::AskSet { chunk }) => {
                     let Some(master) = &self.master else { return };
-                    let sets = self.state.chunk(*chunk).iter().map(|v| master.chunk_set(v)).collect();
+                    let sets =
+                        self.state.chunk(*chunk).iter().map(|v| master.chunk_set(v, &self.state)).collect();
                     self.reply_cs(read.conn, read.head, &CsReply::Sets { sets }, io);
                 }
                 Request::Cs(CsRequest::MayGiveUp { chunk, epoch }) => {
                     let asker = self.master.as_ref().and_then(|m| m.registry.shard_at(read.conn));
                     let Some((cs, _)) = asker else { continue };
-                    let reply = self.may_give_up(cs, *chunk, *epoch, io.now());
+                    let now = io.now();
+                    let verdict = self.state.may_give_up(cs, *chunk, *epoch, &|cs| self.liveness(cs, now));
+                    let reply = match verdict {
+                        Ok(()) => CsReply::Done,
+                        Err(detail) => CsReply::Failed { status: Status::Busy, detail, master: None },
+                    };
                     self.reply_cs(read.conn, read.head, &reply, io);
                 }
                 Request::Cs(_) => {}

@@ -584,6 +584,36 @@ fn of_stale_replicas_the_one_that_stays_is_brought_back() {
 }
 
 #[test]
+fn one_that_missed_nothing_goes_before_all_others_even_if_it_is_to_leave() {
+    let mut b = Bench::new();
+    let cs: Vec<CsId> = (1..=5).map(|host| b.server(host, "")).collect();
+    b.set(ROOT, "replicas", "3:2");
+    b.file("disk", &[cs[..3].to_vec()]);
+    let change = |b: &mut Bench, action| {
+        let view = b.views()[0].clone();
+        b.change(vec![SetChange { chunk: view.chunk, epoch: view.epoch, action }]);
+    };
+    // The second leaves a set of two, the first one of three.
+    for lost in [cs[0], cs[1]] {
+        b.disconnect(lost);
+        change(&mut b, SetAction::Drop { cs: vec![lost], force: true });
+    }
+    // The primary may be damaged: copies do not come to their end.
+    b.fill_turns = 1000;
+    b.connect(cs[0]);
+    b.run_until(50, |b| b.repair.stat(b.now).copying == 1);
+    b.turn();
+    assert_eq!(b.views()[0].role_of(cs[0]), Some(Role::Learner));
+    b.drain(cs[1], true);
+    b.connect(cs[1]);
+    b.run_until(50, |b| b.views()[0].role_of(cs[1]) == Some(Role::Learner));
+    b.fill_turns = 3;
+    b.run_until(50, |b| b.views()[0].role_of(cs[1]) == Some(Role::InSync));
+    assert_eq!(b.copies_to[&cs[1]], 1);
+    b.run_until(500, |b| b.is_whole() && b.state.replica_count(cs[1]) == 0);
+}
+
+#[test]
 fn what_is_in_danger_goes_before_what_only_moves() {
     let mut b = Bench::new();
     let cs: Vec<CsId> = (1..=6).map(|host| b.server(host, "")).collect();

@@ -129,6 +129,7 @@ impl State {
             _ => return bad("attributes are replicas, tier, failure-domain and chunk-size"),
         }
         let mut targets = vec![file];
+        let mut changed = Vec::new();
         while let Some(at) = targets.pop() {
             let Some(inode) = self.data.inodes.get_mut(&at) else { continue };
             let holds_chunks = matches!(&inode.body, Body::File { chunks, .. } if !chunks.is_empty());
@@ -143,10 +144,13 @@ impl State {
                 Some(bytes) => inode.chunk_bytes = bytes,
                 None => inode.policy = policy,
             }
-            if let (Body::Directory { entries, .. }, true) = (&inode.body, recursive) {
-                targets.extend(entries.values());
+            match &inode.body {
+                Body::Directory { entries, .. } if recursive => targets.extend(entries.values()),
+                Body::File { chunks, .. } => changed.extend(chunks.values()),
+                _ => {}
             }
         }
+        changed.into_iter().for_each(|chunk| self.forget_minimum(chunk));
         effects.push(Effect::PolicyChanged);
         Ok(())
     }

@@ -33,6 +33,66 @@ impl State {
         until.into_iter().flatten().map(|(cs, epoch)| (*cs, *epoch)).collect()
     }
 
+    /// Since when fewer replicas of a chunk have been in sync than its minimum, and nobody came in: nothing was
+    /// acknowledged at this epoch and later.
+    pub fn below_minimum_since(&self, chunk: ChunkId) -> Option<Epoch> {
+        self.later.below_minimum_since.get(&chunk).copied()
+    }
+
+    /// Whether a replica that is not in sync has all that was ever acknowledged, as far as is known here: it left with the
+    /// epoch after which nothing was (docs/replication.md, "Nothing was missed").
+    pub fn missed_nothing(&self, chunk: ChunkId, cs: CsId) -> bool {
+        let until = self.data.in_sync_until.get(&chunk).and_then(|until| until.get(&cs));
+        until.zip(self.below_minimum_since(chunk)).is_some_and(|(until, since)| until.0 + 1 >= since.0)
+    }
+
+    /// The last replica in sync can't read some blocks, and a copy is needed: why they may not be given up. A replica that has
+    /// all that was acknowledged is waited for, be it here or away for however long; so is one that may come back and lacks
+    /// only what was written since it left. One that is being filled is not in the way: the primary asks only if it must be
+    /// emptied.
+    pub fn may_give_up(
+        &self,
+        primary: CsId,
+        chunk: ChunkId,
+        epoch: Epoch,
+        live: &dyn Fn(CsId) -> Liveness,
+    ) -> Result<(), String> {
+        let Some(view) = self.chunk(chunk).filter(|v| v.epoch == epoch) else {
+            return Err(format!("chunk {chunk} has another epoch than {epoch}"));
+        };
+        if !view.in_sync().eq([primary]) {
+            return Err(format!("others have chunk {chunk} than CS#{primary}"));
+        }
+        let mut stale = view.with_role(Role::Stale);
+        if let Some(whole) = stale.find(|cs| self.missed_nothing(chunk, *cs)) {
+            return Err(format!(
+                "CS#{whole} has all that was acknowledged of chunk {chunk}, and is waited for"
+            ));
+        }
+        let was_in_sync = |cs: &CsId| view.in_sync_until.iter().any(|(known, _)| known == cs);
+        let mut stale = view.with_role(Role::Stale).filter(was_in_sync);
+        match stale.find(|cs| live(*cs) != Liveness::Offline) {
+            Some(other) => Err(format!("CS#{other} may come back, with all blocks of chunk {chunk}")),
+            None => Ok(()),
+        }
+    }
+
+    /// A set has changed.
+    fn note_minimum(&mut self, chunk: ChunkId, epoch: Epoch, is_below: bool, came_in: bool) {
+        let below = &mut self.later.below_minimum_since;
+        if !is_below || came_in {
+            below.remove(&chunk);
+        }
+        if is_below {
+            below.entry(chunk).or_insert(epoch);
+        }
+    }
+
+    /// The minimum may have been another one.
+    pub(super) fn forget_minimum(&mut self, chunk: ChunkId) {
+        self.later.below_minimum_since.remove(&chunk);
+    }
+
     /// From now on a replica may hold anything, or is in sync, or gone.
     fn forget_in_sync_until(&mut self, chunk: ChunkId, cs: CsId) {
         if let Some(until) = self.data.in_sync_until.get_mut(&chunk) {
@@ -111,6 +171,7 @@ impl State {
         for chunk in chunks {
             let Some(record) = self.data.chunks.remove(chunk) else { continue };
             self.data.in_sync_until.remove(chunk);
+            self.forget_minimum(*chunk);
             self.data.gone.remove(chunk);
             for (cs, _) in record.replicas {
                 self.forget_on(cs, *chunk);
@@ -237,9 +298,12 @@ impl State {
         for (cs, _) in &replicas {
             self.on_cs.entry(*cs).or_default().insert(change.chunk);
         }
+        let (is_below, epoch) =
+            (in_sync(&replicas) < usize::from(view.min_replicas), Epoch(view.epoch.0 + 1));
+        let came_in = matches!(change.action, SetAction::Joined { .. });
+        self.note_minimum(change.chunk, epoch, is_below, came_in);
         let record = self.data.chunks.get_mut(&change.chunk).expect("seen above");
-        record.replicas = replicas;
-        record.epoch = Epoch(record.epoch.0 + 1);
+        (record.replicas, record.epoch) = (replicas, epoch);
         SetOutcome::Changed
     }
 
@@ -287,8 +351,10 @@ impl State {
         let is_leaving = |cs: &CsId| self.data.cs.get(cs).is_some_and(|record| record.draining);
         let needs_all = |cs: &CsId| view.in_sync_until.iter().all(|(known, _)| known != cs);
         let back = stale.iter().filter(|cs| live(**cs) == Liveness::Active);
+        let missed_nothing = |cs: &CsId| self.missed_nothing(chunk, *cs);
+        let best = |cs: &&CsId| (!missed_nothing(cs), is_leaving(cs) || needs_all(cs));
         if in_sync.len() < normal
-            && let Some(back) = back.min_by_key(|cs| is_leaving(cs) || needs_all(cs))
+            && let Some(back) = back.min_by_key(best)
         {
             return change(SetAction::AddLearner { cs: *back });
         }
@@ -296,7 +362,8 @@ impl State {
         // first, it need not be copied anew.
         let (lost, awaited): (Vec<CsId>, Vec<CsId>) =
             stale.iter().partition(|cs| live(**cs) == Liveness::Offline);
-        let in_the_way = lost.first().filter(|_| view.replicas.len() >= MAX_REPLICAS);
+        let in_the_way = lost.iter().find(|cs| !missed_nothing(cs)).or(lost.first());
+        let in_the_way = in_the_way.filter(|_| view.replicas.len() >= MAX_REPLICAS);
         if let Some(gone) = stale.first().filter(|_| in_sync.len() >= normal).or(in_the_way) {
             return change(SetAction::Remove { cs: *gone, force: true });
         }

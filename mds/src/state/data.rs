@@ -38,6 +38,14 @@ pub(super) struct Data {
     pub config: BTreeMap<String, String>,
 }
 
+/// What came to the state after the layout of [`Data`] was fixed: absent in older snapshots.
+#[derive(Clone, Default, PartialEq, Debug, Archive, Serialize, Deserialize)]
+pub(super) struct Later {
+    /// Of chunks with fewer replicas in sync than their minimum: the first of the epochs up to now at which that was so,
+    /// and nobody came in. Nothing was acknowledged at any of them (docs/replication.md, "Nothing was missed").
+    pub below_minimum_since: BTreeMap<ChunkId, Epoch>,
+}
+
 #[derive(Clone, PartialEq, Debug, Archive, Serialize, Deserialize)]
 pub(super) struct Inode {
     pub body: Body,

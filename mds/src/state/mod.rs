@@ -91,6 +91,7 @@ pub enum RepairStep {
 
 pub struct State {
     data: Data,
+    later: data::Later,
     /// Derived: which chunks have a replica on a CS.
     on_cs: BTreeMap<CsId, BTreeSet<ChunkId>>,
 }

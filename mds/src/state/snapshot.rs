@@ -1,11 +1,13 @@
-//! The whole state as bytes: `PSMDSTA3`, CRC-32 of the rest, 4 bytes zero, then rkyv of `Data`.
+//! The whole state as bytes: `PSMDSTA4`, CRC-32 of what stands behind these 16 bytes, length L of the last part as u32; rkyv
+//! of `Data`; rkyv of `Later`, L bytes. In `PSMDSTA3`, which is read too, L is 0 and the last part is missing.
 
 use super::State;
-use super::data::{Body, Data, Inode};
+use super::data::{Body, Data, Inode, Later};
 use super::{DEFAULT_POLICY, FileId, LeaseId, ROOT};
 use std::collections::BTreeMap;
 
-const MAGIC: [u8; 8] = *b"PSMDSTA3";
+const MAGIC: [u8; 8] = *b"PSMDSTA4";
+const OLD_MAGIC: [u8; 8] = *b"PSMDSTA3";
 const HEAD_BYTES: usize = 16;
 
 impl State {
@@ -25,7 +27,7 @@ impl State {
             leases: Vec::new(),
             last_writer: LeaseId(0),
         };
-        State::from_data(Data {
+        let data = Data {
             applied: 0,
             next_file: ROOT.0 + 1,
             next_chunk: 1,
@@ -46,33 +48,37 @@ impl State {
             mds: BTreeMap::new(),
             events: BTreeMap::new(),
             config: BTreeMap::new(),
-        })
+        };
+        State::from_parts(data, Later::default())
     }
 
-    fn from_data(data: Data) -> State {
+    fn from_parts(data: Data, later: Later) -> State {
         let mut on_cs: BTreeMap<_, std::collections::BTreeSet<_>> = BTreeMap::new();
         for (chunk, record) in &data.chunks {
             for (cs, _) in &record.replicas {
                 on_cs.entry(*cs).or_default().insert(*chunk);
             }
         }
-        State { data, on_cs }
+        State { data, later, on_cs }
     }
 
     pub fn snapshot(&self) -> Vec<u8> {
-        let body = wire::encode!(&self.data);
-        let mut out = Vec::with_capacity(HEAD_BYTES + body.len());
+        let (data, later) = (wire::encode!(&self.data), wire::encode!(&self.later));
+        let mut out = Vec::with_capacity(HEAD_BYTES + data.len() + later.len());
         out.extend(MAGIC);
-        out.extend(wire::crc(&body).to_le_bytes());
         out.extend([0; 4]);
-        out.extend_from_slice(&body);
+        out.extend((later.len() as u32).to_le_bytes());
+        out.extend_from_slice(&data);
+        out.extend_from_slice(&later);
+        let crc = wire::crc(&out[HEAD_BYTES..]);
+        out[8..12].copy_from_slice(&crc.to_le_bytes());
         out
     }
 
     pub fn restore(bytes: &[u8]) -> Result<State, String> {
-        if bytes.len() < HEAD_BYTES || bytes[..8] != MAGIC {
+        if bytes.len() < HEAD_BYTES || (bytes[..8] != MAGIC && bytes[..8] != OLD_MAGIC) {
             return Err(
-                "not a snapshot of this version's metadata (PSMDSTA3): start the pstorage-mdsd that wrote it"
+                "not a snapshot of this version's metadata (PSMDSTA3, PSMDSTA4): start the pstorage-mdsd that wrote it"
                     .into(),
             );
         }
@@ -82,14 +88,20 @@ impl State {
         if found != computed {
             return Err(format!("snapshot checksum is {computed:08x}, expected {found:08x}"));
         }
-        wire::decode!(Data, body).map(State::from_data)
+        let later_bytes = u32::from_le_bytes(bytes[12..16].try_into().expect("4 bytes")) as usize;
+        let Some((data, later)) = body.split_at_checked(body.len().saturating_sub(later_bytes)) else {
+            return Err(format!("snapshot of {} bytes ends with a part of {later_bytes}", body.len()));
+        };
+        let later = if later.is_empty() { Later::default() } else { wire::decode!(Later, later)? };
+        Ok(State::from_parts(wire::decode!(Data, data)?, later))
     }
 
     /// A hash over everything, for comparing servers at the same applied index.
     pub fn digest(&self) -> u64 {
         // FNV-1a: enough to tell states apart, and the same everywhere.
-        let body = wire::encode!(&self.data);
-        body.iter()
+        let (data, later) = (wire::encode!(&self.data), wire::encode!(&self.later));
+        data.iter()
+            .chain(later.iter())
             .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
     }
 }

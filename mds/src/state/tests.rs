@@ -251,6 +251,64 @@ fn the_last_epoch_in_sync_is_remembered_while_a_replica_may_return() {
 }
 
 #[test]
+fn who_left_a_set_below_its_minimum_missed_nothing() {
+    let mut b = Bench::new();
+    let (file, chunk) = b.chunk();
+    let drop = |cs: u32| SetAction::Drop { cs: vec![CsId(cs)], force: true };
+    let learn = |cs: u32| SetAction::AddLearner { cs: CsId(cs) };
+    let joined = |cs: u32| SetAction::Joined { cs: CsId(cs) };
+    let whole =
+        |b: &Bench| (1u32..=4).filter(|cs| b.state.missed_nothing(chunk, CsId(*cs))).collect::<Vec<_>>();
+    let give_up =
+        |b: &Bench, epoch, liveness| b.state.may_give_up(CsId(3), chunk, Epoch(epoch), &|_| liveness);
+    b.set(chunk, 1, drop(1));
+    assert_eq!((whole(&b), b.state.below_minimum_since(chunk)), (vec![], None), "two of 3:2 are left");
+    b.set(chunk, 2, drop(2));
+    assert_eq!((whole(&b), b.state.below_minimum_since(chunk)), (vec![2], Some(Epoch(3))));
+    assert!(give_up(&b, 3, Liveness::Offline).unwrap_err().starts_with("CS#2 has all"));
+    assert!(give_up(&b, 2, Liveness::Offline).unwrap_err().contains("another epoch"));
+    b.set(chunk, 3, learn(1));
+    b.set(chunk, 4, drop(1));
+    assert_eq!((whole(&b), b.state.below_minimum_since(chunk)), (vec![2], Some(Epoch(3))), "still");
+    let again = State::restore(&b.state.snapshot()).unwrap();
+    assert!(again.missed_nothing(chunk, CsId(2)) && again.digest() == b.state.digest());
+
+    // A snapshot of the version before knows nothing of it.
+    let bytes = b.state.snapshot();
+    let later = u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
+    let body = &bytes[16..bytes.len() - later];
+    let old = [b"PSMDSTA3".as_slice(), &wire::crc(body).to_le_bytes(), &[0; 4], body].concat();
+    let mut old = State::restore(&old).unwrap();
+    assert_eq!(old.chunk(chunk), b.state.chunk(chunk));
+    assert!(!old.missed_nothing(chunk, CsId(2)));
+
+    // The minimum becomes another one, and back: writes may have gone on in between.
+    let policy = |value: &str| {
+        let (name, value) = ("replicas".to_string(), value.to_string());
+        Command::Client {
+            client: ClientId(0),
+            request: 0,
+            time_ms: 1,
+            op: Op::SetPolicy { file, name, value, recursive: false },
+        }
+    };
+    old.apply(1000, &policy("3:1"));
+    b.apply(policy("3:2"));
+    assert_eq!(whole(&b), [0; 0], "{:?}", b.state.chunk(chunk));
+    assert_eq!(give_up(&b, 5, Liveness::Offline), Ok(()));
+    assert!(give_up(&b, 5, Liveness::Inactive).unwrap_err().contains("may come back"));
+
+    // Whoever comes in ends it.
+    b.set(chunk, 5, learn(2));
+    b.set(chunk, 6, joined(2));
+    assert_eq!(b.state.below_minimum_since(chunk), None);
+    b.set(chunk, 7, drop(2));
+    assert_eq!(whole(&b), [2]);
+    b.set(chunk, 8, SetAction::Damaged { cs: CsId(2), force: true });
+    assert_eq!(whole(&b), [0; 0], "a damaged copy is no help");
+}
+
+#[test]
 fn a_revoked_lease_keeps_others_away_until_its_holder_has_stopped() {
     let open = |file, mode| Op::Open { file, mode, reclaim: LeaseId(0) };
     let revoking = |leases: &[LeaseId]| Reply::Wire(MdsReply::Revoking { leases: leases.to_vec() });
