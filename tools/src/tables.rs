@@ -228,7 +228,11 @@ pub fn cs(all: &[CsInfo], view: CsView, hosts: bool) -> Grid {
             (CsStatus::Active, true) | (CsStatus::Inactive, _) => Mood::Warn,
             _ => Mood::Bad,
         };
-        let latency = f64::from(cs.io_latency_us);
+        // No chunk server measures it yet.
+        let io_latency = match cs.io_latency_us {
+            0 => Cell::as_number("-".into(), 0.0),
+            us => Cell::as_number(format!("{:.1}", f64::from(us) / 1000.0), f64::from(us)),
+        };
         let rate = |bytes: u64| Cell::as_number(format!("{}/s", human(bytes)), bytes as f64);
         let reads = cs.cache_hits + cs.cache_misses;
         let hit_percent = (cs.cache_hits * 100).checked_div(reads);
@@ -238,7 +242,7 @@ pub fn cs(all: &[CsInfo], view: CsView, hosts: bool) -> Grid {
                 Cell::bytes(cs.total_bytes),
                 Cell::bytes(cs.free_bytes),
                 Cell::number(cs.replicas),
-                Cell::as_number(format!("{:.1}", latency / 1000.0), latency),
+                io_latency.clone(),
                 Cell::number(cs.queue_depth.into()),
                 host(&cs.host, hosts),
                 Cell::text(&*cs.flags),
@@ -248,7 +252,7 @@ pub fn cs(all: &[CsInfo], view: CsView, hosts: bool) -> Grid {
                 rate(cs.write_bytes_per_s),
                 Cell::number(cs.read_ops_per_s),
                 Cell::number(cs.write_ops_per_s),
-                Cell::as_number(format!("{:.1}", latency / 1000.0), latency),
+                io_latency.clone(),
                 host(&cs.host, hosts),
             ],
             CsView::Placement => vec![
