@@ -200,9 +200,8 @@ impl Server {
 
     /// Each ten percent more in use.
     fn tell_filling(&mut self, io: &mut dyn Io) {
-        let fs = self.fs_stat(io.now());
-        let percent =
-            (fs.total_bytes.saturating_sub(fs.free_bytes) * 100).checked_div(fs.total_bytes).unwrap_or(0);
+        let (total, free) = self.physical_bytes();
+        let percent = (total.saturating_sub(free) * 100).checked_div(total).unwrap_or(0);
         let Some(master) = &mut self.master else { return };
         if let Some(step) = master.filling.step(percent) {
             let severity = if step >= space::FULL_PERCENT { Severity::Warn } else { Severity::Info };

@@ -59,10 +59,18 @@ impl Server {
         Some(master.registry.info(cs, record, self.liveness(cs, now), self.state.replica_count(cs)))
     }
 
+    /// The space of all servers that were not dropped: total and free.
+    pub(super) fn physical_bytes(&self) -> (u64, u64) {
+        let Some(master) = &self.master else { return (0, 0) };
+        let there = self.state.cs_list().filter(|(_, record)| !record.dropped);
+        there
+            .map(|(cs, _)| master.registry.space(cs))
+            .fold((0, 0), |(total, free), s| (total + s.total_bytes, free + s.free_bytes))
+    }
+
     pub(super) fn fs_stat(&self, now: Timestamp) -> FsStat {
         let views = self.cs_views();
-        let (total_bytes, free_bytes) =
-            views.values().fold((0, 0), |(total, free), v| (total + v.total_bytes, free + v.free_bytes));
+        let (total_bytes, free_bytes) = self.physical_bytes();
         let policy = self.state.root_policy();
         // What is away for a moment takes data again soon.
         let takes_data = |v: &&CsView| !v.leaving && self.liveness(v.cs, now) != Liveness::Offline;
