@@ -4,6 +4,7 @@
 mod common;
 use common::{Cluster, pattern, read, wait_until, write_synced};
 use std::fs::{self, OpenOptions};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -24,6 +25,17 @@ fn wait_taken(c: &Cluster, empty: u64, wanted: u64, what: &str) {
         std::thread::sleep(Duration::from_millis(100));
         taken = empty.saturating_sub(free_bytes(c));
     }
+}
+
+/// Bytes that the servers' data files take on their file systems.
+fn data_on_disk(c: &Cluster) -> u64 {
+    let below = |dir: &Path, prefix: &str| -> Vec<std::path::PathBuf> {
+        let named = |p: &std::path::PathBuf| p.file_name().unwrap().to_string_lossy().starts_with(prefix);
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).filter(named).collect()
+    };
+    let servers = below(&c.dir.0, "cs").into_iter().filter(|p| p.is_dir());
+    let shards = servers.flat_map(|cs| below(&cs, "shard-")).filter(|p| p.is_dir());
+    shards.map(|shard| fs::metadata(shard.join("data")).unwrap().blocks() * 512).sum()
 }
 
 fn ran(program: &str, args: &[&str]) -> Result<String, String> {
@@ -70,6 +82,11 @@ fn holes_zeroed_ranges_and_truncation_give_space_back() {
     image.truncate(2 * MB as usize);
     OpenOptions::new().write(true).open(&file).unwrap().set_len(2 * MB).unwrap();
     wait_taken(&c, empty, 3 * 2 * MB, "cut short");
+    // And the file systems below the servers have it back, but for what is written around the data.
+    let on_disk = 3 * 2 * MB;
+    wait_until("the file systems to have the room", Duration::from_secs(90), || {
+        data_on_disk(&c) <= on_disk + MB
+    });
     assert!(read(&file) == image);
     fs::remove_file(&file).unwrap();
     wait_taken(&c, empty, 0, "removed");

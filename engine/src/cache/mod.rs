@@ -140,6 +140,8 @@ pub struct Cache {
     hits: u64,
     misses: u64,
     damaged: u64,
+    /// Reads of hits that took too long and were answered by the disk; while there are any, all is a miss.
+    overdue: usize,
     lost: Option<String>,
 }
 
@@ -163,6 +165,7 @@ impl Cache {
             hits: 0,
             misses: 0,
             damaged: 0,
+            overdue: 0,
             lost: None,
         };
         cache.load_from(io, 0);
@@ -188,10 +191,15 @@ impl Cache {
         matches!(self.state, State::On)
     }
 
+    /// Whether it answers at present.
+    fn serves(&self) -> bool {
+        self.is_on() && self.overdue == 0
+    }
+
     /// Looks for a piece as the map page of `version` describes it (`None`: it has changed since its round). Whoever gets
     /// a hit ends it with [`Cache::read_done`].
     pub fn find(&mut self, piece: &Piece, version: Option<Version>) -> Option<Hit> {
-        let version = version.filter(|_| self.is_on());
+        let version = version.filter(|_| self.serves());
         match version.and_then(|version| self.places.find(piece.unit, version, piece.mask())) {
             None => {
                 self.misses += 1;
@@ -223,6 +231,20 @@ impl Cache {
         }
     }
 
+    /// A read of a hit takes too long: it will end with [`Cache::overdue_done`].
+    pub fn read_is_overdue(&mut self) {
+        if self.overdue == 0 && self.is_on() {
+            tracing::warn!(file = self.path, "cache_stalls: read from the disk until its SSD has answered");
+        }
+        self.overdue += 1;
+    }
+
+    /// A read that was overdue has ended, and nobody waits for what it brought.
+    pub fn overdue_done(&mut self, hit: Hit, outcome: io::Result<()>) {
+        self.overdue -= 1;
+        self.read_done(hit, outcome.map(|()| true));
+    }
+
     /// Whether a read goes on a stream that is long enough to by-pass the cache.
     pub fn is_stream(&mut self, chunk: ChunkId, blocks: &Range<u32>) -> bool {
         self.admission.is_stream(chunk, blocks)
@@ -230,7 +252,7 @@ impl Cache {
 
     /// Takes a piece that was read from `data` and verified, if it was read before and there is room and time.
     pub fn offer(&mut self, io: &mut dyn Io, piece: &Piece, version: Version, data: Buf) {
-        if !self.is_on() || !self.admission.admits(piece.unit) || self.fills == MOST_FILLS {
+        if !self.serves() || !self.admission.admits(piece.unit) || self.fills == MOST_FILLS {
             return;
         }
         let Some(slot) = self.places.place_for(piece.unit, version) else {

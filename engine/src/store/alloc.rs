@@ -7,6 +7,8 @@
 //! Two bitmaps: *taken* units must not be given out; *referenced* ones stand in a map page. A unit is taken before it is
 //! referenced (its data is being written) and stays taken for a while after (a write-back may still be under way).
 //! Only references are kept on disk: whatever else was taken is free after a start.
+//!
+//! Two more serve `give_back.rs`: *rested* units have been free since the last look, *holes* have no room in the file.
 
 use super::page::{PageKind, Round, UNITS_PER_PAGE, Written, encode_units, mark};
 use shards::Buf;
@@ -26,6 +28,13 @@ pub(super) struct Units {
     written: Vec<Written>,
     /// Referenced units that a census has not met (census.rs); empty when none is under way.
     suspects: Vec<u64>,
+    /// Free and no holes since the last look, and where the next of them is looked for.
+    rested: Vec<u64>,
+    rested_cursor: u32,
+    /// Units became free since that look.
+    released: bool,
+    /// The file system has their room. (Of what lay below the frontier at the start this is not known.)
+    holes: Vec<u64>,
     /// Of [`mark`] over all pages.
     sum: u64,
 }
@@ -50,6 +59,10 @@ impl Units {
             dirty: (0..pages).collect(),
             written: vec![Written::NEVER; pages as usize],
             suspects: Vec::new(),
+            rested: Vec::new(),
+            rested_cursor: 0,
+            released: true,
+            holes: vec![0; words],
             sum: 0,
         }
     }
@@ -150,6 +163,7 @@ impl Units {
     fn mark(&mut self, first: u32, count: u32) {
         for unit in first..first + count {
             self.taken[unit as usize / 64] |= 1 << (unit % 64);
+            clear_bit(&mut self.rested, unit);
         }
         self.free -= count;
         self.frontier = self.frontier.max(first + count);
@@ -180,6 +194,7 @@ impl Units {
     pub fn refer(&mut self, unit: u32) {
         debug_assert!(self.is_taken(unit), "a free unit {unit} is named by a map");
         self.referenced[unit as usize / 64] |= 1 << (unit % 64);
+        clear_bit(&mut self.holes, unit);
         self.clear(unit);
         self.dirty.insert(unit / UNITS_PER_PAGE);
     }
@@ -195,7 +210,50 @@ impl Units {
         assert!(self.is_taken(unit), "unit {unit} freed twice");
         assert!(!self.is_referenced(unit), "unit {unit} freed while a map names it");
         self.taken[unit as usize / 64] &= !(1 << (unit % 64));
+        // Perhaps something was written to it that failed.
+        clear_bit(&mut self.holes, unit);
         self.free += 1;
+        self.released = true;
+    }
+
+    /// Whether the unit has no room in the file: writing to it takes new room of the file system.
+    pub fn is_hole(&self, unit: u32) -> bool {
+        self.holes[unit as usize / 64] & (1 << (unit % 64)) != 0
+    }
+
+    /// From now on those free units rest that may have room in the file. Few words change when nothing became free.
+    pub fn look_for_rest(&mut self) {
+        self.rested_cursor = 0;
+        if !std::mem::take(&mut self.released) {
+            return;
+        }
+        let words = self.frontier.div_ceil(64) as usize;
+        self.rested.clear();
+        self.rested.extend((0..words).map(|at| !self.taken[at] & !self.holes[at]));
+    }
+
+    /// Takes at most `most` units in a row that have rested since the last look. [`Units::punched`] gives them back.
+    pub fn take_rested(&mut self, most: u32) -> Option<(u32, u32)> {
+        let end = self.frontier.min(self.rested.len() as u32 * 64);
+        let first = next_bit(self.rested_cursor, end, |word| self.rested[word])?;
+        let to = end.min(first.saturating_add(most));
+        let behind = next_bit(first, to, |word| !self.rested[word]).unwrap_or(to);
+        if behind == first {
+            return None;
+        }
+        self.rested_cursor = behind;
+        self.mark(first, behind - first);
+        Some((first, behind - first))
+    }
+
+    /// Frees the units of [`Units::take_rested`]; `ok`: they are holes now.
+    pub fn punched(&mut self, first: u32, count: u32, ok: bool) {
+        for unit in first..first + count {
+            self.release(unit);
+            if ok {
+                self.holes[unit as usize / 64] |= 1 << (unit % 64);
+            }
+        }
     }
 
     /// For a start, when the journal says that a unit is named which the bitmap has as free. False if it is taken, or
@@ -216,9 +274,7 @@ impl Units {
 
     /// It has one, or is no longer what it was.
     pub fn clear(&mut self, unit: u32) {
-        if let Some(word) = self.suspects.get_mut(unit as usize / 64) {
-            *word &= !(1 << (unit % 64));
-        }
+        clear_bit(&mut self.suspects, unit);
     }
 
     /// Ends the suspicion; returns who was left.
@@ -251,6 +307,13 @@ impl Units {
                 (number, written.place, encode_units(number, round, words))
             })
             .collect()
+    }
+}
+
+/// A list that is too short has the bit clear.
+fn clear_bit(words: &mut [u64], bit: u32) {
+    if let Some(word) = words.get_mut(bit as usize / 64) {
+        *word &= !(1 << (bit % 64));
     }
 }
 
@@ -298,6 +361,30 @@ mod tests {
         assert_eq!(units.take_run(200), Some((132, 168)), "all that is left in a row");
         assert_eq!((units.take_run(16), units.take_run(16)), (Some((57, 1)), Some((58, 1))), "cut up");
         assert_eq!((units.take_run(2), units.take_run(1), units.free()), (Some((59, 1)), None, 0));
+    }
+
+    #[test]
+    fn units_that_stay_free_are_given_back_and_those_taken_meanwhile_are_not() {
+        let mut units = Units::new(200);
+        units.take_run(150);
+        (20..100).for_each(|unit| units.release(unit));
+        units.look_for_rest();
+        assert_eq!(units.take_run(10), Some((20, 10)), "no rest for these");
+        units.release(120);
+        assert_eq!(units.take_rested(0), None);
+        assert_eq!((units.take_rested(64), units.free()), (Some((30, 64)), 57));
+        assert_eq!((units.take_rested(64), units.take_rested(64)), (Some((94, 6)), None));
+        assert_eq!(units.take_run(50), Some((150, 50)), "what is being given back is nobody's");
+        units.punched(30, 64, true);
+        units.punched(94, 6, false);
+        assert_eq!((units.is_hole(30), units.is_hole(94), units.free()), (true, false, 71));
+        units.look_for_rest();
+        assert_eq!((units.take_rested(64), units.take_rested(64)), (Some((94, 6)), Some((120, 1))));
+        assert_eq!(units.take_run(64), Some((30, 64)));
+        units.refer(30);
+        assert!(!units.is_hole(30) && units.is_hole(31));
+        units.release(31);
+        assert!(!units.is_hole(31), "who knows what was tried");
     }
 
     #[test]

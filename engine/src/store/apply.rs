@@ -77,7 +77,7 @@ impl Store {
         }
     }
 
-    fn is_pressed(&self) -> bool {
+    pub(super) fn is_pressed(&self) -> bool {
         let (used, total) = self.journal_fill();
         let many = self.overlay.in_memory > self.config.most_blocks_in_memory() / 2;
         used > total / 2 || many || !self.stalled.is_empty()

@@ -21,6 +21,7 @@
 mod alloc;
 mod apply;
 mod census;
+mod give_back;
 mod load;
 mod overlay;
 mod page;
@@ -280,6 +281,8 @@ enum Waiting {
         id: u64,
         run: read::CacheRun,
     },
+    /// The same, given up; the disk has been asked instead.
+    OverdueCacheRun(read::CacheRun),
     LargeData {
         id: u64,
         durability: Durability,
@@ -300,6 +303,11 @@ enum Waiting {
         page: u32,
         /// The second try.
         again: bool,
+    },
+    /// A hole in `data` in place of free units.
+    GiveBack {
+        first: u32,
+        count: u32,
     },
     /// A step of the running round: one of its writes, or a sync.
     Apply(Option<apply::WriteBack>),
@@ -347,6 +355,8 @@ pub struct Store {
     writes: HashMap<u64, write::Write>,
     reads: HashMap<u64, read::Reading>,
     waiting: HashMap<u64, Waiting>,
+    /// Reads of the cache, and when each is given up; also some that have ended.
+    cache_limits: VecDeque<(Timestamp, OpId)>,
     /// Writes with records that the journal had no room for.
     stalled: VecDeque<u64>,
     /// Large writes whose data is written and needs the next sync; those that the running sync covers.
@@ -442,6 +452,7 @@ impl Store {
             writes: HashMap::new(),
             reads: HashMap::new(),
             waiting: HashMap::new(),
+            cache_limits: VecDeque::new(),
             stalled: VecDeque::new(),
             sync_next: Vec::new(),
             sync_now: None,
@@ -728,6 +739,14 @@ impl Store {
             self.retry_for_room(io);
             return true;
         }
+        if timer == give_back::GIVE_BACK_TIMER {
+            self.give_back(io);
+            return true;
+        }
+        if timer == read::CACHE_LIMIT_TIMER {
+            self.give_up_cache_reads(io);
+            return true;
+        }
         if timer == CACHE_TIMER {
             self.save_cache(io);
             io.set_timer(io.now().after(SAVE_CACHE_EVERY), CACHE_TIMER);
@@ -779,12 +798,14 @@ impl Store {
         match waiting {
             Waiting::ReadRun { id, run } => self.read_run_done(io, id, run, result),
             Waiting::CacheRun { id, run } => self.cache_run_done(io, id, run, result),
+            Waiting::OverdueCacheRun(run) => self.overdue_run_done(run, result),
             Waiting::LargeData { id, durability } => self.large_data_done(io, id, durability, result),
             Waiting::LargeSync => self.large_sync_done(io, result),
             Waiting::JournalRun { id, run } => self.journal_run_done(io, id, run, result),
             Waiting::Gather { run, part } => self.gathered(io, run, part, result),
             Waiting::MapPage { chunk, page, again } => self.page_read(io, chunk, page, again, result),
             Waiting::Open(reading) => self.open_step(io, reading, result),
+            Waiting::GiveBack { first, count } => self.gave_back(io, first, count, result),
             Waiting::Apply(write) => self.apply_step(io, write, result),
         }
     }
@@ -810,6 +831,7 @@ impl Store {
         if self.finishing_open && self.apply.is_none() && self.journal.used_bytes() == 0 {
             self.finishing_open = false;
             self.outcomes.push(Outcome::Ready);
+            self.start_giving_back(io);
             if !std::mem::take(&mut self.lost_at_start).is_empty() {
                 self.start_census(io);
             }

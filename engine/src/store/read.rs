@@ -1,13 +1,16 @@
 //! Reads: overlay first, then the read cache, then the data file, holes as zeros; every block verified before it leaves.
 
 use super::overlay::Held;
-use super::{Chunk, Done, PAGE_BLOCKS, Store, StoreError, Ticket, UNIT_BLOCKS, UNIT_BYTES, Waiting};
+use super::{
+    Chunk, Done, NAMESPACE, PAGE_BLOCKS, Store, StoreError, Ticket, UNIT_BLOCKS, UNIT_BYTES, Waiting,
+};
 use crate::cache::{Hit, Piece, Version};
 use shards::sabotage::{Sabotage, on};
-use shards::{Buf, BufMut, Io};
+use shards::{Buf, BufMut, Io, OpId, TimerId};
 use smallvec::SmallVec;
 use std::io;
 use std::ops::Range;
+use std::time::Duration;
 use wire::{BLOCK_BYTES, BlockCrc, BlockCrcs, ChunkId};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,6 +39,10 @@ pub(super) struct Reading {
     given_up: Vec<u32>,
     failed: Option<StoreError>,
 }
+
+pub(super) const CACHE_LIMIT_TIMER: TimerId = TimerId(NAMESPACE | 5);
+/// How long a read of the cache may take before the disk is asked.
+const CACHE_PATIENCE: Duration = Duration::from_millis(50);
 
 /// Blocks in a row on disk: first block, number, offset in `data` (or in the journal).
 pub(super) type Run = (u32, u32, u64);
@@ -96,6 +103,7 @@ impl Store {
         for run in cached {
             let (file, offset, len) = (run.hit.file, run.hit.offset_bytes, run.run.1 as usize * BLOCK_BYTES);
             let wait = self.expect(Waiting::CacheRun { id: read, run });
+            self.limit_cache_read(io, wait);
             io.read(file, offset, len, wait);
         }
         for run in runs {
@@ -205,6 +213,42 @@ impl Store {
             Ok(data) if right => self.part_read(io, id, run.0, data),
             _ => self.read_run(io, id, run),
         }
+    }
+
+    fn limit_cache_read(&mut self, io: &mut dyn Io, op: OpId) {
+        let until = io.now().after(CACHE_PATIENCE);
+        if self.cache_limits.is_empty() {
+            io.set_timer(until, CACHE_LIMIT_TIMER);
+        }
+        self.cache_limits.push_back((until, op));
+    }
+
+    /// Reads from `data` what the cache has not brought in time: an SSD that stalls must not hold up what the disk can
+    /// answer.
+    pub(super) fn give_up_cache_reads(&mut self, io: &mut dyn Io) {
+        while let Some(&(until, op)) = self.cache_limits.front() {
+            if until > io.now() {
+                return io.set_timer(until, CACHE_LIMIT_TIMER);
+            }
+            self.cache_limits.pop_front();
+            let Some(waiting) = self.waiting.remove(&op.0) else { continue };
+            let Waiting::CacheRun { id, run } = waiting else {
+                unreachable!("only reads of the cache have a limit")
+            };
+            if let Some(cache) = &mut self.cache {
+                cache.read_is_overdue();
+            }
+            let place = run.run;
+            self.waiting.insert(op.0, Waiting::OverdueCacheRun(run));
+            self.read_run(io, id, place);
+        }
+    }
+
+    pub(super) fn overdue_run_done(&mut self, run: CacheRun, result: io::Result<Buf>) {
+        if let Some(cache) = &mut self.cache {
+            cache.overdue_done(run.hit, result.map(|_| ()));
+        }
+        self.tell_lost_cache();
     }
 
     /// Blocks of a read part that are not what their checksums say.

@@ -20,6 +20,8 @@ fn config() -> StoreConfig {
     }
 }
 
+/// Number of the file `data` on the virtual disk: the first that is opened.
+const DATA: usize = 0;
 const CACHE: &str = "ssd/shard-000.cache";
 
 /// Little room, so that units soon go from one chunk to another.
@@ -156,6 +158,10 @@ impl Bench {
     /// Of a read, as [`Bench::read`] returns it.
     fn result_of(&mut self, ticket: u64) -> Result<Vec<u8>, StoreError> {
         self.settle();
+        self.result_so_far(ticket)
+    }
+
+    fn result_so_far(&mut self, ticket: u64) -> Result<Vec<u8>, StoreError> {
         let at = self.finished.iter().position(|f| f.0 == ticket).expect("the read ended");
         match self.finished.remove(at).1? {
             Done::Read { data, crcs } => {
@@ -235,6 +241,74 @@ fn small_large_and_mixed_writes_read_back_before_and_after_apply_and_crash() {
     let info = b.store.chunk(ChunkId(7)).unwrap();
     assert_eq!((info.epoch, info.last_sequence), (Epoch(1), Sequence(4)));
     assert!(info.tail.iter().any(|t| t.sequence == Sequence(4) && t.first_block == 41));
+}
+
+#[test]
+fn room_of_units_that_stay_free_goes_back_to_the_file_system() {
+    let mut b = Bench::new();
+    let rest = |b: &mut Bench| {
+        for _ in 0..40 {
+            for timer in b.io.advance(Duration::from_secs(1)) {
+                b.store.on_timer(&mut b.io, timer);
+            }
+            b.settle();
+        }
+    };
+    let (gone, kept) = (b.write(1, 0, &[1; 1024], 1), b.write(2, 0, &[2; 32], 1));
+    b.ok(gone);
+    b.ok(kept);
+    rest(&mut b);
+    let (before, free_before) = (b.io.disk().allocated(DATA), b.space().1);
+    let discarded = b.discard(1, 0, 1024, 2);
+    b.ok(discarded);
+    for timer in b.io.advance(Duration::from_secs(6)) {
+        b.store.on_timer(&mut b.io, timer);
+    }
+    // Where some of it is used again at once, that keeps its room.
+    let again = b.write(3, 0, &[3; 64], 1);
+    b.ok(again);
+    rest(&mut b);
+    let given_back = before - b.io.disk().allocated(DATA);
+    assert_eq!(given_back, 960 * BLOCK_BYTES as u64);
+    assert_eq!(b.space().1 - free_before, 960 * BLOCK_BYTES as u64, "all of it is free, none is lost");
+    // The room is there again for whoever comes, and what stood there before never shows.
+    let (small, large) = (b.write(4, 7, &[4], 1), b.write(4, 16, &[5; 896], 2));
+    b.ok(small);
+    b.ok(large);
+    let expected = |b: &mut Bench| {
+        assert_eq!(b.read(2, 0, 32).unwrap(), [2; 32]);
+        assert_eq!(b.read(3, 0, 64).unwrap(), [3; 64]);
+        assert_eq!(b.read(4, 6, 3).unwrap(), [0, 4, 0]);
+        assert_eq!(b.read(4, 16, 896).unwrap(), [5; 896]);
+        assert_eq!(b.read(1, 0, 1024).unwrap(), [0; 1024]);
+    };
+    expected(&mut b);
+    rest(&mut b);
+    let mut b = b.crash(9);
+    assert_eq!(b.broken, None);
+    expected(&mut b);
+}
+
+#[test]
+fn a_file_system_that_takes_no_holes_is_asked_once() {
+    let mut b = Bench::new();
+    let ticket = b.write(1, 0, &[1; 512], 1);
+    b.ok(ticket);
+    let ticket = b.discard(1, 0, 512, 2);
+    b.ok(ticket);
+    b.apply();
+    b.io.fault(FaultRule::next(FaultOn::Write, "shard-000/data", FaultEffect::Eio));
+    let before = b.io.disk().allocated(DATA);
+    for _ in 0..30 {
+        for timer in b.io.advance(Duration::from_secs(1)) {
+            b.store.on_timer(&mut b.io, timer);
+        }
+        b.settle();
+    }
+    assert_eq!((b.broken.as_ref(), b.io.disk().allocated(DATA)), (None, before));
+    let ticket = b.write(2, 0, &[2; 512], 1);
+    b.ok(ticket);
+    assert_eq!(b.read(2, 0, 512).unwrap(), [2; 512]);
 }
 
 #[test]
@@ -810,6 +884,44 @@ fn what_is_read_again_comes_from_the_cache_also_after_a_restart() {
     let mut b = b.crash(4);
     assert_eq!(b.read(1, 40, 3).unwrap(), [5; 3]);
     assert_eq!(b.store.cache_stat().hits, 1);
+}
+
+#[test]
+fn a_cache_that_stalls_is_by_passed_until_it_answers() {
+    let mut b = with_cached_data();
+    let start = |b: &mut Bench| {
+        b.next += 1;
+        b.store.read(&mut b.io, Ticket(b.next), ChunkId(1), 40 * BLOCK_BYTES as u32, 3 * BLOCK_BYTES as u32);
+        b.next
+    };
+    let ticket = start(&mut b);
+    let stuck = b.io.pending();
+    assert_eq!((stuck.len(), b.store.cache_stat().hits), (1, 33), "it is read from the cache");
+    let wait = |b: &mut Bench, ms: u64| {
+        for timer in b.io.advance(Duration::from_millis(ms)) {
+            b.store.on_timer(&mut b.io, timer);
+        }
+    };
+    wait(&mut b, 40);
+    assert_eq!(b.io.pending(), stuck, "it has its time");
+    wait(&mut b, 20);
+    let answer = |b: &mut Bench| {
+        let op = *b.io.pending().iter().find(|op| !stuck.contains(op)).expect("the disk is asked");
+        let result = b.io.complete(op).unwrap();
+        b.store.on_disk(&mut b.io, op, result);
+        b.gather();
+    };
+    answer(&mut b);
+    assert!(b.finished.iter().any(|f| f.0 == ticket), "the disk has answered for it");
+    assert_eq!(b.result_so_far(ticket).unwrap(), [5; 3]);
+    // The next ones do not even try.
+    let ticket = start(&mut b);
+    answer(&mut b);
+    assert_eq!(b.result_so_far(ticket).unwrap(), [5; 3]);
+    assert_eq!(b.store.cache_stat().hits, 33);
+    b.settle();
+    assert_eq!(b.read(1, 40, 3).unwrap(), [5; 3]);
+    assert_eq!((b.store.cache_stat().hits, b.cache_lost.len()), (34, 0), "it serves again");
 }
 
 #[test]

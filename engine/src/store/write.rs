@@ -123,7 +123,7 @@ impl Store {
             let kind = Kind::Extent { crcs, places };
             records.push((Record { chunk: op.chunk, stamp: op.stamp, blocks: range, kind }, Buf::empty()));
         }
-        let in_place = units.iter().all(|(_, place)| *place < written_before);
+        let in_place = units.iter().all(|(_, place)| *place < written_before && !self.units.is_hole(*place));
         let change = Change::Data { small, units, crcs: op.crcs };
         let durability = if in_place { Durability::Durable } else { Durability::Buffered };
         let id = self.begin(io, ticket, op.chunk, op.stamp, blocks, records, change, data.len() as u32);
