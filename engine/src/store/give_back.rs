@@ -30,8 +30,8 @@ impl Store {
         if self.is_pressed() || !self.is_ready() {
             return io.set_timer(io.now().after(REST), GIVE_BACK_TIMER);
         }
-        // Writes that come meanwhile must find room.
-        let most = MOST_UNITS.min(self.units.free() / 8);
+        // Writes that come meanwhile must find room, and so must those that wait to be applied.
+        let most = MOST_UNITS.min((self.spare_units() / 8) as u32);
         let Some((first, count)) = self.units.take_rested(most) else { return self.start_giving_back(io) };
         let (offset, len) = (u64::from(first) * UNIT_BYTES, u64::from(count) * UNIT_BYTES);
         let wait = self.expect(Waiting::GiveBack { first, count });

@@ -75,9 +75,7 @@ impl Store {
         let wanted = (whole.end - whole.start) / UNIT_BLOCKS;
         // Small blocks may each need a unit when they are applied: count them as if they did.
         let small = blocks.end - blocks.start - (whole.end - whole.start);
-        let under_way: usize = self.writes.values().map(Write::small_blocks).sum();
-        if u64::from(self.units.free()) < u64::from(wanted + small) + (self.overlay.blocks + under_way) as u64
-        {
+        if self.spare_units() < u64::from(wanted + small) {
             return self.fail_early(io, ticket, op.chunk, StoreError::NoSpace);
         }
         // Small blocks over ones that are on disk need no more room there.
@@ -133,6 +131,12 @@ impl Store {
             parts.push(payload);
             io.write(self.data, u64::from(place) * super::UNIT_BYTES, parts, durability, wait);
         }
+    }
+
+    /// Free units beyond those that small blocks, which wait or are under way, may need when they are applied.
+    pub(super) fn spare_units(&self) -> u64 {
+        let under_way: usize = self.writes.values().map(Write::small_blocks).sum();
+        u64::from(self.units.free()).saturating_sub((self.overlay.blocks + under_way) as u64)
     }
 
     /// Takes units, counted before, in as few runs as possible.
