@@ -3,6 +3,7 @@
 //! - [`core::ClientCore`]: the state machine (a [`shards::Node`]): sessions, leases, chunk maps, data path;
 //! - [`Cluster`]: the library for programs, blocking and with callbacks, around a core on its own thread;
 //! - [`fuse`]: the mount on top of it;
+//! - [`mount_helper`]: what mount(8) says for a line of `/etc/fstab`;
 //! - [`setup`]: finds a cluster and reads its key.
 //!
 //! Invariant of the whole crate: a write is reported done only when the primary of every chunk it touches has
@@ -14,6 +15,7 @@ pub mod config;
 pub mod core;
 pub mod error;
 pub mod fuse;
+pub mod mount_helper;
 pub mod setup;
 
 pub use self::core::{CacheCounts, ClientCore};

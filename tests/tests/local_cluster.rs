@@ -2,8 +2,9 @@
 
 mod common;
 
-use common::{Cluster, Load, pattern, read, run, write_synced};
+use common::{Cluster, Load, pattern, programs, read, run, run_command, wait_until, write_synced};
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -113,6 +114,45 @@ fn two_clusters_live_side_by_side_and_up_and_down_may_be_said_twice() {
         c.down();
         c.assert_gone();
     }
+}
+
+#[test]
+fn a_line_of_fstab_mounts_the_cluster() {
+    let c = Cluster::new("fstab");
+    c.up();
+    let image = pattern(7, 256);
+    write_synced(&c.mnt("f"), &image);
+    let [helpers, line, dir, log] = ["sbin", "fstab", "second", "second.log"].map(|name| c.dir.path(name));
+    for made in [&helpers, &dir] {
+        fs::create_dir(made).unwrap();
+    }
+    let helper = c.dir.0.join("sbin/mount.fuse.pstorage");
+    std::os::unix::fs::symlink(programs().join("pstorage-mount"), helper).unwrap();
+    let mount = |options: &str| {
+        fs::write(&line, format!("pstorage://local {dir} fuse.pstorage {options},_netdev 0 0\n")).unwrap();
+        // Where nobody else sees it, /sbin holds nothing but the helper.
+        let script = "mount --bind \"$1\" /sbin; mount -a -T \"$2\"; code=$?; cat \"$3/f\" | sha256sum
+            grep -F \" $3 \" /proc/self/mounts; umount \"$3\"; exit $code";
+        let etc = c.dir.path("etc");
+        run_command(
+            Command::new("unshare")
+                .args(["-m", "env", &format!("PSTORAGE_ETC={etc}"), "sh", "-c", script])
+                .args(["sh", &helpers, &line, &dir]),
+        )
+    };
+    fs::write(c.dir.0.join("image"), &image).unwrap();
+    let sum = run_command(Command::new("sh").args(["-c", &format!("sha256sum < {}", c.dir.path("image"))]));
+    let mounted = mount(&format!("ro,nosuid,log={log}"));
+    let (content, mount_line) = mounted.ok().split_once('\n').unwrap();
+    assert_eq!(content, sum.ok().trim_end());
+    let words: Vec<&str> = mount_line.split([' ', ',']).collect();
+    for word in ["pstorage://local", &dir, "ro", "nosuid"] {
+        assert!(words.contains(&word), "{word} in {mount_line}");
+    }
+    wait_until("the mount to end", Duration::from_secs(20), || {
+        fs::read_to_string(&log).unwrap().contains("unmounted")
+    });
+    mount("ro,frozen").refused(&["unknown mount option 'frozen'"]);
 }
 
 #[test]

@@ -4,12 +4,16 @@
 //! command line names the mount point), waits until that one has mounted, and passes its verdict on: exit status
 //! 0 when the mount is ready, else the reason on standard error. The daemon ends when the mount is unmounted by
 //! whatever means, after handing in everything; SIGTERM unmounts.
+//!
+//! Called `mount.fuse.pstorage` it is the helper of mount(8) for lines of `/etc/fstab`.
 
 use clap::Parser;
 use client::fuse::{self, CacheOptions, MountOptions};
+use client::mount_helper::{self, Words};
 use client::{CacheConfig, ClientConfig, ClientError, Cluster};
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, umount2};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -63,9 +67,16 @@ struct Args {
 const READY: &str = "ready";
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let mut words: Vec<OsString> = std::env::args_os().collect();
+    match mount_helper::words(&words) {
+        Ok(Words::Own) => {}
+        Ok(Words::Mount(told)) => drop(words.splice(1.., told)),
+        Ok(Words::Fake) => return ExitCode::SUCCESS,
+        Err(why) => return fail(&why),
+    }
+    let args = Args::parse_from(&words);
     if !args.foreground && !args.daemon {
-        return match start_daemon(&args) {
+        return match start_daemon(&args, &words[1..]) {
             Ok(()) => ExitCode::SUCCESS,
             Err(why) => fail(&why),
         };
@@ -87,13 +98,13 @@ fn fail(why: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Starts the daemon and waits for its verdict.
-fn start_daemon(args: &Args) -> Result<(), String> {
+/// Starts the daemon with the same words and waits for its verdict.
+fn start_daemon(args: &Args, words: &[OsString]) -> Result<(), String> {
     check_mount_point(&args.dir, &parse_options(args)?)?;
     let program = std::env::current_exe().map_err(|e| format!("can't find my own program file: {e}"))?;
     let mut child = Command::new(program)
-        .args(std::env::args_os().skip(1))
         .arg("--daemon")
+        .args(words)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -121,8 +132,8 @@ fn run(args: &Args) -> Result<(), String> {
     if args.daemon {
         let _ = nix::unistd::setsid();
     }
-    start_log(args)?;
     let options = parse_options(args)?;
+    start_log(options.log.as_deref())?;
     let dir = check_mount_point(&args.dir, &options)?;
     let mut config = client::setup::load(&args.etc, &args.cluster)?;
     config.mount_point = dir.display().to_string();
@@ -184,11 +195,11 @@ fn unmount_on_signal(dir: &Path) {
     std::process::exit(1);
 }
 
-fn start_log(args: &Args) -> Result<(), String> {
+fn start_log(file: Option<&Path>) -> Result<(), String> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("PSTORAGE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
-    match &args.log {
+    match file {
         Some(path) => {
             let file = std::fs::OpenOptions::new()
                 .create(true)
@@ -207,6 +218,7 @@ fn parse_options(args: &Args) -> Result<MountOptions, String> {
     for words in &args.options {
         options.add(words)?;
     }
+    options.log = args.log.clone().or(options.log);
     options.cache_file = args.cache.clone().or(options.cache_file);
     options.cache_mb = args.cache_mb.or(options.cache_mb);
     options.settle_cache()?;

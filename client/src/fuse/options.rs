@@ -14,6 +14,8 @@ pub struct MountOptions {
     pub only_owner: bool,
     /// `timeout=SECONDS`: how long requests wait through failures.
     pub timeout_s: Option<u64>,
+    /// `log=FILE`, `-l FILE`.
+    pub log: Option<PathBuf>,
     /// `cache=FILE,cachesize=MB`, `-C FILE -R MB`: see [`MountOptions::settle_cache`].
     pub cache_file: Option<PathBuf>,
     pub cache_mb: Option<u64>,
@@ -28,7 +30,7 @@ pub struct CacheOptions {
 }
 
 const KNOWN: &str = "ro, rw, dev, nodev, suid, nosuid, exec, noexec, atime, noatime, sync, async, dirsync, \
-                     allow_other, only_owner, nonempty, timeout=SECONDS, cache=FILE, cachesize=MB";
+                     allow_other, only_owner, nonempty, timeout=SECONDS, log=FILE, cache=FILE, cachesize=MB";
 
 impl MountOptions {
     /// Adds the words of one `-o`.
@@ -67,6 +69,10 @@ impl MountOptions {
                     let seconds = word["timeout=".len()..].parse().ok().filter(|s| (1..=86_400).contains(s));
                     self.timeout_s =
                         Some(seconds.ok_or(format!("-o {word}: seconds from 1 to 86400 expected"))?);
+                    continue;
+                }
+                word if word.starts_with("log=") => {
+                    self.log = Some(PathBuf::from(&word["log=".len()..]));
                     continue;
                 }
                 word if word.starts_with("cache=") => {
