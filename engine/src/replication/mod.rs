@@ -635,9 +635,14 @@ impl Replication {
     /// A peer's connection is gone, or it was silent too long.
     pub fn peer_down(&mut self, peer: SocketAddr, why: &str, store: &mut Store, io: &mut dyn Io) {
         self.down.insert(peer);
-        let waiting: Vec<ChunkId> =
-            self.busy_primaries().filter(|(_, _, p)| p.waits_for(peer)).map(|(c, ..)| c).collect();
-        for chunk in waiting {
+        let me = self.me;
+        // Work that goes on needs every member sooner or later, even if it waits for none of them at this moment, as a copy
+        // that is held back does: without a word from here the MDS may go on counting on that copy.
+        let is_member = |k: &Known| secondaries(&k.grant, me).any(|r| r.addr == peer);
+        let needs_it =
+            |(_, k, p): &(ChunkId, &Known, &Primary)| p.waits_for(peer) || (p.load() > 0 && is_member(k));
+        let needing: Vec<ChunkId> = self.busy_primaries().filter(needs_it).map(|(c, ..)| c).collect();
+        for chunk in needing {
             self.lost_member(chunk, peer, why);
         }
         // Chunks without work in flight must not believe the peer has what was sent to it. To stale replicas nothing is.

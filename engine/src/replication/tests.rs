@@ -96,6 +96,7 @@ struct Bench {
     replies: Vec<Frame>,
     joined: Vec<CsId>,
     found_slow: Vec<CsId>,
+    suspected: Vec<CsId>,
     /// Complaints of a replica about its own copy.
     damaged: usize,
     gone: Vec<(u32, u32)>,
@@ -119,6 +120,7 @@ impl Bench {
             replies: Vec::new(),
             joined: Vec::new(),
             found_slow: Vec::new(),
+            suspected: Vec::new(),
             damaged: 0,
             gone: Vec::new(),
             requests: 0,
@@ -198,6 +200,10 @@ impl Bench {
             Action::ToMds(CsRequest::Slow { cs, chunks, .. }) => {
                 assert_eq!(chunks, [ChunkReport { chunk: CHUNK, epoch: self.epoch }]);
                 return self.found_slow.push(cs);
+            }
+            Action::ToMds(CsRequest::Suspect { cs, chunks, .. }) => {
+                assert_eq!(chunks, [ChunkReport { chunk: CHUNK, epoch: self.epoch }]);
+                return self.suspected.extend(cs);
             }
             Action::ToMds(CsRequest::Damaged { .. }) => {
                 self.damaged += 1;
@@ -540,6 +546,23 @@ fn a_server_that_stays_away_does_not_disturb_the_filling_of_another() {
     b.sides[0].replication.set_copy_rate(0);
     b.tick();
     assert_eq!(b.joined, [cs(2)]);
+}
+
+#[test]
+fn a_replica_that_goes_between_two_pieces_of_a_copy_is_told() {
+    let mut b = Bench::new(4);
+    b.set(&[(0, InSync), (1, InSync), (2, InSync), (3, Stale)]);
+    b.write(0..UNITS * UNIT_BLOCKS, 2);
+    b.sides[0].replication.set_copy_rate(1);
+    b.set(&[(0, InSync), (1, InSync), (2, InSync), (3, Learner)]);
+    let Side { replication, store, io } = &mut b.sides[0];
+    replication.peer_down(addr(2), "not reachable", store, io);
+    b.tick();
+    assert_eq!(b.suspected, [cs(2)]);
+    b.sides[0].replication.set_copy_rate(0);
+    b.set(&[(0, InSync), (1, InSync), (2, Stale), (3, Learner)]);
+    b.tick();
+    assert_eq!(b.joined, [cs(3)]);
 }
 
 #[test]
