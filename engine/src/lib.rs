@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod control;
 pub mod journal_move;
+pub mod latency;
 mod node;
 pub mod replication;
 pub mod scrub;

@@ -7,6 +7,7 @@
 //! - a request to the metadata service that must not be lost (Suspect, Joined, Deleted …) is repeated to every new
 //!   master until it is answered.
 
+use crate::latency::Waits;
 use crate::replication::{Action, Replication, Stats, done_kind};
 use crate::scrub::Scrub;
 use crate::store::{Outcome, Store, StoreConfig};
@@ -139,6 +140,7 @@ pub struct CsShard {
     /// Empty; kept for their memory.
     spare_actions: Vec<Action>,
     spare_outcomes: Vec<Outcome>,
+    disk_waits: Waits,
 }
 
 impl CsShard {
@@ -162,6 +164,7 @@ impl CsShard {
             stopping_since: None,
             spare_actions: Vec::new(),
             spare_outcomes: Vec::new(),
+            disk_waits: Waits::default(),
         }
     }
 
@@ -326,7 +329,7 @@ impl CsShard {
                 let stat = ShardStat {
                     cs: self.config.cs,
                     shard: self.config.shard,
-                    load: load(&self.replication, &self.scrub, store),
+                    load: load(&self.replication, &self.scrub, store, &mut self.disk_waits, io.now()),
                     chunks: store.chunk_count() as u64,
                     active_primaries: self.replication.active_primaries() as u64,
                     reconciliations: stats.reconciliations,
@@ -495,7 +498,8 @@ impl CsShard {
         let Some(store) = self.store.as_mut() else { return };
         self.session.last_heartbeat = io.now();
         let space = space(store, io, self.config.shards);
-        let request = CsRequest::Heartbeat { space, load: load(&self.replication, &self.scrub, store) };
+        let load = load(&self.replication, &self.scrub, store, &mut self.disk_waits, io.now());
+        let request = CsRequest::Heartbeat { space, load };
         self.send_mds(io, 0, &request);
     }
 
@@ -861,6 +865,9 @@ impl Node for CsShard {
             Event::Shutdown => self.stopping_since = Some(io.now()),
         }
         self.take_outcomes(io);
+        if let Some(store) = &self.store {
+            self.disk_waits.set(store.waits_for_disk(), io.now());
+        }
     }
 }
 
@@ -875,7 +882,13 @@ fn space(store: &mut Store, io: &mut dyn Io, sharers: u16) -> Space {
     Space { total_bytes, free_bytes, chunks: store.chunk_count() as u64 }
 }
 
-fn load(replication: &Replication, scrub: &Scrub, store: &Store) -> Load {
+fn load(
+    replication: &Replication,
+    scrub: &Scrub,
+    store: &Store,
+    disk_waits: &mut Waits,
+    now: Timestamp,
+) -> Load {
     let progress = scrub.progress();
     let stats = replication.stats;
     let (journal_used_bytes, journal_total_bytes) = store.journal_fill();
@@ -885,7 +898,9 @@ fn load(replication: &Replication, scrub: &Scrub, store: &Store) -> Load {
         writes: stats.writes,
         read_bytes: stats.read_bytes,
         write_bytes: stats.write_bytes,
-        io_latency_us: 0,
+        io_latency: replication.latency.io.of_late(now),
+        request_latency: replication.latency.requests.of_late(now),
+        io_wait_percent: disk_waits.percent(now),
         queue_depth: replication.queue_depth() as u32,
         journal_used_bytes,
         journal_total_bytes,

@@ -12,7 +12,7 @@ use shards::{ConnId, Timestamp};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
-use wire::cs_api::{Load, Space};
+use wire::cs_api::{LatencyStat, Load, Space};
 use wire::mds_api::{CsInfo, CsStatus};
 use wire::{ChunkId, CsId, ShardIndex, shard_of};
 
@@ -386,7 +386,12 @@ impl CsRegistry {
         let server = self.servers.get(&cs);
         let sum = |of: &dyn Fn(&Session) -> u64| server.map_or(0, |s| s.shards.values().map(of).sum::<u64>());
         let addrs = server.map_or_else(Vec::new, |s| s.addrs.values().copied().collect());
-        let latency = server.and_then(|s| s.shards.values().map(|s| s.load.io_latency_us).max());
+        let latency = |of: &dyn Fn(&Load) -> LatencyStat| {
+            let shards = server.into_iter().flat_map(|s| s.shards.values());
+            shards.map(|s| of(&s.load)).fold(LatencyStat::default(), LatencyStat::with)
+        };
+        // All shards use one disk.
+        let waits = server.and_then(|s| s.shards.values().map(|s| s.load.io_wait_percent).max());
         let passes = server.and_then(|s| s.shards.values().map(|s| s.load.scrub_passes).min());
         let status = match live {
             _ if record.dropped => CsStatus::Dropped,
@@ -405,7 +410,9 @@ impl CsRegistry {
             free_bytes: space.free_bytes,
             replicas,
             shard_addrs: addrs,
-            io_latency_us: latency.unwrap_or(0),
+            io_latency: latency(&|load| load.io_latency),
+            request_latency: latency(&|load| load.request_latency),
+            io_wait_percent: waits.unwrap_or(0),
             queue_depth: sum(&|s| u64::from(s.load.queue_depth)) as u32,
             flags: server.map_or_else(String::new, Server::flags_now),
             cache_hits: sum(&|s| s.load.cache_hits),

@@ -72,6 +72,18 @@ fn a_chunk_server_stopped_for_8_s_stalls_writes_for_the_detection_time_and_catch
     c.admin(&["set-attr", "/", "chunk-size=1M"]);
     let mut load = Load::new(&c.mnt("f"));
     load.run_for(Duration::from_millis(500));
+    // All store what one of them leads.
+    wait_until("all servers tell how long writes take", Duration::from_secs(10), || {
+        let stat = c.json(&["stat"]);
+        let servers = stat["cs"].as_array().expect("a list");
+        let has = |latency: &serde_json::Value| {
+            let us = |name: &str| latency[name].as_u64().expect("microseconds");
+            assert!(us("mean_us") <= us("max_us"), "{latency}");
+            us("operations") > 0 && us("mean_us") > 0
+        };
+        servers.iter().all(|cs| has(&cs["io_latency"]))
+            && servers.iter().any(|cs| has(&cs["request_latency"]))
+    });
     // Stopped processes keep their connections: only silence tells.
     c.signal("cs1", "-STOP");
     load.run_for(Duration::from_secs(8));

@@ -228,10 +228,13 @@ pub fn cs(all: &[CsInfo], view: CsView, hosts: bool) -> Grid {
             (CsStatus::Active, true) | (CsStatus::Inactive, _) => Mood::Warn,
             _ => Mood::Bad,
         };
-        // No chunk server measures it yet.
-        let io_latency = match cs.io_latency_us {
-            0 => Cell::as_number("-".into(), 0.0),
-            us => Cell::as_number(format!("{:.1}", f64::from(us) / 1000.0), f64::from(us)),
+        let ms = |us: u32| f64::from(us) / 1000.0;
+        let latency = match cs.io_latency {
+            of_late if of_late.operations == 0 => Cell::as_number("-".into(), 0.0),
+            of_late => {
+                let (mean, longest) = (ms(of_late.mean_us), ms(of_late.max_us));
+                Cell::as_number(format!("{mean:.1}/{longest:.1}"), mean)
+            }
         };
         let rate = |bytes: u64| Cell::as_number(format!("{}/s", human(bytes)), bytes as f64);
         let reads = cs.cache_hits + cs.cache_misses;
@@ -242,7 +245,8 @@ pub fn cs(all: &[CsInfo], view: CsView, hosts: bool) -> Grid {
                 Cell::bytes(cs.total_bytes),
                 Cell::bytes(cs.free_bytes),
                 Cell::number(cs.replicas),
-                io_latency.clone(),
+                Cell::as_number(format!("{}%", cs.io_wait_percent), cs.io_wait_percent.into()),
+                latency,
                 Cell::number(cs.queue_depth.into()),
                 host(&cs.host, hosts),
                 Cell::text(&*cs.flags),
@@ -252,7 +256,7 @@ pub fn cs(all: &[CsInfo], view: CsView, hosts: bool) -> Grid {
                 rate(cs.write_bytes_per_s),
                 Cell::number(cs.read_ops_per_s),
                 Cell::number(cs.write_ops_per_s),
-                io_latency.clone(),
+                latency,
                 host(&cs.host, hosts),
             ],
             CsView::Placement => vec![
@@ -286,7 +290,7 @@ pub fn cs(all: &[CsInfo], view: CsView, hosts: bool) -> Grid {
     };
     let heads: &[&str] = match view {
         CsView::General => {
-            &["CSID", "STATUS", "SPACE", "FREE", "REPLICAS", "IOLAT(ms)", "QDEPTH", "HOST", "FLAGS"]
+            &["CSID", "STATUS", "SPACE", "FREE", "REPLICAS", "IOWAIT", "IOLAT(ms)", "QDEPTH", "HOST", "FLAGS"]
         }
         CsView::Traffic => &["CSID", "STATUS", "READ", "WRITE", "RD_OPS", "WR_OPS", "IOLAT(ms)", "HOST"],
         CsView::Placement => &["CSID", "STATUS", "TIER", "LOCATION", "SHARDS", "REPLICAS", "USED", "HOST"],

@@ -66,6 +66,36 @@ pub struct Space {
     pub chunks: u64,
 }
 
+/// How long something took within the last 20 s; zeros when nothing ended in that time.
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Debug,
+    Default,
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+pub struct LatencyStat {
+    pub operations: u32,
+    pub mean_us: u32,
+    pub max_us: u32,
+}
+
+impl LatencyStat {
+    /// Of both together.
+    pub fn with(self, other: LatencyStat) -> LatencyStat {
+        let sum = |s: LatencyStat| u64::from(s.mean_us) * u64::from(s.operations);
+        let operations = self.operations.saturating_add(other.operations);
+        let mean_us = (sum(self) + sum(other)).checked_div(operations.into()).unwrap_or(0) as u32;
+        LatencyStat { operations, mean_us, max_us: self.max_us.max(other.max_us) }
+    }
+}
+
 /// Counters since the start of the shard.
 #[derive(
     Clone,
@@ -85,8 +115,12 @@ pub struct Load {
     pub writes: u64,
     pub read_bytes: u64,
     pub write_bytes: u64,
-    /// Mean of the last second.
-    pub io_latency_us: u32,
+    /// Reads and writes of the store for clients and primaries, from their begin until they are on stable storage here.
+    pub io_latency: LatencyStat,
+    /// Requests of clients, from their arrival to the answer: with what secondaries take.
+    pub request_latency: LatencyStat,
+    /// Percent of the last 20 s in which the disk was waited for.
+    pub io_wait_percent: u32,
     pub queue_depth: u32,
     pub journal_used_bytes: u64,
     pub journal_total_bytes: u64,

@@ -4,6 +4,7 @@
 //! session, names the operation; the replicated state remembers the last replies of each session, so a request
 //! repeated after a fail-over gets the first answer again.
 
+use crate::cs_api::LatencyStat;
 use crate::{ChunkId, ClientId, CsId, Epoch, FileId, Grant, LeaseId, MdsId, Status};
 use rkyv::{Archive, Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -493,7 +494,10 @@ pub struct CsInfo {
     pub free_bytes: u64,
     pub replicas: u64,
     pub shard_addrs: Vec<SocketAddr>,
-    pub io_latency_us: u32,
+    /// Of its disk, and of clients' requests; see [`crate::cs_api::Load`].
+    pub io_latency: LatencyStat,
+    pub request_latency: LatencyStat,
+    pub io_wait_percent: u32,
     pub queue_depth: u32,
     pub flags: String,
     /// Read cache, all shards together: reads of a unit of 64 KiB (or part of one) it answered and did not since the

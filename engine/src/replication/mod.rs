@@ -21,6 +21,7 @@ mod slow;
 mod tests;
 mod written;
 
+use crate::latency::Latency;
 use crate::scrub::Piece;
 use crate::store::{Done, Outcome, Store, StoreError, Ticket};
 use fill::FillKind;
@@ -60,6 +61,9 @@ enum Purpose {
         conn: ConnId,
         head: Head,
         chunk: ChunkId,
+        /// When the request came, and when the store was asked.
+        since: Timestamp,
+        began: Timestamp,
     },
     /// Own bytes of a range, to be sent to others as a new write.
     Copy {
@@ -78,6 +82,7 @@ enum Purpose {
     Forwarded {
         conn: ConnId,
         head: Head,
+        began: Timestamp,
     },
     /// As secondary: adopting an epoch for Prepare.
     Prepare {
@@ -156,7 +161,15 @@ pub struct Replication {
     /// Chunks whose copying waits for the pace.
     held_back: BTreeSet<ChunkId>,
     pub stats: Stats,
+    pub latency: Latencies,
     actions: Vec<Action>,
+}
+
+/// See `wire::cs_api::Load`.
+#[derive(Default)]
+pub struct Latencies {
+    pub io: Latency,
+    pub requests: Latency,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -205,6 +218,7 @@ impl Replication {
             scrubbed: Vec::new(),
             down: BTreeSet::new(),
             stats: Stats::default(),
+            latency: Latencies::default(),
             actions: Vec::new(),
         }
     }
@@ -533,8 +547,13 @@ impl Replication {
                 self.copy_read(chunk, activation, sequence, give_up, result, store, io)
             }
             Purpose::Adopt { chunk, activation } => self.adopted(chunk, activation, result, store, io),
-            Purpose::Read { conn, head, chunk } => self.read_done(conn, head, chunk, result, store),
-            Purpose::Forwarded { conn, head } => {
+            Purpose::Read { conn, head, chunk, since, began } => {
+                self.latency.io.took(io.now().since(began), io.now());
+                self.latency.requests.took(io.now().since(since), io.now());
+                self.read_done(conn, head, chunk, result, store);
+            }
+            Purpose::Forwarded { conn, head, began } => {
+                self.latency.io.took(io.now().since(began), io.now());
                 if let Err(error) = &result
                     && error.is_damage()
                 {

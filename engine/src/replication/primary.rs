@@ -601,8 +601,8 @@ impl Replication {
             }
             return self.reprepare(chunk, store, io);
         }
-        let ClientRequest { conn, head, blocks, .. } = request;
-        let ticket = self.ticket(Purpose::Read { conn, head, chunk });
+        let ClientRequest { conn, head, blocks, since, .. } = request;
+        let ticket = self.ticket(Purpose::Read { conn, head, chunk, since, began: io.now() });
         // The store runs overlapping operations in the order of the calls: a later write waits for this read.
         store.read(io, ticket, chunk, blocks.start * BLOCK, (blocks.end - blocks.start) * BLOCK);
     }
@@ -691,14 +691,19 @@ impl Replication {
         let Some(primary) = self.current(chunk, activation) else { return };
         let Some(flight) = primary.flights.get_mut(sequence) else { return };
         flight.local = true;
-        if let Some((began, times)) = &mut flight.times {
-            times.push((me, io.now().since(*began)));
-        }
+        let took = flight.times.as_mut().map(|(began, times)| {
+            let took = io.now().since(*began);
+            times.push((me, took));
+            took
+        });
         if let Err(error) = result {
             flight.failed = Some(status_of(&error));
             if !matches!(error, StoreError::NoSpace | StoreError::BadRequest(_)) {
                 return self.give_up_own_copy(chunk, &error, store);
             }
+        }
+        if let Some(took) = took {
+            self.latency.io.took(took, io.now());
         }
         self.settle(chunk, sequence, store, io);
     }
@@ -773,6 +778,7 @@ impl Replication {
         }
         if let Some(request) = flight.request {
             let (conn, head) = request.origin();
+            self.latency.requests.took(io.now().since(request.since), io.now());
             self.stats.writes += 1;
             self.stats.write_bytes += u64::from(request.blocks.end - request.blocks.start) * u64::from(BLOCK);
             self.reply(conn, &head, done_kind(head.kind), flight.failed.unwrap_or(Status::Ok));

@@ -39,7 +39,7 @@ impl Replication {
         let length = if head.kind == Kind::Forward { frame.payload.len() as u32 } else { head.length_bytes };
         let blocks = head.offset_bytes / BLOCK..head.offset_bytes.saturating_add(length).div_ceil(BLOCK);
         self.written.note(head.chunk, head.epoch, &blocks);
-        let ticket = self.ticket(Purpose::Forwarded { conn, head });
+        let ticket = self.ticket(Purpose::Forwarded { conn, head, began: io.now() });
         if head.kind == Kind::ForwardDiscard {
             let op = DiscardOp {
                 chunk: head.chunk,

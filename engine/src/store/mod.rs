@@ -762,6 +762,11 @@ impl Store {
         true
     }
 
+    /// Something was asked of the disk and has not ended.
+    pub fn waits_for_disk(&self) -> bool {
+        !self.waiting.is_empty() || !self.journal.is_quiet()
+    }
+
     pub fn outcomes(&mut self) -> std::vec::Drain<'_, Outcome> {
         self.outcomes.drain(..)
     }

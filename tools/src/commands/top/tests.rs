@@ -16,7 +16,8 @@ fn server(id: u32) -> CsInfo {
     let json = serde_json::json!({
         "cs": id, "status": "active", "host": format!("host{id}"), "location": format!("r1.1.{}", id % 7),
         "draining": false, "tier": 0, "total_bytes": 100u64 << 30, "free_bytes": u64::from(id) << 20, "replicas": id,
-        "shard_addrs": ["127.0.0.1:20000"], "io_latency_us": 1500, "queue_depth": 3, "flags": "JCD",
+        "shard_addrs": ["127.0.0.1:20000"], "io_latency": {"operations": 9, "mean_us": 1500, "max_us": 4000}, "io_wait_percent": 12,
+        "request_latency": {"operations": 3, "mean_us": 2500, "max_us": 5000}, "queue_depth": 3, "flags": "JCD",
         "cache_hits": 0, "cache_misses": 0, "cached_bytes": 0, "cache_total_bytes": 0,
         "read_bytes_per_s": 1 << 20, "write_bytes_per_s": 2 << 20, "read_ops_per_s": 10, "write_ops_per_s": 20,
         "scrubbed_bytes": 0, "scrub_total_bytes": 0, "scrub_passes": 0, "scrub_damaged": 0,
