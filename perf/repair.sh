@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Repair of lost chunk servers: rate against the disk's, and what it costs the clients. Makes a cluster of 1 MDS and 5 CS
 # (replicas 3) in a temporary directory, measures, removes it. Takes about 15 GB.
-# Usage: perf/repair.sh [DIR on a disk] [options of repair-figures]; as root; needs fio.
+# Usage: perf/repair.sh [DIR on a disk] [options of repair-figures]; as root.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 dir=${1:-/var/tmp}

@@ -34,21 +34,6 @@ pub fn run(file: &Path, case: Case, time: Duration) -> Result<Figures, String> {
     report_of(&mut run, |report| figures(report, case))
 }
 
-/// Bytes per second that a disk gives for copies: read and written (flushed) at the same time, in 1 MiB at depth 8 each, on
-/// two new files of 1 GiB in `dir`. The slower of the two counts.
-pub fn copy_rate(dir: &Path, time: Duration) -> Result<f64, String> {
-    let mut run = Command::new("fio");
-    run.args(["--ioengine=io_uring", "--direct=1", "--time_based", "--output-format=json", "--size=1G"])
-        .args(["--bs=1M", "--iodepth=8", "--refill_buffers", "--unlink=1", "--ramp_time=500ms"])
-        .args([format!("--directory={}", dir.display()), format!("--runtime={}ms", time.as_millis())])
-        .args(["--name=source", "--rw=read", "--name=target", "--rw=write", "--sync=dsync", "--overwrite=1"]);
-    report_of(&mut run, |report| {
-        let report: Value = serde_json::from_slice(report).ok()?;
-        let rate = |job: usize, side: &str| report["jobs"][job][side]["bw_bytes"].as_f64();
-        Some(rate(0, "read")?.min(rate(1, "write")?))
-    })
-}
-
 /// Runs fio and takes what is wanted out of its report (JSON).
 fn report_of<T>(fio: &mut Command, take: impl FnOnce(&[u8]) -> Option<T>) -> Result<T, String> {
     let run = fio.output().map_err(|e| format!("fio: {e} (apt-get install fio)"))?;

@@ -4,6 +4,7 @@
 //! through the product's own runtime; [`report`], [`text`] and [`html`] show what came out.
 
 pub mod cluster;
+pub mod copy;
 pub mod cpu;
 pub mod device;
 pub mod disk;

@@ -10,7 +10,7 @@ use perf::cpu::{self, Watched};
 use perf::engine::etc;
 use perf::measure::{Case, Figures, Operation, Pattern};
 use perf::text::number;
-use perf::{fio, scratch};
+use perf::{copy, scratch};
 use serde_json::Value;
 use shards::text::parse_size;
 use std::path::PathBuf;
@@ -36,7 +36,9 @@ struct Args {
     depth: usize,
 }
 
-/// Least share of what the disk gives for copies.
+/// Chunk servers that are left, each of which copies.
+const COPIES: usize = 4;
+/// Least share of what the machine gives for copies.
 const SHARE: f64 = 0.7;
 /// Most that the load's p99 may grow.
 const SLOWDOWN: f64 = 2.0;
@@ -58,16 +60,16 @@ fn main() -> Result<(), String> {
     load.fill(|_| {})?;
     cluster.wait_for("healthy", |stat| stat.healthy)?;
     cpu::wait_until_quiet(5.0, Duration::from_secs(20));
-    let ceiling = fio::copy_rate(&args.raw, time)?;
+    let ceiling = copy::rate(&args.raw, COPIES, time)?;
     println!(
-        "disk: {} MB/s read and written (flushed) at the same time, 1 MiB, depth 8 each",
+        "ceiling: {} MB/s read, sent over loopback and written, {COPIES} copies at a time, synced every 8 MiB",
         number(ceiling / 1e6)
     );
 
     let repair = cluster.repair("cs1", |_| Ok(()))?;
     let share = repair.bytes_per_s / ceiling;
     println!(
-        "idle: {} GB copied in {:.1} s: {} MB/s, {share:.2} of the disk's (goal {SHARE})",
+        "idle: {} GB copied in {:.1} s: {} MB/s, {share:.2} of the ceiling (goal {SHARE})",
         number(repair.bytes / 1e9),
         repair.seconds,
         number(repair.bytes_per_s / 1e6)
