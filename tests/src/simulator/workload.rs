@@ -355,7 +355,16 @@ impl Workload {
         match (op, answer) {
             (Op::Open, _) => {
                 let file = user.holds.expect("the file being opened");
-                self.histories[file].fence(now);
+                // A client that was cut off takes its write lease up again, and goes on, unless others could write.
+                let mut go_on = BTreeSet::new();
+                if user.mode == LeaseMode::Read {
+                    let holders = self.users.iter().filter(|u| u.holds == Some(file));
+                    go_on.extend(holders.flat_map(|u| u.busy.values()).filter_map(|op| match op {
+                        Op::Write { value } => Some(*value),
+                        _ => None,
+                    }));
+                }
+                self.histories[file].fence_others(now, &go_on);
             }
             (Op::Close, _) => {
                 user.holds = None;
