@@ -3,7 +3,7 @@
 use pstorage_tests::simulator::{Fault, Options, Place, Plan, What, all_cores, campaign, run, run_plan};
 use std::time::Duration;
 
-const SEEDS: u64 = 500;
+const SEEDS: u64 = 2000;
 
 #[test]
 fn the_seeds_hold() {
