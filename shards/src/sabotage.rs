@@ -44,12 +44,14 @@ pub enum Sabotage {
     KeepSilentLeases,
     /// Sets are changed though the epoch has moved on since the change was asked for.
     StaleSetChanges,
+    /// What a lost map page described counts as holes.
+    LostBlocksAreHoles,
     /// A removed metadata server ends itself though its vote may be needed.
     LeaveAtOnce,
 }
 
 impl Sabotage {
-    pub const ALL: [(&str, Sabotage); 21] = [
+    pub const ALL: [(&str, Sabotage); 22] = [
         ("ack-before-secondaries", Sabotage::AckBeforeSecondaries),
         ("ack-before-durable", Sabotage::AckBeforeDurable),
         ("skip-epoch-check", Sabotage::SkipEpochCheck),
@@ -70,6 +72,7 @@ impl Sabotage {
         ("dirty-reads", Sabotage::DirtyReads),
         ("keep-silent-leases", Sabotage::KeepSilentLeases),
         ("stale-set-changes", Sabotage::StaleSetChanges),
+        ("lost-blocks-are-holes", Sabotage::LostBlocksAreHoles),
         ("leave-at-once", Sabotage::LeaveAtOnce),
     ];
 

@@ -610,7 +610,7 @@ impl Store {
         for number in bits(chunk.exists) {
             let first = number * PAGE_UNITS;
             let page = chunk.pages.get(&number);
-            let may_hold = |&u: &u32| page.is_none_or(|p| !p.is_hole(u));
+            let may_hold = |&u: &u32| page.is_none_or(|p| p.may_hold(u));
             units.extend((0..PAGE_UNITS).filter(may_hold).map(|u| first + u));
         }
         units.sort_unstable();
@@ -638,7 +638,7 @@ impl Store {
         for number in bits(ahead) {
             let blocks = (number * PAGE_BLOCKS).max(from)..(number + 1) * PAGE_BLOCKS;
             let Some(page) = chunk.pages.get(&number) else { return Some(blocks) };
-            let held = |b: &u32| !page.is_hole(b / UNIT_BLOCKS % PAGE_UNITS);
+            let held = |b: &u32| page.may_hold(b / UNIT_BLOCKS % PAGE_UNITS);
             if let Some(start) = blocks.clone().find(held) {
                 let end = (start..blocks.end).find(|b| !held(b)).unwrap_or(blocks.end);
                 return Some(start..end);

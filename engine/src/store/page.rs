@@ -9,6 +9,7 @@
 //! newest there was. Layouts are in docs/formats.md.
 
 use super::{ChunkInfo, MOST_PAGES, PAGE_BLOCKS, PAGE_UNITS, UNIT_BLOCKS, merged_to};
+use shards::sabotage::{Sabotage, on};
 use shards::{Buf, BufMut};
 use wire::{BLOCK_BYTES, BlockCrc, ChunkId, Epoch, LeaseId, Sequence, TailEntry};
 
@@ -230,6 +231,12 @@ impl MapPage {
     pub fn is_hole(&self, unit: u32) -> bool {
         let blocks = (unit * UNIT_BLOCKS) as usize..((unit + 1) * UNIT_BLOCKS) as usize;
         self.units[unit as usize] == 0 && self.crcs[blocks].iter().all(|&crc| crc == BlockCrc::HOLE)
+    }
+
+    /// Whether a unit may hold data, here or where it was copied from.
+    pub fn may_hold(&self, unit: u32) -> bool {
+        let lost = || !self.is_hole(unit) && !on(Sabotage::LostBlocksAreHoles);
+        self.units[unit as usize] != 0 || lost()
     }
 
     pub fn crc(&self, block: u32) -> BlockCrc {

@@ -152,6 +152,12 @@ impl VirtualDisk {
         Some(bytes)
     }
 
+    /// The pages of 4 KiB of a file that were ever written.
+    pub fn pages_of(&self, path: &str) -> Vec<u64> {
+        let file = self.files.iter().find(|f| f.path == path);
+        file.map_or_else(Vec::new, |f| f.seen.pages().collect())
+    }
+
     /// Makes an empty file, past the node, if it is not there.
     pub fn touch(&mut self, path: &str) {
         let how = OpenHow { create: true, ..OpenHow::default() };

@@ -66,6 +66,11 @@ impl Image {
         self.pages.insert(page, bytes.freeze());
     }
 
+    /// Numbers of the pages that hold something.
+    pub fn pages(&self) -> impl Iterator<Item = u64> + '_ {
+        self.pages.keys().copied()
+    }
+
     /// A page's contents; `None` is zeros.
     pub fn page(&self, page: u64) -> Option<Buf> {
         self.pages.get(&page).cloned()

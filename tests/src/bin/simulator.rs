@@ -2,7 +2,7 @@
 //! outcome.
 
 use clap::Parser;
-use pstorage_tests::simulator::{Options, Plan, Totals, all_cores, campaign, run_caught};
+use pstorage_tests::simulator::{Options, Totals, all_cores, campaign, run_caught};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -31,6 +31,9 @@ struct Args {
     /// Virtual seconds during which faults begin. Another number is another plan.
     #[arg(long, default_value_t = 10)]
     chaos_s: u64,
+    /// Plans with more kinds of faults, which also show defects that are not mended yet.
+    #[arg(long)]
+    harsh: bool,
     /// Threads. [default: all cores]
     #[arg(long)]
     jobs: Option<usize>,
@@ -87,6 +90,7 @@ fn options(args: &Args) -> Result<Options, String> {
     // Who asks for certain faults or for a trace knows which run to see.
     let as_it_is = args.no_shrink || args.trace || faults.is_some();
     Ok(Options {
+        harsh: args.harsh,
         chaos: Duration::from_secs(args.chaos_s),
         faults,
         shrink_runs: if as_it_is { 0 } else { SHRINK_RUNS },
@@ -107,7 +111,7 @@ fn one(seed: u64, options: &Options) -> Result<String, String> {
             .with_ansi(false)
             .try_init();
     }
-    let plan = Plan::of_seed(seed, options.chaos);
+    let plan = options.plan(seed);
     println!("{:?}", plan.shape);
     for (n, fault) in plan.chosen(options) {
         println!("fault {n}: {fault}");
@@ -153,6 +157,7 @@ fn sabotage(name: &str, args: &Args) -> ExitCode {
     let mut missed = Vec::new();
     for (name, defect) in wanted {
         let options = Options {
+            harsh: args.harsh,
             sabotage: Some(defect),
             chaos: Duration::from_secs(args.chaos_s),
             ..Options::default()

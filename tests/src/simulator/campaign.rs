@@ -1,7 +1,7 @@
 //! Many seeds on all cores.
 
 use super::shrink::shrink;
-use super::{Failure, Filled, Options, Plan, Report, run};
+use super::{Failure, Filled, Options, Report, run};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -125,8 +125,8 @@ fn run_once(seed: u64, options: &Options) -> Result<Report, Failure> {
     std::panic::catch_unwind(|| run(seed, options)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text");
-        let faults = Plan::of_seed(seed, options.chaos).chosen(options);
-        Err(Failure { seed, why: format!("panicked: {text}"), faults })
+        let faults = options.plan(seed).chosen(options);
+        Err(Failure { seed, harsh: options.harsh, why: format!("panicked: {text}"), faults })
     })
 }
 

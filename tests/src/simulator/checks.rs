@@ -51,7 +51,7 @@ impl Cluster {
         self.ask(MdsRequest::SetConfig { key, value })?;
         self.until("removals to end", HEAL_WITHIN, |stat| stat.cs.iter().all(|cs| !cs.draining))?;
         self.become_whole()?;
-        if matches!(self.shape.bad_disk, Some((_, BadDisk::Lies))) {
+        if matches!(self.shape.bad_disk, Some((_, BadDisk::Lies | BadDisk::Decays))) {
             self.repair_damage()?;
         }
         Ok(())
@@ -149,6 +149,7 @@ impl Cluster {
         self.no_orphans()?;
         self.nothing_left_over()?;
         self.caches_met_nothing_stale()?;
+        self.no_damage_of_its_own()?;
         self.same_state_everywhere()
     }
 
@@ -299,6 +300,18 @@ impl Cluster {
         match self.cache_stats().map(|s| s.damaged).sum() {
             0 => Ok(()),
             n => Err(format!("{n} stale blocks were met in read caches")),
+        }
+    }
+
+    /// Disks that do nothing wrong hold no damage: not even after a loss of power does a server trust what it was about to
+    /// write.
+    fn no_damage_of_its_own(&mut self) -> Result<(), String> {
+        if self.shape.bad_disk.is_some() || !self.shape.harsh {
+            return Ok(());
+        }
+        match self.events()?.into_iter().find(|message| message.contains("has reported hard error")) {
+            Some(message) => Err(format!("damage on good disks: {message}")),
+            None => Ok(()),
         }
     }
 

@@ -10,6 +10,7 @@ use engine::store::StoreConfig;
 use engine::{CsShard, CsShardConfig};
 use mds::control::{MdsControl, MdsPeer};
 use mds::{MdsConfig, MdsNode};
+use shards::Timestamp;
 use shards::sim::{CrashKind, FaultEffect, FaultOn, FaultRule, HostId, Speeds, World};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -17,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use wire::auth::ClusterKey;
 use wire::mds_api::{ChunkMap, ClusterStat, LeaseMode, MdsReply, MdsRequest};
-use wire::{ChunkId, CsId, MdsId, ROOT, ShardIndex};
+use wire::{BLOCK_BYTES, ChunkId, CsId, MdsId, ROOT, ShardIndex};
 
 const CLUSTER: &str = "sim";
 pub const REPLICAS: usize = 3;
@@ -176,14 +177,17 @@ impl Cluster {
         }
     }
 
-    /// As the event log has it.
-    pub fn slow_rests(&mut self) -> Result<u64, String> {
+    /// The messages of the event log.
+    pub(super) fn events(&mut self) -> Result<Vec<String>, String> {
         match self.ask(MdsRequest::Events { after: 0, limit: 10_000 })? {
-            MdsReply::Events { events, .. } => {
-                Ok(events.iter().filter(|e| e.message.contains("is slow: ")).count() as u64)
-            }
+            MdsReply::Events { events, .. } => Ok(events.into_iter().map(|e| e.message).collect()),
             other => Err(format!("events: {other:?}")),
         }
+    }
+
+    /// As the event log has it.
+    pub fn slow_rests(&mut self) -> Result<u64, String> {
+        Ok(self.events()?.iter().filter(|message| message.contains("is slow: ")).count() as u64)
     }
 
     /// How replicas were brought up to date by all chunk servers, those that were killed included.
@@ -467,6 +471,16 @@ impl Cluster {
         (0..self.cs.len()).filter(|n| self.cs[*n].hosts.iter().any(leads)).map(Place::Cs).collect()
     }
 
+    pub fn bad_disk(&self) -> Option<Place> {
+        self.shape.bad_disk.map(|(n, _)| Place::Cs(n))
+    }
+
+    /// A client and those that lead the chunks of its file are cut off from the others.
+    pub fn strand(&mut self, client: usize, until: Timestamp) {
+        let now = self.world.now();
+        self.workload.as_mut().expect("set up").strand(client, now, until);
+    }
+
     fn bad_hosts(&self) -> Vec<HostId> {
         self.shape.bad_disk.map_or_else(Vec::new, |(n, _)| self.cs[n].hosts.clone())
     }
@@ -480,6 +494,20 @@ impl Cluster {
             let len = disk.len_of(&path).unwrap_or(0);
             for _ in 0..if len > 0 { bits } else { 0 } {
                 disk.flip_bit(&path, rng.below(len), rng.below(8) as u8);
+            }
+        }
+    }
+
+    /// Damages about half of the map pages that were ever written on the bad disk.
+    pub fn rot_maps(&mut self) {
+        let mut rng = self.world.rng().fork();
+        for (shard, host) in self.bad_hosts().into_iter().enumerate() {
+            let path = format!("shard{shard}/maps");
+            let disk = self.world.disk(host);
+            for page in disk.pages_of(&path) {
+                if rng.one_in(2) {
+                    disk.flip_bit(&path, page * BLOCK_BYTES as u64 + rng.below(BLOCK_BYTES as u64), 3);
+                }
             }
         }
     }

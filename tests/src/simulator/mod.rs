@@ -30,6 +30,8 @@ use std::time::Duration;
 pub struct Options {
     /// Virtual time during which faults begin.
     pub chaos: Duration,
+    /// Plans of [`Plan::harsh`].
+    pub harsh: bool,
     /// Only these faults of the plan. `None`: all.
     pub faults: Option<Vec<usize>>,
     /// Most runs spent on finding out which faults a failure needs. 0: none.
@@ -45,12 +47,20 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             chaos: Duration::from_secs(10),
+            harsh: false,
             faults: None,
             shrink_runs: 0,
             #[cfg(feature = "sabotage")]
             sabotage: None,
             trace: false,
         }
+    }
+}
+
+impl Options {
+    /// What a seed means with these options.
+    pub fn plan(&self, seed: u64) -> Plan {
+        if self.harsh { Plan::harsh(seed, self.chaos) } else { Plan::of_seed(seed, self.chaos) }
     }
 }
 
@@ -96,6 +106,8 @@ impl std::ops::AddAssign for Filled {
 #[derive(Clone, Debug)]
 pub struct Failure {
     pub seed: u64,
+    /// Of a plan of [`Plan::harsh`].
+    pub harsh: bool,
     pub why: String,
     /// The faults it needs, with their numbers in the plan; all if it was not shrunk.
     pub faults: Vec<(usize, Fault)>,
@@ -106,8 +118,9 @@ impl Failure {
     pub fn command(&self) -> String {
         let numbers: Vec<String> = self.faults.iter().map(|(n, _)| n.to_string()).collect();
         format!(
-            "cargo run -p pstorage-tests --bin simulator -- --seed {} --faults {} --trace",
+            "cargo run -p pstorage-tests --bin simulator -- --seed {}{} --faults {} --trace",
             self.seed,
+            if self.harsh { " --harsh" } else { "" },
             if numbers.is_empty() { "none".into() } else { numbers.join(",") }
         )
     }
@@ -125,7 +138,7 @@ impl std::fmt::Display for Failure {
 
 /// Runs one seed. A panic of the product is a panic here; see [`run_caught`].
 pub fn run(seed: u64, options: &Options) -> Result<Report, Failure> {
-    run_plan(&Plan::of_seed(seed, options.chaos), options)
+    run_plan(&options.plan(seed), options)
 }
 
 /// Runs a plan that need not be a seed's.
@@ -134,5 +147,10 @@ pub fn run_plan(plan: &Plan, options: &Options) -> Result<Report, Failure> {
     shards::sabotage::choose(options.sabotage);
     let mut cluster = Cluster::new(plan.seed, &plan.shape, options);
     let outcome = play::play(&mut cluster, plan, options);
-    outcome.map_err(|why| Failure { seed: plan.seed, why, faults: plan.chosen(options) })
+    outcome.map_err(|why| Failure {
+        seed: plan.seed,
+        harsh: plan.shape.harsh,
+        why,
+        faults: plan.chosen(options),
+    })
 }

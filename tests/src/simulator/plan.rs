@@ -58,16 +58,20 @@ pub struct Shape {
     pub drift_ppm: u64,
     /// The only chunk server whose disk damages or refuses something: one failure is within what replicas promise.
     pub bad_disk: Option<(usize, BadDisk)>,
+    /// With what was added last, and finds more than is mended: see [`Plan::harsh`].
+    pub harsh: bool,
 }
 
-/// What is wrong with a bad disk. Not both: a write that the disk said it had and a crash make a replica forget what it
-/// acknowledged, which nothing on it can tell (docs/formats.md).
+/// What is wrong with a bad disk. One thing only: a write that the disk said it had and a crash make a replica forget what
+/// it acknowledged, which nothing on it can tell (docs/formats.md).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BadDisk {
     /// Damages, loses and misdirects writes, and decays. Its server is never killed.
     Lies,
     /// Returns errors, or is full. Its server may stop because of it.
     Refuses,
+    /// Map pages of the chunk store decay while its server is down.
+    Decays,
 }
 
 /// What a bad disk does.
@@ -89,6 +93,8 @@ pub enum DiskFault {
     WriteError,
     /// There is no room left, for as long as the fault lasts.
     Full,
+    /// The server is killed, finds a part of its map pages damaged when it starts again, and has lost what they described.
+    MapRot,
 }
 
 /// Something that goes wrong.
@@ -122,11 +128,13 @@ pub enum What {
     Far(Place, u64),
     /// A host's network card sends and receives so few bytes per microsecond.
     Narrow(Place, u64),
-    /// A client and those that lead the chunks of its file are on an island, where they believe that all is well; with
-    /// `pause` the client stands still for the first half.
+    /// A client and those that lead the chunks of its file are on an island, where they believe that all is well; it goes
+    /// on reading, others want its file. With `pause` the client stands still for the first half; the chunk server
+    /// `early` loses the leaders a moment before the others do.
     Stranded {
         client: usize,
         pause: bool,
+        early: Option<usize>,
     },
     /// To the server with the bad disk.
     Disk(DiskFault),
@@ -196,6 +204,7 @@ impl What {
             What::Disk(DiskFault::ReadError) => "read errors",
             What::Disk(DiskFault::WriteError) => "write error",
             What::Disk(DiskFault::Full) => "full disk",
+            What::Disk(DiskFault::MapRot) => "decayed maps",
             What::AddMds => "add-mds",
             What::RemoveMds(_) => "rm-mds",
             What::Revoke(_) => "revoke",
@@ -227,8 +236,14 @@ impl fmt::Display for What {
             What::Loss(p, one_in) => write!(f, "{name} of one packet in {one_in} of {p}"),
             What::Far(p, ms) => write!(f, "{name}: {p}, by {ms} ms"),
             What::Narrow(p, rate) => write!(f, "{name} of {p}, {rate} bytes/us"),
-            What::Stranded { client, pause } => {
-                write!(f, "{name}: {}{}", Place::Client(*client), if *pause { ", first paused" } else { "" })
+            What::Stranded { client, pause, early } => {
+                write!(
+                    f,
+                    "{name}: {}{}",
+                    Place::Client(*client),
+                    if *pause { ", first paused" } else { "" }
+                )?;
+                early.map_or(Ok(()), |cs| write!(f, ", early from {}", Place::Cs(cs)))
             }
             What::RemoveMds(n) => write!(f, "{name} of {}", Place::Mds(*n)),
             What::Revoke(file) => write!(f, "{name} of file {file}"),
@@ -324,9 +339,20 @@ const SETTINGS: &[(&str, &[u64])] = &[
 impl Plan {
     /// The plan of a seed, with faults within `chaos`.
     pub fn of_seed(seed: u64, chaos: Duration) -> Plan {
+        Plan::made(seed, chaos, false)
+    }
+
+    /// As [`Plan::of_seed`], with map pages that decay, clients that go on reading while they are stranded, metadata
+    /// servers removed down to one, and a look for damage on good disks. What it shows is not all mended
+    /// (docs/simulator.md), so `cargo test` runs without it.
+    pub fn harsh(seed: u64, chaos: Duration) -> Plan {
+        Plan::made(seed, chaos, true)
+    }
+
+    fn made(seed: u64, chaos: Duration, harsh: bool) -> Plan {
         // Numbers of its own: those of the world must not depend on how many were used here.
         let mut rng = Rng::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x706c_616e);
-        let shape = shape(&mut rng);
+        let shape = shape(&mut rng, harsh);
         let faults = faults(&mut rng, &shape, chaos);
         Plan { seed, shape, faults }
     }
@@ -338,7 +364,7 @@ impl Plan {
     }
 }
 
-fn shape(rng: &mut Rng) -> Shape {
+fn shape(rng: &mut Rng, harsh: bool) -> Shape {
     Shape {
         mds: rng.between(3, 5) as usize,
         cs: rng.between(5, 9) as usize,
@@ -350,17 +376,22 @@ fn shape(rng: &mut Rng) -> Shape {
         disks: if rng.one_in(3) { DiskKind::Hard } else { DiskKind::Ssd },
         net: if rng.one_in(3) { NetKind::Slow } else { NetKind::Fast },
         drift_ppm: if rng.one_in(2) { 10_000 } else { 0 },
-        bad_disk: match rng.below(4) {
+        bad_disk: match rng.below(if harsh { 6 } else { 4 }) {
             0 => Some((rng.below(5) as usize, BadDisk::Lies)),
             1 => Some((rng.below(5) as usize, BadDisk::Refuses)),
+            2 if harsh => Some((rng.below(5) as usize, BadDisk::Decays)),
             _ => None,
         },
+        harsh,
     }
 }
 
 fn faults(rng: &mut Rng, shape: &Shape, chaos: Duration) -> Vec<Fault> {
     let mut kinds: Vec<(Kind, u64)> = KINDS.iter().copied().filter(|_| rng.one_in(2)).collect();
     kinds.retain(|(kind, _)| *kind != Kind::Disk || shape.bad_disk.is_some());
+    if matches!(shape.bad_disk, Some((_, BadDisk::Decays))) {
+        kinds.push((Kind::Disk, 60));
+    }
     if kinds.is_empty() {
         kinds.push(KINDS[0]);
     }
@@ -378,15 +409,27 @@ fn faults(rng: &mut Rng, shape: &Shape, chaos: Duration) -> Vec<Fault> {
                     }
                 })
                 .expect("within the sum of all");
-            Fault {
-                at: Duration::from_millis(rng.below(chaos.as_millis() as u64)),
-                // Most are short, some outlast every timeout.
-                lasts: Duration::from_millis(rng.between(1, 90).pow(2)),
-                what: what(rng, shape, *kind),
+            let (mut at_ms, mut lasts_ms) = (rng.below(chaos.as_millis() as u64), rng.between(1, 90).pow(2)); // Some outlast every timeout.
+            if shape.harsh && *kind == Kind::Stranded && !rng.one_in(4) {
+                // Until the client's leases have ended, and others have worked with its file.
+                (at_ms, lasts_ms) = (at_ms / 3, rng.between(3000, 7000));
             }
+            let (at, lasts) = (Duration::from_millis(at_ms), Duration::from_millis(lasts_ms));
+            Fault { at, lasts, what: what(rng, shape, *kind) }
         })
         .collect();
-    if let Some((bad, BadDisk::Lies)) = shape.bad_disk {
+    let removes = |fault: &Fault| matches!(fault.what, What::RemoveMds(_));
+    if shape.harsh && faults.iter().any(removes) && rng.one_in(2) {
+        // All but the first, close to each other: who is told to go may still be needed.
+        let begin_ms = rng.below(chaos.as_millis() as u64 / 2);
+        faults.retain(|fault| !removes(fault));
+        faults.extend((1..shape.mds).map(|n| Fault {
+            at: Duration::from_millis(begin_ms + rng.below(2000)),
+            lasts: Duration::ZERO,
+            what: What::RemoveMds(n),
+        }));
+    }
+    if let Some((bad, BadDisk::Lies | BadDisk::Decays)) = shape.bad_disk {
         let victim = (bad + 1) % shape.cs;
         faults.iter_mut().for_each(|fault| fault.what.spare_all_but(victim));
     }
@@ -421,9 +464,11 @@ fn what(rng: &mut Rng, shape: &Shape, kind: Kind) -> What {
         Kind::Loss => What::Loss(place, rng.between(3, 50)),
         Kind::Far => What::Far(place, rng.between(5, 300)),
         Kind::Narrow => What::Narrow(place, rng.between(1, 20)),
-        Kind::Stranded => {
-            What::Stranded { client: rng.below(shape.clients as u64) as usize, pause: rng.one_in(2) }
-        }
+        Kind::Stranded => What::Stranded {
+            client: rng.below(shape.clients as u64) as usize,
+            pause: rng.one_in(2),
+            early: (shape.harsh && rng.one_in(2)).then(|| rng.below(shape.cs as u64) as usize),
+        },
         Kind::Disk => {
             What::Disk(disk_fault(rng, shape.bad_disk.expect("such faults are left out without").1))
         }
@@ -457,6 +502,7 @@ fn disk_fault(rng: &mut Rng, bad: BadDisk) -> DiskFault {
         (BadDisk::Refuses, 0) => DiskFault::WriteError,
         (BadDisk::Refuses, 1..=2) => DiskFault::Full,
         (BadDisk::Refuses, _) => DiskFault::ReadError,
+        (BadDisk::Decays, _) => DiskFault::MapRot,
     }
 }
 
@@ -482,13 +528,13 @@ mod tests {
     fn a_seed_is_a_plan_and_all_kinds_occur() {
         let chaos = Duration::from_secs(10);
         assert_eq!(Plan::of_seed(7, chaos), Plan::of_seed(7, chaos));
-        let plans: Vec<Plan> = (0..200).map(|seed| Plan::of_seed(seed, chaos)).collect();
+        let plans: Vec<Plan> = (0..200).map(|seed| Plan::harsh(seed, chaos)).collect();
         let names = |plan: &Plan| plan.faults.iter().map(|f| f.what.name()).collect::<BTreeSet<_>>();
         let all: BTreeSet<&str> = plans.iter().flat_map(names).collect();
         assert_eq!(
             all.len(),
-            KINDS.len() + 9,
-            "eight kinds of faults of disks, two of settings, two of rm-cs"
+            KINDS.len() + 10,
+            "nine kinds of faults of disks, two of settings, two of rm-cs"
         );
         for plan in &plans {
             assert!(plan.faults.iter().all(|f| f.at < chaos) && plan.faults.is_sorted_by_key(|f| f.at));

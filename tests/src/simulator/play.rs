@@ -21,12 +21,20 @@ enum Later {
     Clear(IpAddr),
     /// The bad disk has room again.
     Room,
+    Strand {
+        client: usize,
+        leaders: Vec<Place>,
+        pause: bool,
+        until: Timestamp,
+    },
     EndOfChaos,
 }
 
 /// Servers that lost power together come back one after another.
 const RESTART_APART: Duration = Duration::from_millis(170);
 const RESET_EVERY: Duration = Duration::from_millis(700);
+/// One of those that a stranded client's writes should reach is cut off so much earlier than the others.
+const EARLY: Duration = Duration::from_millis(60);
 
 struct Player<'a> {
     cluster: &'a mut Cluster,
@@ -88,6 +96,7 @@ impl Player<'_> {
                 Later::Reset(a, b, until) => self.reset(a, b, until),
                 Later::Clear(ip) => self.cluster.world.set_weather(ip, Weather::default()),
                 Later::Room => self.cluster.mend_disk(),
+                Later::Strand { client, leaders, pause, until } => self.strand(client, leaders, pause, until),
                 Later::EndOfChaos => return Ok(()),
             }
         }
@@ -131,13 +140,15 @@ impl Player<'_> {
             What::Narrow(p, bytes_per_us) => {
                 self.weather(p, then, Weather { bytes_per_us, ..Weather::default() });
             }
-            What::Stranded { client, pause } => {
-                let mut island = self.cluster.leaders_for(client);
-                island.push(Place::Client(client));
-                let rest: Vec<Place> = places.into_iter().filter(|p| !island.contains(p)).collect();
-                self.cut(&island, &rest, then);
-                if pause {
-                    self.cluster.pause(Place::Client(client), fault.lasts / 2);
+            What::Stranded { client, pause, early } => {
+                let leaders = self.cluster.leaders_for(client);
+                match early.map(Place::Cs).filter(|cs| !leaders.contains(cs)) {
+                    Some(early) => {
+                        self.cut(&leaders, &[early], then);
+                        let soon = self.cluster.world.now().after(EARLY);
+                        self.order(soon, Later::Strand { client, leaders, pause, until: then });
+                    }
+                    None => self.strand(client, leaders, pause, then),
                 }
             }
             What::Disk(fault) => self.disk(fault, then),
@@ -153,6 +164,20 @@ impl Player<'_> {
                 let (key, value) = (key.to_string(), value.to_string());
                 self.cluster.order("set-config", MdsRequest::SetConfig { key, value });
             }
+        }
+    }
+
+    /// Cuts a client and those that lead the chunks of its file off from all others.
+    fn strand(&mut self, client: usize, leaders: Vec<Place>, pause: bool, until: Timestamp) {
+        let island: Vec<Place> = leaders.into_iter().chain([Place::Client(client)]).collect();
+        let rest: Vec<Place> = self.cluster.places().into_iter().filter(|p| !island.contains(p)).collect();
+        self.cut(&island, &rest, until);
+        if pause {
+            let lasts = until.since(self.cluster.world.now());
+            self.cluster.pause(Place::Client(client), lasts / 2);
+        }
+        if self.cluster.shape.harsh {
+            self.cluster.strand(client, until);
         }
     }
 
@@ -173,6 +198,13 @@ impl Player<'_> {
     fn disk(&mut self, fault: DiskFault, then: Timestamp) {
         let (on, effect) = match fault {
             DiskFault::Rot(bits) => return self.cluster.rot(bits),
+            DiskFault::MapRot => {
+                let Some(bad) = self.cluster.bad_disk() else { return };
+                // Not long, so that it comes back as the primary it was.
+                let now = self.cluster.world.now();
+                self.crash([bad], CrashKind::Process, now.after(then.since(now) / 8));
+                return self.cluster.rot_maps();
+            }
             DiskFault::Full => {
                 self.cluster.fill_disk();
                 return self.order(then, Later::Room);

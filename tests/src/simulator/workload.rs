@@ -15,6 +15,9 @@ pub const CHUNK_BYTES: u64 = 1 << 20;
 const CHUNKS: u64 = 3;
 pub const FILE_BYTES: u64 = CHUNKS * CHUNK_BYTES;
 const CHUNK_CELLS: u64 = CHUNK_BYTES / CELL_BYTES as u64;
+/// How long a stranded client goes on writing, and its operations under way.
+const STRANDED_WRITES: Duration = Duration::from_millis(200);
+const STRANDED_DEPTH: u64 = 200;
 
 /// Who asked, of which life, and what it is an answer to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -104,6 +107,17 @@ pub struct Workload {
     /// Set when reads showed something that can't be.
     pub violation: Option<String>,
     stopped: bool,
+    stranded: Option<Stranded>,
+}
+
+/// A client that is cut off together with those that lead the chunks of its file.
+#[derive(Clone, Copy)]
+struct Stranded {
+    client: usize,
+    file: usize,
+    /// From then on it only reads: what it wrote and could not finish lies in its way otherwise.
+    reads_from: Timestamp,
+    until: Timestamp,
 }
 
 impl Workload {
@@ -141,6 +155,7 @@ impl Workload {
             errors: BTreeMap::new(),
             violation: None,
             stopped: false,
+            stranded: None,
         }
     }
 
@@ -159,6 +174,27 @@ impl Workload {
     /// The file a client has open, by its number.
     pub fn held_by(&self, client: usize) -> Option<usize> {
         self.users[client].holds
+    }
+
+    /// Until then a client goes on reading its file, as much as it may, and others want it.
+    pub fn strand(&mut self, client: usize, now: Timestamp, until: Timestamp) {
+        if let Some(file) = self.users[client].holds {
+            self.stranded = Some(Stranded { client, file, reads_from: now.after(STRANDED_WRITES), until });
+            let user = &mut self.users[client];
+            // Much of it may never be answered.
+            (user.left, user.depth, user.think_ms) = (u64::MAX, STRANDED_DEPTH, 60);
+        }
+    }
+
+    /// What is over is over.
+    fn end_stranding(&mut self, now: Timestamp) {
+        if let Some(Stranded { client, file, until, .. }) = self.stranded
+            && (now >= until || self.users[client].holds != Some(file))
+        {
+            self.stranded = None;
+            let user = &mut self.users[client];
+            (user.left, user.depth) = (user.left.min(20), user.depth.min(8));
+        }
     }
 
     /// No new operations; those under way may end.
@@ -190,6 +226,7 @@ impl Workload {
         if self.stopped {
             return;
         }
+        self.end_stranding(world.now());
         for client in 0..self.users.len() {
             if world.is_up(self.users[client].host) && self.users[client].rest_until <= world.now() {
                 self.start_some(world, client);
@@ -212,9 +249,12 @@ impl Workload {
         let user = &mut self.users[client];
         let waiting_alone = user.busy.values().any(|op| matches!(op, Op::Open | Op::Close));
         let (files, readers) = (self.files.len() as u64, self.readers);
+        let stranded = self.stranded.filter(|s| s.client == client).is_some();
+        let wanted = self.stranded.map(|s| s.file);
         match user.holds {
             None if user.busy.is_empty() => {
-                let file = user.rng.below(files) as usize;
+                let any = user.rng.below(files) as usize;
+                let file = wanted.filter(|_| user.rng.one_in(2)).unwrap_or(any);
                 user.holds = Some(file);
                 // Readers share a file; they may find it in their caches.
                 user.mode = if readers && user.rng.one_in(4) { LeaseMode::Read } else { LeaseMode::Write };
@@ -239,6 +279,9 @@ impl Workload {
                 {
                     self.users[client].left -= 1;
                     self.start_one(world, client, file);
+                    if stranded {
+                        break; // One after the other, answered or not.
+                    }
                 }
                 let user = &mut self.users[client];
                 let think = Duration::from_millis(user.rng.between(0, user.think_ms));
@@ -250,7 +293,13 @@ impl Workload {
 
     fn start_one(&mut self, world: &mut World, client: usize, file: usize) {
         let reads_only = self.users[client].mode == LeaseMode::Read;
-        match self.users[client].rng.below(if reads_only { 16 } else { 40 }) {
+        let now = world.now();
+        let kinds = match self.stranded.filter(|s| s.client == client && now >= s.reads_from) {
+            Some(_) => 2..=15,
+            None if reads_only => 0..=15,
+            None => 0..=39,
+        };
+        match self.users[client].rng.between(*kinds.start(), *kinds.end()) {
             0 => {
                 let tag = self.tag(client, Op::Sync);
                 let done = self.answers.done(tag, Answer::Unit);
