@@ -428,7 +428,8 @@ impl Store {
         self.committed_round = apply.round;
         self.free_slots.extend(apply.cleared_slots);
         let forgotten = self.failed_units.extract_if(.., |(at, _)| *at < apply.cut).map(|(_, unit)| unit);
-        for unit in std::mem::take(&mut self.free_later).into_iter().chain(forgotten) {
+        let unowned = self.unowned.extract_if(.., |(found, _)| *found < apply.round).map(|(_, unit)| unit);
+        for unit in std::mem::take(&mut self.free_later).into_iter().chain(forgotten).chain(unowned) {
             self.units.release(unit);
         }
         if self.dirty {

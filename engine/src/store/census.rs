@@ -4,6 +4,10 @@
 //! The walk suspects every unit that is referenced when it begins. A unit is cleared when a page that names it is met, and
 //! when anything about it changes meanwhile ([`Units::refer`], [`Units::unrefer`]). What is still suspected at the end, after
 //! every page was met, is named by none. A page that can't be read ends the walk without a result.
+//!
+//! What was found is given to others only when a round has recorded that it is free: a unit that a record of the journal
+//! frees may be named by a later record, but no record says what a census has found, and a start would meet a record that
+//! names a unit which the bitmap says is another's.
 
 use super::load::Waiter;
 use super::{Store, StoreError, bits};
@@ -62,7 +66,7 @@ impl Store {
         tracing::info!(units = lost.len(), "units_without_an_owner_are_free");
         for unit in lost {
             self.units.unrefer(unit);
-            self.free_unit(unit);
+            self.unowned.push((self.last_round, unit));
         }
         self.mark_dirty(io);
         if again {

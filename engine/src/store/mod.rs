@@ -371,6 +371,8 @@ pub struct Store {
     timer_set: bool,
     /// Units to free when the running apply has ended.
     free_later: Vec<u32>,
+    /// Found by a census; free once a round is valid that began after the one named.
+    unowned: Vec<(Round, u32)>,
     /// Of all chunks ever deleted here.
     highest_deleted: ChunkId,
     /// Units of large writes that failed, with the place of their last record in the journal.
@@ -463,6 +465,7 @@ impl Store {
             dirty: false,
             timer_set: false,
             free_later: Vec::new(),
+            unowned: Vec::new(),
             highest_deleted: ChunkId(0),
             failed_units: Vec::new(),
             outcomes,

@@ -447,8 +447,9 @@ impl Store {
             self.units.release(unit);
         }
         for &unit in after.difference(before) {
-            // What a lost page named is taken already, and a record may have put it in its place again.
-            if !self.units.claim(unit) && !self.named_by_lost_page(unit) {
+            // What a lost page named is taken already. A record may have put it in its place again, or one freed it and
+            // another gave it to another page.
+            if !self.units.claim(unit) && !self.may_be_of_lost_page(unit) {
                 let names = |c: &Chunk| c.pages.values().any(|p| p.units().any(|u| u == unit));
                 let (id, chunk) = self.chunks.iter().find(|(_, c)| names(c)).expect("it is named");
                 return Err(self.two_owners(*id, chunk, unit));
@@ -457,11 +458,8 @@ impl Store {
         Ok(())
     }
 
-    fn named_by_lost_page(&self, unit: u32) -> bool {
-        self.lost_at_start.iter().any(|(id, number)| {
-            let page = self.chunks.get(id).and_then(|chunk| chunk.pages.get(number));
-            page.is_some_and(|page| page.units().any(|named| named == unit))
-        })
+    fn may_be_of_lost_page(&self, unit: u32) -> bool {
+        !self.lost_at_start.is_empty() && unit < self.units.total() && self.units.is_referenced(unit)
     }
 
     fn two_owners(&self, id: ChunkId, chunk: &Chunk, unit: u32) -> StoreError {

@@ -4,7 +4,7 @@ mod cuts;
 mod flips;
 
 use super::*;
-use shards::sim::{CrashKind, FaultEffect, FaultOn, FaultRule, TestIo};
+use shards::sim::{CrashKind, FaultEffect, FaultOn, FaultRule, TestIo, VirtualDisk};
 use std::collections::BTreeSet;
 use wire::data::block_crcs;
 
@@ -517,10 +517,8 @@ fn units_of_a_map_page_that_was_given_up_are_found_and_freed() {
     b.apply();
     let mut b = b.crash(1);
     let free = b.store.units.free();
-    let at = page::map_number(b.store.chunks[&ChunkId(2)].slot, 0);
-    [0, 1].iter().for_each(|&place| {
-        b.io.disk().flip_bit("shard-000/maps", page::offset(at, place) + 300, 1);
-    });
+    let slot = b.store.chunks[&ChunkId(2)].slot;
+    damage_map(b.io.disk(), slot);
     assert!(b.read(2, 0, 1).unwrap_err().is_damage());
     let emptied = b.discard(2, 0, PAGE_BLOCKS, 3);
     // Others change meanwhile.
@@ -535,6 +533,65 @@ fn units_of_a_map_page_that_was_given_up_are_found_and_freed() {
     assert_eq!((b.broken.clone(), b.read(2, 0, 1).unwrap()), (None, vec![0]));
     assert_eq!(b.read(3, 0, 160).unwrap()[16..65], [[9; 48].as_slice(), &[3]].concat());
     assert_eq!((b.read(6, 0, 160).unwrap(), b.read(7, 0, 16).unwrap()), (vec![6; 160], vec![7; 16]));
+    b.check_units(0);
+}
+
+/// Damages both versions of the first map page of a chunk.
+fn damage_map(disk: &mut VirtualDisk, slot: u32) {
+    let at = page::map_number(slot, 0);
+    for place in [0, 1] {
+        assert!(
+            disk.flip_bit("shard-000/maps", page::offset(at, place) + 300, 1) || place == 1,
+            "it was written"
+        );
+    }
+}
+
+#[test]
+fn what_a_census_found_is_not_given_away_before_a_round_has_recorded_it() {
+    let mut b = Bench::new();
+    for chunk in 1..=2 {
+        let t = b.write(chunk, 0, &[chunk as u8; 160], 1);
+        b.ok(t);
+    }
+    b.apply();
+    let mut b = b.crash(1);
+    let (free, slot) = (b.store.units.free(), b.store.chunks[&ChunkId(1)].slot);
+    damage_map(b.io.disk(), slot);
+    assert!(b.read(1, 0, 1).unwrap_err().is_damage());
+    b.settle();
+    assert!(b.store.census.is_none());
+    let t = b.write(3, 0, &[3; 160], 1);
+    b.ok(t);
+    let mut b = b.crash(2);
+    assert_eq!(b.broken, None);
+    assert_eq!((b.read(2, 0, 160).unwrap(), b.read(3, 0, 160).unwrap()), (vec![2; 160], vec![3; 160]));
+    assert!(b.read(1, 0, 1).unwrap_err().is_damage());
+    b.apply();
+    b.apply();
+    b.check_units(0);
+    assert_eq!(b.store.units.free(), free, "ten were lost, and ten are taken");
+}
+
+#[test]
+fn what_a_lost_map_page_named_may_be_named_by_another_since() {
+    let mut b = Bench::new();
+    let t = b.write(1, 0, &[1; 160], 1);
+    b.ok(t);
+    b.apply();
+    let slot = b.store.chunks[&ChunkId(1)].slot;
+    // The first write's units are free when the second is durable, and the third gets them.
+    for (chunk, value, sequence) in [(1, 2, 2), (2, 3, 1)] {
+        let t = b.write(chunk, 0, &[value; 160], sequence);
+        b.ok(t);
+    }
+    let mut disk = b.io.crash(CrashKind::Power, 1);
+    damage_map(&mut disk, slot);
+    let mut b = Bench::open(TestIo::with_disk(disk, 1), &config());
+    assert_eq!(b.broken, None);
+    assert_eq!((b.read(1, 0, 160).unwrap(), b.read(2, 0, 160).unwrap()), (vec![2; 160], vec![3; 160]));
+    b.apply();
+    b.apply();
     b.check_units(0);
 }
 
