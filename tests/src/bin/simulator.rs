@@ -31,7 +31,7 @@ struct Args {
     /// Virtual seconds during which faults begin. Another number is another plan.
     #[arg(long, default_value_t = 10)]
     chaos_s: u64,
-    /// Plans with more kinds of faults, which also show defects that are not mended yet.
+    /// Plans with more kinds of faults.
     #[arg(long)]
     harsh: bool,
     /// Threads. [default: all cores]

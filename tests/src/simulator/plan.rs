@@ -58,7 +58,7 @@ pub struct Shape {
     pub drift_ppm: u64,
     /// The only chunk server whose disk damages or refuses something: one failure is within what replicas promise.
     pub bad_disk: Option<(usize, BadDisk)>,
-    /// With what was added last, and finds more than is mended: see [`Plan::harsh`].
+    /// See [`Plan::harsh`].
     pub harsh: bool,
 }
 
@@ -343,8 +343,8 @@ impl Plan {
     }
 
     /// As [`Plan::of_seed`], with map pages that decay, clients that go on reading while they are stranded, metadata
-    /// servers removed down to one, and a look for damage on good disks. What it shows is not all mended
-    /// (docs/simulator.md), so `cargo test` runs without it.
+    /// servers removed down to one, and a look for damage on good disks
+    /// (docs/simulator.md).
     pub fn harsh(seed: u64, chaos: Duration) -> Plan {
         Plan::made(seed, chaos, true)
     }
