@@ -136,6 +136,9 @@ pub enum What {
         pause: bool,
         early: Option<usize>,
     },
+    /// A client is cut off, and stands still from then until after the cut has ended: what it had sent arrives when its
+    /// session is over and others have its file, and it does not know.
+    SpeaksLate(usize),
     /// To the server with the bad disk.
     Disk(DiskFault),
     /// A metadata server is added.
@@ -167,7 +170,9 @@ impl What {
             What::Cut(a, b) | What::OneWay(a, b) | What::Resets(a, b) => (*a, *b) = (moved(*a), moved(*b)),
             What::Island(places) => places.retain(|p| !matches!(p, Place::Cs(_)) || *p == Place::Cs(victim)),
             What::RackPowerLoss(_) | What::Blackout => *self = What::PowerLoss(Place::Cs(victim)),
-            What::Stranded { client, .. } => *self = What::Isolation(Place::Client(*client)),
+            What::Stranded { client, .. } | What::SpeaksLate(client) => {
+                *self = What::Isolation(Place::Client(*client));
+            }
             What::RemoveCs { cs, .. } | What::KeepCs(cs) => *cs = victim,
             What::Disk(_)
             | What::AddMds
@@ -196,6 +201,7 @@ impl What {
             What::Far(..) => "far away",
             What::Narrow(..) => "narrow link",
             What::Stranded { .. } => "stranded client",
+            What::SpeaksLate(_) => "client heard late",
             What::Disk(DiskFault::Rot(_)) => "bit rot",
             What::Disk(DiskFault::LostWrite) => "lost writes",
             What::Disk(DiskFault::Misdirected) => "misdirected writes",
@@ -245,6 +251,7 @@ impl fmt::Display for What {
                 )?;
                 early.map_or(Ok(()), |cs| write!(f, ", early from {}", Place::Cs(cs)))
             }
+            What::SpeaksLate(client) => write!(f, "{name}: {}", Place::Client(*client)),
             What::RemoveMds(n) => write!(f, "{name} of {}", Place::Mds(*n)),
             What::Revoke(file) => write!(f, "{name} of file {file}"),
             What::RemoveCs { cs, force } => {
@@ -296,6 +303,7 @@ enum Kind {
     Far,
     Narrow,
     Stranded,
+    SpeaksLate,
     Disk,
     AddMds,
     RemoveMds,
@@ -392,6 +400,9 @@ fn faults(rng: &mut Rng, shape: &Shape, chaos: Duration) -> Vec<Fault> {
     if matches!(shape.bad_disk, Some((_, BadDisk::Decays))) {
         kinds.push((Kind::Disk, 60));
     }
+    if shape.harsh && rng.one_in(3) {
+        kinds.push((Kind::SpeaksLate, 20));
+    }
     if kinds.is_empty() {
         kinds.push(KINDS[0]);
     }
@@ -409,8 +420,15 @@ fn faults(rng: &mut Rng, shape: &Shape, chaos: Duration) -> Vec<Fault> {
                     }
                 })
                 .expect("within the sum of all");
-            let (mut at_ms, mut lasts_ms) = (rng.below(chaos.as_millis() as u64), rng.between(1, 90).pow(2)); // Some outlast every timeout.
-            if shape.harsh && *kind == Kind::Stranded && !rng.one_in(4) {
+            let mut at_ms = rng.below(chaos.as_millis() as u64);
+            // Most are short, some outlast every timeout.
+            let mut lasts_ms = rng.between(1, 90).pow(2);
+            let ends_leases = shape.harsh
+                && match kind {
+                    Kind::Stranded => !rng.one_in(4),
+                    kind => *kind == Kind::SpeaksLate,
+                };
+            if ends_leases {
                 // Until the client's leases have ended, and others have worked with its file.
                 (at_ms, lasts_ms) = (at_ms / 3, rng.between(3000, 7000));
             }
@@ -469,6 +487,7 @@ fn what(rng: &mut Rng, shape: &Shape, kind: Kind) -> What {
             pause: rng.one_in(2),
             early: (shape.harsh && rng.one_in(2)).then(|| rng.below(shape.cs as u64) as usize),
         },
+        Kind::SpeaksLate => What::SpeaksLate(rng.below(shape.clients as u64) as usize),
         Kind::Disk => {
             What::Disk(disk_fault(rng, shape.bad_disk.expect("such faults are left out without").1))
         }
@@ -533,8 +552,8 @@ mod tests {
         let all: BTreeSet<&str> = plans.iter().flat_map(names).collect();
         assert_eq!(
             all.len(),
-            KINDS.len() + 10,
-            "nine kinds of faults of disks, two of settings, two of rm-cs"
+            KINDS.len() + 11,
+            "one kind in harsh plans only, nine kinds of faults of disks, two of settings, two of rm-cs"
         );
         for plan in &plans {
             assert!(plan.faults.iter().all(|f| f.at < chaos) && plan.faults.is_sorted_by_key(|f| f.at));

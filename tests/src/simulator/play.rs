@@ -27,6 +27,7 @@ enum Later {
         pause: bool,
         until: Timestamp,
     },
+    Pause(Place, Timestamp),
     EndOfChaos,
 }
 
@@ -35,6 +36,10 @@ const RESTART_APART: Duration = Duration::from_millis(170);
 const RESET_EVERY: Duration = Duration::from_millis(700);
 /// One of those that a stranded client's writes should reach is cut off so much earlier than the others.
 const EARLY: Duration = Duration::from_millis(60);
+
+/// A client sends something within this time after a cut, and stands still so long after the cut's end.
+const SENDS: Duration = Duration::from_millis(15);
+const STILL: Duration = Duration::from_millis(500);
 
 struct Player<'a> {
     cluster: &'a mut Cluster,
@@ -97,6 +102,10 @@ impl Player<'_> {
                 Later::Clear(ip) => self.cluster.world.set_weather(ip, Weather::default()),
                 Later::Room => self.cluster.mend_disk(),
                 Later::Strand { client, leaders, pause, until } => self.strand(client, leaders, pause, until),
+                Later::Pause(place, until) => {
+                    let now = self.cluster.world.now();
+                    self.cluster.pause(place, until.since(now));
+                }
                 Later::EndOfChaos => return Ok(()),
             }
         }
@@ -150,6 +159,14 @@ impl Player<'_> {
                     }
                     None => self.strand(client, leaders, pause, then),
                 }
+            }
+            What::SpeaksLate(client) => {
+                let client = Place::Client(client);
+                let others: Vec<Place> = places.into_iter().filter(|p| *p != client).collect();
+                self.cut(&[client], &others, then);
+                // Once it has sent something that does not arrive.
+                let soon = self.cluster.world.now().after(SENDS);
+                self.order(soon, Later::Pause(client, then.after(STILL)));
             }
             What::Disk(fault) => self.disk(fault, then),
             What::AddMds => self.cluster.add_mds(),
