@@ -31,16 +31,11 @@ pub fn run(file: &Path, case: Case, time: Duration) -> Result<Figures, String> {
         ])
         .arg(format!("--runtime={}ms", time.as_millis()))
         .arg(format!("--ramp_time={}ms", (time / 10).min(Duration::from_millis(500)).as_millis()));
-    report_of(&mut run, |report| figures(report, case))
-}
-
-/// Runs fio and takes what is wanted out of its report (JSON).
-fn report_of<T>(fio: &mut Command, take: impl FnOnce(&[u8]) -> Option<T>) -> Result<T, String> {
-    let run = fio.output().map_err(|e| format!("fio: {e} (apt-get install fio)"))?;
+    let run = run.output().map_err(|e| format!("fio: {e} (apt-get install fio)"))?;
     if !run.status.success() {
         return Err(format!("fio failed: {}", String::from_utf8_lossy(&run.stderr).trim()));
     }
-    take(&run.stdout).ok_or_else(|| "fio's report is not understood: is it version 3?".to_string())
+    figures(&run.stdout, case).ok_or_else(|| "fio's report is not understood: is it version 3?".to_string())
 }
 
 fn figures(json: &[u8], case: Case) -> Option<Figures> {

@@ -624,11 +624,9 @@ fn records_are_replayed_over_a_damaged_map_page_whose_other_blocks_are_lost() {
     }
     let t = b.discard(2, 80, 4, 5);
     b.ok(t);
-    let at = page::map_number(b.store.chunks[&ChunkId(2)].slot, 0);
+    let slot = b.store.chunks[&ChunkId(2)].slot;
     let mut disk = b.io.crash(CrashKind::Power, 1);
-    for place in [0, 1] {
-        disk.flip_bit("shard-000/maps", page::offset(at, place) + 300, 1);
-    }
+    damage_map(&mut disk, slot);
     let mut b = Bench::open(TestIo::with_disk(disk, 1), &config());
     assert_eq!(b.broken, None);
     for _ in 0..2 {
