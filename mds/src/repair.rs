@@ -117,6 +117,18 @@ impl World<'_> {
         Some(SetAction::Remove { cs: needless, force: true })
     }
 
+    /// A primary that rests because it is slow makes every write and every read slow: another one leads, where the set
+    /// can spare it.
+    fn slow_primary(&self, view: &ChunkView) -> Option<SetAction> {
+        let slow = view.primary().filter(|cs| self.registry.is_slow(*cs, self.now))?;
+        let is_well = |cs: &CsId| {
+            *cs != slow && self.live(*cs) == Liveness::Active && !self.registry.is_slow(*cs, self.now)
+        };
+        let remain = view.in_sync().filter(is_well).count();
+        let is_spared = remain >= usize::from(view.min_replicas.max(1));
+        is_spared.then(|| SetAction::Drop { cs: vec![slow], force: false })
+    }
+
     /// The shard that leads the chunk.
     fn source(&self, view: &ChunkView) -> Option<Source> {
         let primary = view.primary()?;
@@ -423,6 +435,7 @@ impl Repair {
         for view in &views {
             let wants = || {
                 has_lost_learner(view, world)
+                    || world.slow_primary(view).is_some()
                     || world.state.repair_step(view.chunk, &live).is_some()
                     || world.reason_to_move(view).is_some()
             };
@@ -461,7 +474,7 @@ impl Repair {
         if !lost.is_empty() {
             return change(SetAction::Drop { cs: lost, force: false });
         }
-        if let Some(action) = world.needless_learner(&view) {
+        if let Some(action) = world.needless_learner(&view).or_else(|| world.slow_primary(&view)) {
             return change(action);
         }
         match world.state.repair_step(chunk, &|cs| world.live(cs)) {

@@ -284,6 +284,8 @@ impl Server {
                 SlowVerdict::RestsAlready => {}
                 SlowVerdict::Needed => changes.clear(),
                 SlowVerdict::Rests(rest) => {
+                    // What it leads is slow too, and nobody sees that by comparison.
+                    master.repair.look_at_server(slow, &self.state);
                     let message = format!(
                         "CS#{slow} is slow: {text}, as CS#{primary} sees it; it is left out where it can be spared, and \
                          tried again in {} sec",

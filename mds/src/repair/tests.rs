@@ -584,6 +584,27 @@ fn of_stale_replicas_the_one_that_stays_is_brought_back() {
 }
 
 #[test]
+fn a_slow_server_leads_nothing_that_can_do_without_it() {
+    let mut b = Bench::new();
+    let cs: Vec<CsId> = (1..=4).map(|host| b.server(host, "")).collect();
+    b.set(ROOT, "replicas", "3:2");
+    b.file("disk", &in_turn(&cs[..3], 3, 6));
+    b.registry.found_slow(cs[0], Duration::from_secs(60), b.now);
+    b.repair.look_at_server(cs[0], &b.state);
+    b.run_until(50, |b| b.views().iter().all(|v| v.primary() != Some(cs[0])));
+    let stale = |b: &Bench| b.views().iter().filter(|v| v.role_of(cs[0]) == Some(Role::Stale)).count();
+    assert_eq!(stale(&b), 2, "where others lead, the primary says whether it is in the way");
+    // With a second one away the minimum forbids it.
+    b.set(ROOT, "replicas", "3:3");
+    b.registry.found_slow(cs[0], Duration::ZERO, b.now);
+    let led = b.views().iter().filter(|v| v.primary() == Some(cs[1])).count();
+    b.registry.found_slow(cs[1], Duration::from_secs(60), b.now);
+    b.repair.look_at_server(cs[1], &b.state);
+    b.run_until(50, |b| b.repair.is_idle());
+    assert_eq!(b.views().iter().filter(|v| v.primary() == Some(cs[1])).count(), led);
+}
+
+#[test]
 fn one_that_missed_nothing_goes_before_all_others_even_if_it_is_to_leave() {
     let mut b = Bench::new();
     let cs: Vec<CsId> = (1..=5).map(|host| b.server(host, "")).collect();
