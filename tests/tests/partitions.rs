@@ -83,6 +83,42 @@ fn lines_cut_between_some_hosts_only_stop_nobody() {
     heal_and_check(&c, load);
 }
 
+/// It is heard and hears, but late: its disk is well, and no other notices where it leads. Others that lead find it out.
+#[test]
+fn a_chunk_server_with_a_slow_line_is_left_out_and_leads_nothing() {
+    let _alone = alone();
+    let (c, load) = begin("slow");
+    c.admin(&["set-config", "mds.wd.slow_tout=20000"]).ok();
+    // Of the chunks the load uses; made one after the other, the servers have the numbers of their hosts.
+    let leaders = || -> Vec<u64> {
+        let chunks_of = |file| c.json(&["explain", file])["chunks"].as_array().cloned().unwrap_or_default();
+        let chunks = ["/f0", "/f1", "/f2"].into_iter().flat_map(chunks_of);
+        chunks.map(|chunk| chunk["primary"].as_u64().expect("a number")).collect()
+    };
+    let slow = leaders()[0];
+    let host = format!("cs{slow}");
+    let rate = |seconds: u64| {
+        let before = load.report();
+        std::thread::sleep(Duration::from_secs(seconds));
+        let after = load.report();
+        (after.writes + after.reads - before.writes - before.reads) / seconds
+    };
+    let well = rate(5);
+    let late = Line { delay: Duration::from_millis(150), ..Line::default() };
+    for other in c.others(&host) {
+        c.line(&host, &other, late);
+        c.line(&other, &host, late);
+    }
+    let ill = rate(5);
+    let is_told = || c.admin(&["get-event"]).text.contains(&format!("CS#{slow} is slow"));
+    wait_until("it to be found slow", SOON, is_told);
+    wait_until("it to lead nothing", SOON, || !leaders().contains(&slow));
+    let left_out = rate(5);
+    println!("operations a second: {well} on good lines, {ill} on the slow one, {left_out} without it");
+    assert!(left_out > 3 * ill, "{ill} operations a second with it, {left_out} without{}", c.logs());
+    heal_and_check(&c, load);
+}
+
 #[test]
 fn random_faults_of_one_seed() {
     let _alone = alone();
