@@ -195,8 +195,19 @@ impl Chaos<'_> {
     }
 
     fn end_due(&mut self, now: Instant) {
-        let (due, rest) = std::mem::take(&mut self.active).into_iter().partition(|(until, _)| *until <= now);
+        let (mut due, rest): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.active).into_iter().partition(|(until, _)| *until <= now);
         self.active = rest;
+        // A mount that starts is waited for, and needs a majority of the metadata servers: it goes behind them.
+        let troubled =
+            self.active.iter().flat_map(|(_, f)| f.touches()).filter(|s| s.starts_with("mds")).count();
+        let (mounts, others): (Vec<_>, Vec<_>) = due.into_iter().partition(|(_, fault)| fault.is_of_mount());
+        due = others;
+        if troubled < 2 {
+            due.extend(mounts)
+        } else {
+            self.active.extend(mounts)
+        }
         if due.is_empty() {
             return;
         }
@@ -247,6 +258,10 @@ impl Chaos<'_> {
 }
 
 impl Fault {
+    fn is_of_mount(&self) -> bool {
+        matches!(self, Fault::Killed(names) if names.iter().all(|name| client_number(name).is_some()))
+    }
+
     /// Services that must not have another fault at the same time.
     fn touches(&self) -> Vec<String> {
         match self {
