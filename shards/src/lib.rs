@@ -14,8 +14,10 @@ pub mod sabotage;
 pub mod sim;
 pub mod tap;
 pub mod text;
+pub mod tls;
 
 pub use buf::{BLOCK_BYTES, Buf, BufMut};
+pub use tls::Channel;
 pub use node::{
     BodyLength, ConnId, Durability, Event, FileHandle, Framing, HEAD_BYTES, Io, Node, OpId, OpenHow,
     RawFrame, TimerId, Timestamp,
