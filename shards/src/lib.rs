@@ -17,8 +17,8 @@ pub mod text;
 pub mod tls;
 
 pub use buf::{BLOCK_BYTES, Buf, BufMut};
-pub use tls::Channel;
 pub use node::{
     BodyLength, ConnId, Durability, Event, FileHandle, Framing, HEAD_BYTES, Io, Node, OpId, OpenHow,
     RawFrame, TimerId, Timestamp,
 };
+pub use tls::Channel;

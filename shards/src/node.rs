@@ -13,6 +13,7 @@
 //! - operations submitted inside one `handle` call are submitted as one batch after it returns.
 
 use crate::buf::{Buf, BufMut};
+use crate::tls::Channel;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -150,6 +151,11 @@ pub trait Io {
     fn unsent_bytes(&self, conn: ConnId) -> usize;
     /// Closes after the queued frames are sent. `Closed` follows.
     fn close(&mut self, conn: ConnId);
+    /// Whether connections made from now on are encrypted ([`crate::tls`]); those that stand stay as they are. What is
+    /// accepted is as the caller wants it.
+    fn encrypt(&mut self, on: bool);
+    /// How a connection carries its frames; known when the first frame has come.
+    fn channel(&self, conn: ConnId) -> Channel;
 
     /// Opens a file. Blocking: only while starting.
     fn open(&mut self, path: &str, how: OpenHow) -> io::Result<FileHandle>;

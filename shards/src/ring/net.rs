@@ -3,10 +3,15 @@
 //! Receiving: bytes arrive in a staging buffer; a header tells the lengths of metadata and payload, which get
 //! buffers of their own. What of them has already arrived is copied out of staging; the rest is received straight
 //! into them, and what follows into staging again, by one recvmsg.
+//!
+//! On an encrypted connection ([`crate::tls`]) everything is received into memory of its own, and what it held is copied
+//! to where it belongs while it is read; what is sent leaves from one sealed run of bytes. An accepted connection is
+//! one if its first byte says so.
 
 use super::world::{Happening, Operation, World};
 use crate::buf::BufMut;
-use crate::node::{ConnId, HEAD_BYTES, RawFrame};
+use crate::node::{BodyLength, ConnId, HEAD_BYTES, RawFrame};
+use crate::tls::{Channel, FIRST_BYTE, Tls};
 use io_uring::{cqueue, opcode, squeue, types};
 use std::collections::VecDeque;
 use std::io;
@@ -16,9 +21,15 @@ use std::time::{Duration, Instant};
 
 /// Small enough that a large payload is received mostly in place, large enough for a batch of small frames.
 const STAGING_BYTES: usize = 32 << 10;
+/// Received at once on an encrypted connection: some whole records.
+const SEALED_BYTES: usize = 128 << 10;
+/// Sealed bytes gathered into one send, before the records' overhead: they have to be in memory at once.
+const SEALED_SEND_BYTES: usize = 512 << 10;
 /// Most bytes gathered into one send.
 const SEND_BYTES: usize = 2 << 20;
 const SEND_PARTS: usize = 256;
+/// Runs of bytes up to this size are gathered into one record.
+const SEALED_SHORT_BYTES: usize = 16 << 10;
 /// A socket takes as much at once, unless its peer is slow to read.
 const SMALL_SEND_BYTES: usize = 64 << 10;
 /// Payloads from this size on are received into memory for disk transfers.
@@ -51,6 +62,12 @@ pub(super) struct Connection {
     /// `Closed` was delivered; waits for its operations to end.
     pub dead: bool,
     queued_for_send: bool,
+    /// On an encrypted connection.
+    tls: Option<Box<Tls>>,
+    /// This side made it.
+    called: bool,
+    /// Words of the TLS handshake, to be sent before any frame.
+    handshake: Vec<u8>,
 }
 
 impl Connection {
@@ -65,7 +82,20 @@ impl Connection {
             closing: false,
             dead: false,
             queued_for_send: false,
+            tls: None,
+            called: !connected,
+            handshake: Vec::new(),
         }
+    }
+
+    /// Whether there is something that can be sent now.
+    fn has_words(&self) -> bool {
+        let sealable = self.tls.as_ref().is_none_or(|tls| tls.channel().is_some());
+        self.connected && (!self.handshake.is_empty() || sealable && !self.queue.is_empty())
+    }
+
+    pub fn channel(&self) -> Channel {
+        self.tls.as_ref().and_then(|tls| tls.channel()).unwrap_or_default()
     }
 
     pub fn close_descriptor(&self) {
@@ -82,6 +112,45 @@ struct Partial {
     payload_have: usize,
 }
 
+impl Partial {
+    fn new(head: [u8; HEAD_BYTES], lengths: BodyLength) -> Partial {
+        let meta = BufMut::metadata(lengths.meta_bytes);
+        // Small ones wait in memory for their write-back, with others and gathered in one write: the arena is for
+        // those that go to the disk as they are.
+        let payload = match lengths.payload_bytes {
+            ARENA_PAYLOAD_BYTES.. => BufMut::for_disk(lengths.payload_bytes),
+            short => BufMut::scratch(short),
+        };
+        Partial { head, meta, meta_have: 0, payload, payload_have: 0 }
+    }
+
+    /// Copies as much of the body as there is; returns how many bytes of it that was.
+    fn fill(&mut self, bytes: &[u8]) -> usize {
+        let meta = bytes.len().min(self.meta.len() - self.meta_have);
+        self.meta[self.meta_have..self.meta_have + meta].copy_from_slice(&bytes[..meta]);
+        self.meta_have += meta;
+        let payload = (bytes.len() - meta).min(self.payload.len() - self.payload_have);
+        self.payload[self.payload_have..self.payload_have + payload]
+            .copy_from_slice(&bytes[meta..meta + payload]);
+        self.payload_have += payload;
+        meta + payload
+    }
+
+    fn is_complete(&self) -> bool {
+        self.meta_have == self.meta.len() && self.payload_have == self.payload.len()
+    }
+
+    fn frame(self) -> RawFrame {
+        RawFrame { head: self.head, meta: self.meta.freeze(), payload: self.payload.freeze() }
+    }
+}
+
+/// What an encrypted connection has received and not read yet: `bytes[..have]`.
+struct Sealed {
+    bytes: Box<[u8]>,
+    have: usize,
+}
+
 /// A receive under way and all that stays of the stream between two of them.
 pub(super) struct ReceiveOp {
     conn: ConnId,
@@ -89,6 +158,9 @@ pub(super) struct ReceiveOp {
     /// Unparsed bytes are `staging[..have]`.
     have: usize,
     partial: Option<Partial>,
+    sealed: Option<Sealed>,
+    /// Nothing has been received yet.
+    fresh: bool,
     /// Nothing more has come yet: the kernel waits before it tries.
     drained: bool,
     iovecs: [libc::iovec; 3],
@@ -100,6 +172,10 @@ pub(super) struct SendOp {
     frames: Vec<RawFrame>,
     total: usize,
     sent: usize,
+    /// On an encrypted connection: the frames and what goes before them, as they are sent.
+    sealed: Vec<u8>,
+    /// What of `total` the frames are.
+    frame_bytes: usize,
     iovecs: Vec<libc::iovec>,
     message: libc::msghdr,
 }
@@ -135,6 +211,8 @@ impl ReceiveOp {
             staging: Box::new([0; STAGING_BYTES]),
             have: 0,
             partial: None,
+            sealed: None,
+            fresh: true,
             drained: false,
             iovecs: [NO_PART; 3],
             message: empty_message(),
@@ -143,7 +221,11 @@ impl ReceiveOp {
 
     fn entry(&mut self, fd: RawFd) -> squeue::Entry {
         let mut parts = 0;
-        if let Some(p) = &mut self.partial {
+        let staging = match &self.sealed {
+            Some(sealed) => part(&sealed.bytes[sealed.have..]),
+            None => part(&self.staging[self.have..]),
+        };
+        if let Some(p) = self.partial.as_ref().filter(|_| self.sealed.is_none()) {
             for (buf, have) in [(&p.meta, p.meta_have), (&p.payload, p.payload_have)] {
                 if have < buf.len() {
                     self.iovecs[parts] = part(&buf[have..]);
@@ -151,7 +233,7 @@ impl ReceiveOp {
                 }
             }
         }
-        self.iovecs[parts] = part(&self.staging[self.have..]);
+        self.iovecs[parts] = staging;
         self.message.msg_iov = self.iovecs.as_mut_ptr();
         self.message.msg_iovlen = (parts + 1) as _;
         let flags = if self.drained { POLL_FIRST } else { 0 };
@@ -177,33 +259,71 @@ impl ReceiveOp {
         let mut at = 0;
         loop {
             if let Some(p) = &mut self.partial {
-                let complete = p.meta_have == p.meta.len() && p.payload_have == p.payload.len();
-                if !complete {
+                if !p.is_complete() {
                     break;
                 }
-                let p = self.partial.take().expect("looked at above");
-                emit(RawFrame { head: p.head, meta: p.meta.freeze(), payload: p.payload.freeze() });
+                emit(self.partial.take().expect("looked at above").frame());
             }
             let rest = &self.staging[at..self.have];
             let Some(head) = rest.first_chunk::<HEAD_BYTES>() else { break };
-            let lengths = framing(head)?;
-            let body = &rest[HEAD_BYTES..];
-            let mut meta = BufMut::metadata(lengths.meta_bytes);
-            // Small ones wait in memory for their write-back, with others and gathered in one write: the arena is for
-            // those that go to the disk as they are.
-            let mut payload = match lengths.payload_bytes {
-                ARENA_PAYLOAD_BYTES.. => BufMut::for_disk(lengths.payload_bytes),
-                short => BufMut::scratch(short),
-            };
-            let meta_have = body.len().min(meta.len());
-            meta[..meta_have].copy_from_slice(&body[..meta_have]);
-            let payload_have = (body.len() - meta_have).min(payload.len());
-            payload[..payload_have].copy_from_slice(&body[meta_have..meta_have + payload_have]);
-            at += HEAD_BYTES + meta_have + payload_have;
-            self.partial = Some(Partial { head: *head, meta, meta_have, payload, payload_have });
+            let mut partial = Partial::new(*head, framing(head)?);
+            at += HEAD_BYTES + partial.fill(&rest[HEAD_BYTES..]);
+            self.partial = Some(partial);
         }
         self.staging.copy_within(at..self.have, 0);
         self.have -= at;
+        Ok(())
+    }
+
+    /// From now on what comes is TLS; so is what has come.
+    fn expect_sealed(&mut self) {
+        let mut sealed =
+            Sealed { bytes: vec![0; SEALED_BYTES].into_boxed_slice(), have: std::mem::take(&mut self.have) };
+        sealed.bytes[..sealed.have].copy_from_slice(&self.staging[..sealed.have]);
+        self.sealed = Some(sealed);
+    }
+
+    /// As `take`, of bytes that `tls` reads. What it has to say to them goes to `outgoing`.
+    fn take_sealed(
+        &mut self,
+        count: usize,
+        tls: &mut Tls,
+        outgoing: &mut Vec<u8>,
+        framing: crate::Framing,
+        mut emit: impl FnMut(RawFrame),
+    ) -> Result<(), String> {
+        let ReceiveOp { staging, have, partial, sealed, .. } = self;
+        let sealed = sealed.as_mut().expect("a receive of an encrypted connection");
+        sealed.have += count;
+        let used = tls.receive(&mut sealed.bytes[..sealed.have], outgoing, |mut plain| {
+            while !plain.is_empty() {
+                let p = match partial {
+                    Some(p) => p,
+                    None => {
+                        let of_head = plain.len().min(HEAD_BYTES - *have);
+                        staging[*have..*have + of_head].copy_from_slice(&plain[..of_head]);
+                        *have += of_head;
+                        plain = &plain[of_head..];
+                        if *have < HEAD_BYTES {
+                            return Ok(());
+                        }
+                        *have = 0;
+                        let head = staging.first_chunk::<HEAD_BYTES>().expect("staging holds a header");
+                        partial.insert(Partial::new(*head, framing(head)?))
+                    }
+                };
+                plain = &plain[p.fill(plain)..];
+                if let Some(whole) = partial.take_if(|p| p.is_complete()) {
+                    emit(whole.frame());
+                }
+            }
+            Ok(())
+        })?;
+        sealed.bytes.copy_within(used..sealed.have, 0);
+        sealed.have -= used;
+        if sealed.have == sealed.bytes.len() {
+            return Err("TLS: a record longer than any can be".into());
+        }
         Ok(())
     }
 }
@@ -215,28 +335,60 @@ impl SendOp {
             frames: Vec::new(),
             total: 0,
             sent: 0,
+            sealed: Vec::new(),
+            frame_bytes: 0,
             iovecs: Vec::new(),
             message: empty_message(),
         })
     }
 
-    /// Takes as many frames as one send should carry, at least one.
-    fn fill(&mut self, conn: ConnId, queue: &mut VecDeque<RawFrame>) {
+    /// Takes as many frames as one send should carry, at least one if there is any.
+    fn fill(&mut self, conn: ConnId, queue: &mut VecDeque<RawFrame>, most_bytes: usize) {
         (self.conn, self.total, self.sent) = (conn, 0, 0);
         while self.frames.len() * 3 + 3 <= SEND_PARTS {
             match queue.front() {
-                Some(next) if self.total == 0 || self.total + frame_bytes(next) <= SEND_BYTES => {
+                Some(next) if self.total == 0 || self.total + frame_bytes(next) <= most_bytes => {
                     self.total += frame_bytes(next);
                     self.frames.extend(queue.pop_front());
                 }
                 _ => break,
             }
         }
+        self.frame_bytes = self.total;
+    }
+
+    /// Seals the frames behind the words of the handshake and lets them go.
+    fn seal(&mut self, tls: &mut Tls, handshake: &mut Vec<u8>) -> Result<(), String> {
+        self.sealed.clear();
+        self.sealed.append(handshake);
+        // Short ones share a record.
+        let mut short = Vec::with_capacity(SEALED_SHORT_BYTES);
+        for frame in self.frames.drain(..) {
+            for bytes in [&frame.head[..], &frame.meta, &frame.payload] {
+                if short.len() + bytes.len() > SEALED_SHORT_BYTES && !short.is_empty() {
+                    tls.seal(&short, &mut self.sealed)?;
+                    short.clear();
+                }
+                if bytes.len() > SEALED_SHORT_BYTES {
+                    tls.seal(bytes, &mut self.sealed)?;
+                } else {
+                    short.extend_from_slice(bytes);
+                }
+            }
+        }
+        if !short.is_empty() {
+            tls.seal(&short, &mut self.sealed)?;
+        }
+        self.total = self.sealed.len();
+        Ok(())
     }
 
     fn entry(&mut self, fd: RawFd) -> squeue::Entry {
         self.iovecs.clear();
         let mut skip = self.sent;
+        if !self.sealed.is_empty() {
+            self.iovecs.push(part(&self.sealed[skip..]));
+        }
         for frame in &self.frames {
             for bytes in [&frame.head[..], &frame.meta, &frame.payload] {
                 if skip >= bytes.len() {
@@ -312,7 +464,23 @@ impl World {
             }
         };
         tune(fd);
-        let conn = self.add_connection(Connection::new(fd, false));
+        let mut connection = Connection::new(fd, false);
+        if self.encrypts {
+            let mut handshake = Vec::new();
+            let tls = Tls::caller().and_then(|mut tls| {
+                tls.receive(&mut [], &mut handshake, |_| Ok(()))?;
+                Ok(tls)
+            });
+            match tls {
+                Ok(tls) => (connection.tls, connection.handshake) = (Some(Box::new(tls)), handshake),
+                Err(why) => {
+                    let conn = self.add_connection(connection);
+                    self.closed(conn, why);
+                    return conn;
+                }
+            }
+        }
+        let conn = self.add_connection(connection);
         let addr = Box::new(raw_address(to));
         let timeout = Box::new(types::Timespec::new().sec(CONNECT_TIMEOUT_S));
         let connect = opcode::Connect::new(types::Fd(fd), (&raw const addr.0).cast(), addr.1).build();
@@ -338,8 +506,13 @@ impl World {
         if connection.closing && connection.queue.is_empty() {
             return self.closed(conn, "closed by this side".into());
         }
-        self.happenings.push_back(Happening::Connected { conn });
-        self.arm_receive(Box::new(ReceiveOp::new(conn)));
+        let mut receive = Box::new(ReceiveOp::new(conn));
+        if connection.tls.is_some() {
+            receive.expect_sealed();
+        } else {
+            self.happenings.push_back(Happening::Connected { conn });
+        }
+        self.arm_receive(receive);
         self.want_send(conn);
     }
 
@@ -359,6 +532,17 @@ impl World {
             return self.bury(conn);
         }
         let closing = connection.closing;
+        if result > 0 && std::mem::take(&mut receive.fresh) && connection.tls.is_none() {
+            if receive.staging[0] == FIRST_BYTE {
+                match Tls::listener() {
+                    Ok(tls) => connection.tls = Some(Box::new(tls)),
+                    Err(why) => return self.closed(conn, why),
+                }
+                receive.have = result as usize;
+                receive.expect_sealed();
+                receive.sealed.as_mut().expect("just made").have = 0;
+            }
+        }
         match result {
             0 if closing => self.closed(conn, "closed by this side".into()),
             0 => self.closed(conn, "closed by the peer".into()),
@@ -366,13 +550,28 @@ impl World {
             n if n < 0 => self.closed(conn, io::Error::from_raw_os_error(-n).to_string()),
             n => {
                 let (framing, happenings) = (self.framing, &mut self.happenings);
-                let taken = receive.take(n as usize, framing, |frame| {
+                let emit = |frame| {
                     if !closing {
                         happenings.push_back(Happening::Frame { conn, frame });
                     }
-                });
+                };
+                let taken = match &mut connection.tls {
+                    None => receive.take(n as usize, framing, emit),
+                    Some(tls) => {
+                        let stood = tls.channel().is_some();
+                        let words = &mut connection.handshake;
+                        let taken = receive.take_sealed(n as usize, tls, words, framing, emit);
+                        if !stood && tls.channel().is_some() && connection.called && !closing {
+                            happenings.push_back(Happening::Connected { conn });
+                        }
+                        taken
+                    }
+                };
                 match taken {
-                    Ok(()) => self.arm_receive(receive),
+                    Ok(()) => {
+                        self.arm_receive(receive);
+                        self.want_send(conn);
+                    }
                     Err(why) => {
                         tracing::warn!(conn = conn.0, %why, "closing connection: bad frame");
                         self.closed(conn, why);
@@ -394,7 +593,7 @@ impl World {
 
     fn want_send(&mut self, conn: ConnId) {
         let Some(c) = self.connections.get_mut(&conn) else { return };
-        if c.connected && !c.sending && !c.dead && !c.queued_for_send && !c.queue.is_empty() {
+        if c.has_words() && !c.sending && !c.dead && !c.queued_for_send {
             c.queued_for_send = true;
             self.wants_send.push(conn);
         }
@@ -408,16 +607,25 @@ impl World {
         while let Some(conn) = self.wants_send.pop() {
             let Some(c) = self.connections.get_mut(&conn) else { continue };
             c.queued_for_send = false;
-            if c.dead || c.sending {
-                continue;
-            }
-            if c.queue.is_empty() {
+            if c.dead || c.sending || !c.has_words() {
                 continue;
             }
             c.sending = true;
             let fd = c.fd;
             let mut send = self.spare_sends.pop().unwrap_or_else(SendOp::new);
-            send.fill(conn, &mut c.queue);
+            match &mut c.tls {
+                None => send.fill(conn, &mut c.queue, SEND_BYTES),
+                Some(tls) => {
+                    let mut none = VecDeque::new();
+                    let queue = if tls.channel().is_some() { &mut c.queue } else { &mut none };
+                    send.fill(conn, queue, SEALED_SEND_BYTES);
+                    if let Err(why) = send.seal(tls, &mut c.handshake) {
+                        c.sending = false;
+                        self.closed(conn, why);
+                        continue;
+                    }
+                }
+            }
             small += usize::from(send.total <= SMALL_SEND_BYTES);
             let entry = send.entry(fd);
             self.submit(Operation::Send(send), entry);
@@ -436,8 +644,13 @@ impl World {
             c.sending = false;
             return self.closed(conn, io::Error::from_raw_os_error(-result).to_string());
         }
-        send.sent += result.max(0) as usize;
-        c.unsent_bytes = c.unsent_bytes.saturating_sub(result.max(0) as usize);
+        let sent = result.max(0) as usize;
+        send.sent += sent;
+        if send.sealed.is_empty() {
+            c.unsent_bytes = c.unsent_bytes.saturating_sub(sent);
+        } else if send.sent == send.total {
+            c.unsent_bytes = c.unsent_bytes.saturating_sub(send.frame_bytes);
+        }
         if send.sent < send.total {
             let entry = send.entry(c.fd);
             return self.submit(Operation::Send(send), entry);
@@ -449,6 +662,7 @@ impl World {
             self.want_send(conn);
         }
         send.frames.clear();
+        send.sealed.clear();
         if self.spare_sends.len() < MOST_SPARE_SENDS {
             self.spare_sends.push(send);
         }

@@ -3,8 +3,8 @@
 use super::*;
 use crate::blocking::BlockingConn;
 use crate::{
-    BodyLength, Buf, ConnId, Durability, Event, FileHandle, HEAD_BYTES, Io, Node, OpId, OpenHow, RawFrame,
-    TimerId,
+    BodyLength, Buf, Channel, ConnId, Durability, Event, FileHandle, HEAD_BYTES, Io, Node, OpId, OpenHow,
+    RawFrame, TimerId,
 };
 use std::net::SocketAddr;
 use std::sync::mpsc;
@@ -79,7 +79,88 @@ const WAIT: Duration = Duration::from_secs(10);
 #[test]
 fn frames_of_all_sizes_come_back_in_order_under_pipelining() {
     let (shard, addr, _) = echo_server();
-    let mut conn = BlockingConn::connect(addr, framing, WAIT).unwrap();
+    all_sizes_come_back(BlockingConn::connect(addr, framing, WAIT).unwrap());
+    shard.shutdown();
+    shard.join().unwrap();
+}
+
+#[test]
+fn frames_of_all_sizes_come_back_encrypted() {
+    let (shard, addr, _) = echo_server();
+    let conn = BlockingConn::connect_encrypted(addr, framing, WAIT).unwrap();
+    assert_ne!(conn.channel(), Channel::Plain);
+    all_sizes_come_back(conn);
+    shard.shutdown();
+    shard.join().unwrap();
+}
+
+/// One node calls another, encrypted or not: both see the same channel, and everything arrives.
+#[test]
+fn nodes_call_each_other_encrypted_when_told_to() {
+    for encrypts in [false, true] {
+        let (sender, address) = mpsc::channel();
+        let (channel_there, seen_there) = mpsc::channel();
+        let server = start("sealed-echo", move |event, io| match event {
+            Event::Start => sender.send(io.listen(([127, 0, 0, 1], 0).into()).unwrap()).unwrap(),
+            Event::Frame { conn, frame } => {
+                channel_there.send(io.channel(conn)).unwrap();
+                io.send(conn, frame);
+            }
+            Event::Shutdown => io.stop(Ok(())),
+            _ => {}
+        });
+        let addr = address.recv().unwrap();
+        let (channel_here, seen_here) = mpsc::channel();
+        let (mut call, mut came, mut stands) = (None, 0, false);
+        const FRAMES: u64 = 40;
+        let size = |tag: u64| (tag as usize * 50, tag as usize * 20_000);
+        let client = start("sealed-call", move |event, io| match event {
+            Event::Start => {
+                io.encrypt(encrypts);
+                let conn = io.connect(addr);
+                call = Some(conn);
+                // Before the connection stands, and more than one send takes.
+                for tag in 0..FRAMES {
+                    io.send(conn, frame(tag, size(tag).0, size(tag).1));
+                }
+            }
+            Event::Connected { conn } => stands = Some(conn) == call,
+            Event::Frame { conn, frame: got } => {
+                assert!(stands, "a frame before the connection stood");
+                assert!(got == frame(came, size(came).0, size(came).1), "frame {came}");
+                came += 1;
+                if came == FRAMES {
+                    assert_eq!(io.unsent_bytes(conn), 0);
+                    channel_here.send(io.channel(conn)).unwrap();
+                    io.stop(Ok(()));
+                }
+            }
+            Event::Closed { why, .. } => io.stop(Err(why)),
+            _ => {}
+        });
+        client.join().unwrap();
+        let here = seen_here.recv_timeout(WAIT).unwrap();
+        assert_eq!(here != Channel::Plain, encrypts);
+        assert!(seen_there.try_iter().all(|there| there == here));
+        server.shutdown();
+        server.join().unwrap();
+    }
+}
+
+#[test]
+fn garbage_that_begins_like_tls_closes_the_connection() {
+    use std::io::{Read, Write};
+    let (shard, addr, closings) = echo_server();
+    let mut stream = std::net::TcpStream::connect(addr).unwrap();
+    stream.write_all(&[crate::tls::FIRST_BYTE; 5000]).unwrap();
+    let why = closings.recv_timeout(WAIT).unwrap();
+    assert!(why.contains("TLS"), "{why}");
+    let _ = stream.read_to_end(&mut Vec::new());
+    shard.shutdown();
+    shard.join().unwrap();
+}
+
+fn all_sizes_come_back(mut conn: BlockingConn) {
     let sizes = [
         (0, 0),
         (1, 0),
@@ -105,8 +186,6 @@ fn frames_of_all_sizes_come_back_in_order_under_pipelining() {
         }
         assert_eq!(conn.receive(WAIT).unwrap(), frame(round * 100 + 8, 3, 4096));
     }
-    shard.shutdown();
-    shard.join().unwrap();
 }
 
 #[test]

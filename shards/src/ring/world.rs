@@ -3,6 +3,7 @@
 use super::RingConfig;
 use super::disk::{self, DiskOp, Files};
 use super::net::{Connection, Listener, ReceiveOp, SendOp};
+use crate::Channel;
 use crate::arena::Arena;
 use crate::buf::{Buf, BufMut};
 use crate::node::{ConnId, Durability, FileHandle, Framing, Io, OpId, OpenHow, RawFrame, TimerId, Timestamp};
@@ -87,6 +88,8 @@ pub(super) struct World {
     pub connections: HashMap<ConnId, Connection>,
     pub listeners: Vec<Listener>,
     pub next_conn: u64,
+    /// Connections made from now on are encrypted.
+    pub encrypts: bool,
     /// Connections with frames queued and no send under way.
     pub wants_send: Vec<ConnId>,
     pub files: Files,
@@ -118,6 +121,7 @@ impl World {
             connections: HashMap::new(),
             listeners: Vec::new(),
             next_conn: 1,
+            encrypts: false,
             wants_send: Vec::new(),
             files: Files::default(),
             arena: None,
@@ -257,6 +261,14 @@ impl Io for World {
 
     fn close(&mut self, conn: ConnId) {
         self.start_closing(conn);
+    }
+
+    fn encrypt(&mut self, on: bool) {
+        self.encrypts = on;
+    }
+
+    fn channel(&self, conn: ConnId) -> Channel {
+        self.connections.get(&conn).map_or(Channel::Plain, Connection::channel)
     }
 
     fn open(&mut self, path: &str, how: OpenHow) -> io::Result<FileHandle> {

@@ -11,7 +11,7 @@
 //! old one may still have frames on their way to a node that is paused.
 
 use super::world::{HostId, Life};
-use crate::{ConnId, RawFrame, Timestamp};
+use crate::{Channel, ConnId, RawFrame, Timestamp};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -56,6 +56,7 @@ pub(super) struct End {
 #[derive(Debug)]
 pub(super) struct Connection {
     pub to: SocketAddr,
+    pub channel: Channel,
     /// Of the caller and the listener.
     pub ips: (IpAddr, IpAddr),
     pub caller: End,

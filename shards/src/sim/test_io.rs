@@ -17,7 +17,9 @@ use super::disk::{CrashKind, DiskOp, VirtualDisk};
 use super::faults::FaultRule;
 use super::files::{Asked, OpenFiles, pool_buffer, submit};
 use super::rng::Rng;
-use crate::{Buf, BufMut, ConnId, Durability, FileHandle, Io, OpId, OpenHow, RawFrame, TimerId, Timestamp};
+use crate::{
+    Buf, BufMut, Channel, ConnId, Durability, FileHandle, Io, OpId, OpenHow, RawFrame, TimerId, Timestamp,
+};
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::net::SocketAddr;
@@ -59,6 +61,7 @@ pub struct TestIo {
     now: Timestamp,
     rng: Rng,
     next_conn: u64,
+    encrypts: bool,
     /// Outcome of [`Io::stop`], if it was called.
     pub stopped: Option<Result<(), String>>,
 }
@@ -79,6 +82,7 @@ impl TestIo {
             now: Timestamp(1_000_000_000),
             rng: Rng::new(seed),
             next_conn: 1,
+            encrypts: false,
             stopped: None,
         }
     }
@@ -193,6 +197,12 @@ impl Io for TestIo {
     }
     fn close(&mut self, conn: ConnId) {
         self.net.push(NetAsk::Close(conn));
+    }
+    fn encrypt(&mut self, on: bool) {
+        self.encrypts = on;
+    }
+    fn channel(&self, _conn: ConnId) -> Channel {
+        if self.encrypts { Channel::Encrypted { certificate: [1; 32] } } else { Channel::Plain }
     }
     fn open(&mut self, path: &str, how: OpenHow) -> io::Result<FileHandle> {
         self.files.open(&mut self.disk, path, how)

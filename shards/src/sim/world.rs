@@ -9,7 +9,8 @@ use super::files::{Asked, OpenFiles, pool_buffer, submit};
 use super::net::{Connection, End, Net, Packet, Side, Weather, Wire};
 use super::rng::Rng;
 use crate::{
-    Buf, BufMut, ConnId, Durability, Event, FileHandle, Io, Node, OpId, OpenHow, RawFrame, TimerId, Timestamp,
+    Buf, BufMut, Channel, ConnId, Durability, Event, FileHandle, Io, Node, OpId, OpenHow, RawFrame, TimerId,
+    Timestamp,
 };
 use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
@@ -108,6 +109,8 @@ struct Host {
     files: OpenFiles,
     node: Option<Box<dyn AnyNode>>,
     life: Life,
+    /// What its node said last ([`Io::encrypt`]).
+    encrypts: bool,
     next_conn: u64,
     paused_until: Timestamp,
     /// Disk operations take this many times as long.
@@ -186,6 +189,7 @@ impl World {
             files: OpenFiles::default(),
             node: None,
             life: Life(0),
+            encrypts: false,
             next_conn: 1,
             paused_until: Timestamp(0),
             slowness: 1,
@@ -205,6 +209,7 @@ impl World {
         let h = &mut self.hosts[host.0];
         assert!(h.node.is_none(), "{} runs already", h.name);
         h.life.0 += 1;
+        h.encrypts = false;
         h.node = Some(Box::new(node));
         h.files = OpenFiles::default();
         h.stopped = None;
@@ -727,6 +732,13 @@ fn mark_of(event: &AnyEvent) -> (u64, u64) {
     }
 }
 
+/// What stands for the certificate of a server; nobody is in between here.
+fn certificate_of(server: SocketAddr) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    bytes[..2].copy_from_slice(&server.port().to_le_bytes());
+    bytes
+}
+
 /// What one node sees of the world.
 struct NodeIo<'a> {
     world: &'a mut World,
@@ -771,6 +783,10 @@ impl Io for NodeIo<'_> {
         let (ip, life) = (self.host().ip, self.host().life);
         self.world.net.next_wire += 1;
         let wire = Wire(self.world.net.next_wire);
+        let channel = match self.host().encrypts {
+            true => Channel::Encrypted { certificate: certificate_of(to) },
+            false => Channel::Plain,
+        };
         let caller = End {
             host,
             life,
@@ -780,7 +796,8 @@ impl Io for NodeIo<'_> {
             coming: VecDeque::new(),
             last_due: Timestamp(0),
         };
-        let connection = Connection { to, ips: (ip, to.ip()), caller, listener: None, early: Vec::new() };
+        let connection =
+            Connection { to, channel, ips: (ip, to.ip()), caller, listener: None, early: Vec::new() };
         self.world.net.connections.insert(wire, connection);
         self.world.net.ends.insert((host, conn), (wire, Side::Caller));
         let wait = self.world.net_delay(0);
@@ -831,6 +848,13 @@ impl Io for NodeIo<'_> {
             return;
         }
         self.world.send_packet(wire, side.other(), Packet::Fin);
+    }
+    fn encrypt(&mut self, on: bool) {
+        self.host().encrypts = on;
+    }
+    fn channel(&self, conn: ConnId) -> Channel {
+        let net = &self.world.net;
+        net.ends.get(&(self.host, conn)).map_or(Channel::Plain, |(wire, _)| net.connections[wire].channel)
     }
     fn open(&mut self, path: &str, how: OpenHow) -> io::Result<FileHandle> {
         let host = self.host();
