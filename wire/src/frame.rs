@@ -25,6 +25,8 @@ use crate::{ChunkId, DataMeta, Epoch, Status};
 use shards::{BodyLength, Buf, HEAD_BYTES, RawFrame};
 
 pub const MAGIC: [u8; 4] = *b"PSF1";
+// An accepting side tells frames from TLS by the first byte.
+const _: () = assert!(MAGIC[0] != shards::tls::FIRST_BYTE);
 /// Newest protocol version spoken. Hello negotiates the highest common one.
 pub const VERSION: u16 = 1;
 /// Oldest protocol version still understood.

@@ -6,6 +6,9 @@
 //!   Proof {proof over both}         →
 //!                                   ←  Welcome        (or Refused {reason} at any step)
 //!
+//! The proofs also cover the channel the frames come through ([`Channel`]): on an encrypted one the certificate that the
+//! acceptor has shown, so that nobody in the middle can pass them on.
+//!
 //! The initiator may send requests behind its Proof without waiting for Welcome. A peer identity carries a
 //! `generation` that grows with each connection or process start: on a new connection of the same peer, the
 //! acceptor drops all older connections of that peer before it handles anything of the new one, so a request
@@ -15,6 +18,7 @@ use crate::auth::{ClusterKey, PasswordSalt};
 use crate::frame::{VERSION, VERSION_OLDEST};
 use crate::{ClientId, CsId, Frame, Head, Kind, MdsId, ShardIndex, Status};
 use rkyv::{Archive, Deserialize, Serialize};
+use shards::Channel;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Archive, Serialize, Deserialize)]
 pub enum Peer {
@@ -145,7 +149,8 @@ impl Initiator {
         self.accepted.is_some()
     }
 
-    pub fn on_frame(&mut self, frame: &Frame) -> Result<Step, HandshakeFailed> {
+    /// `channel`: as this side sees it.
+    pub fn on_frame(&mut self, frame: &Frame, channel: Channel) -> Result<Step, HandshakeFailed> {
         match frame.head.kind {
             Kind::Challenge => {
                 let c = decode!(Challenge, &frame.meta).map_err(|e| fail(Status::BadRequest, e))?;
@@ -155,15 +160,11 @@ impl Initiator {
                         format!("server chose protocol version {}", c.version),
                     ));
                 }
-                if !self.key.verify(
-                    SERVER,
-                    &transcript(&self.hello, c.version, &c.peer, &c.nonce).parts(),
-                    &c.proof,
-                ) {
-                    return Err(fail(Status::WrongPassword, "this node's key is not the cluster's".into()));
+                let transcript = transcript(&self.hello, c.version, &c.peer, &c.nonce, channel);
+                if !self.key.verify(SERVER, &transcript.parts(), &c.proof) {
+                    return Err(fail(Status::WrongPassword, not_ours(channel)));
                 }
-                let proof =
-                    self.key.prove(CLIENT, &transcript(&self.hello, c.version, &c.peer, &c.nonce).parts());
+                let proof = self.key.prove(CLIENT, &transcript.parts());
                 self.accepted = Some((c.peer, c.version));
                 Ok(Step::Send(Frame::new(Head::new(Kind::Proof, 0), &proof, shards::Buf::empty())))
             }
@@ -195,7 +196,19 @@ impl Acceptor {
         Acceptor { key, cluster: cluster.to_string(), me, nonce, hello: None }
     }
 
-    pub fn on_frame(&mut self, frame: &Frame) -> Result<Step, HandshakeFailed> {
+    /// `channel`: as this side sees it. With `encrypts`, a plain one is refused ([`Status::NotEncrypted`]).
+    pub fn on_frame(
+        &mut self,
+        frame: &Frame,
+        channel: Channel,
+        encrypts: bool,
+    ) -> Result<Step, HandshakeFailed> {
+        if encrypts && channel == Channel::Plain && frame.head.kind != Kind::Refused {
+            return Err(fail(
+                Status::NotEncrypted,
+                "this cluster encrypts its traffic (net.encrypt): connect through TLS".into(),
+            ));
+        }
         match (frame.head.kind, &self.hello) {
             (Kind::PasswordSalt, None) => {
                 Ok(Step::Send(message(Kind::PasswordSaltReply, Status::Ok, &self.key.salt)))
@@ -219,8 +232,8 @@ impl Acceptor {
                         format!("this server belongs to cluster '{}', not '{}'", self.cluster, hello.cluster),
                     ));
                 }
-                let proof =
-                    self.key.prove(SERVER, &transcript(&hello, version, &self.me, &self.nonce).parts());
+                let transcript = transcript(&hello, version, &self.me, &self.nonce, channel);
+                let proof = self.key.prove(SERVER, &transcript.parts());
                 let challenge = Challenge { version, peer: self.me, nonce: self.nonce, proof };
                 self.hello = Some((hello, version));
                 Ok(Step::Send(message(Kind::Challenge, Status::Ok, &challenge)))
@@ -229,11 +242,8 @@ impl Acceptor {
                 let proof: [u8; 32] = (&*frame.meta)
                     .try_into()
                     .map_err(|_| fail(Status::BadRequest, format!("proof of {} bytes", frame.meta.len())))?;
-                if !self.key.verify(
-                    CLIENT,
-                    &transcript(hello, *version, &self.me, &self.nonce).parts(),
-                    &proof,
-                ) {
+                let transcript = transcript(hello, *version, &self.me, &self.nonce, channel);
+                if !self.key.verify(CLIENT, &transcript.parts(), &proof) {
                     return Err(fail(Status::WrongPassword, "wrong password or key for this cluster".into()));
                 }
                 Ok(Step::Finished {
@@ -262,7 +272,17 @@ pub fn read_salt(frame: &Frame) -> Result<PasswordSalt, String> {
     Ok(salt)
 }
 
+fn not_ours(channel: Channel) -> String {
+    match channel {
+        Channel::Plain => "this node's key is not the cluster's".into(),
+        Channel::Encrypted { .. } => {
+            "this node's key is not the cluster's, or somebody stands between the two".into()
+        }
+    }
+}
+
 struct Transcript {
+    channel: Channel,
     hello: rkyv::util::AlignedVec,
     peer: rkyv::util::AlignedVec,
     version: [u8; 2],
@@ -270,13 +290,25 @@ struct Transcript {
 }
 
 impl Transcript {
-    fn parts(&self) -> [&[u8]; 4] {
-        [&self.hello, &self.peer, &self.version, &self.nonce]
+    fn parts(&self) -> impl std::ops::Deref<Target = [&[u8]]> {
+        let mut parts: smallvec::SmallVec<[&[u8]; 5]> =
+            smallvec::smallvec![&self.hello[..], &self.peer[..], &self.version[..], &self.nonce[..]];
+        if let Channel::Encrypted { certificate } = &self.channel {
+            parts.push(certificate);
+        }
+        parts
     }
 }
 
-fn transcript(hello: &Hello, version: u16, acceptor: &Peer, nonce: &[u8; 32]) -> Transcript {
+fn transcript(
+    hello: &Hello,
+    version: u16,
+    acceptor: &Peer,
+    nonce: &[u8; 32],
+    channel: Channel,
+) -> Transcript {
     Transcript {
+        channel,
         hello: encode!(hello),
         peer: encode!(acceptor),
         version: version.to_le_bytes(),
@@ -288,18 +320,53 @@ fn transcript(hello: &Hello, version: u16, acceptor: &Peer, nonce: &[u8; 32]) ->
 mod tests {
     use super::*;
 
+    const SEALED: Channel = Channel::Encrypted { certificate: [4; 32] };
+
     fn tool_to_mds(client_key: ClusterKey, cluster: &str) -> Result<(Peer, Peer), HandshakeFailed> {
+        through(client_key, cluster, [Channel::Plain; 2], false)
+    }
+
+    /// With the channel as each of the two sees it, the initiator first.
+    fn through(
+        client_key: ClusterKey,
+        cluster: &str,
+        [here, there]: [Channel; 2],
+        encrypts: bool,
+    ) -> Result<(Peer, Peer), HandshakeFailed> {
         let server_peer = Peer::Mds { mds: MdsId(1), generation: 5 };
         let (mut i, hello) = Initiator::new(client_key, cluster, Peer::Tool, [1; 32]);
         let mut a = Acceptor::new(ClusterKey::for_test(7), "pcs1", server_peer, [2; 32]);
-        let Step::Send(challenge) = a.on_frame(&hello)? else { panic!("challenge expected") };
-        let Step::Send(proof) = i.on_frame(&challenge)? else { panic!("proof expected") };
+        let Step::Send(challenge) = a.on_frame(&hello, there, encrypts)? else { panic!("challenge expected") };
+        let Step::Send(proof) = i.on_frame(&challenge, here)? else { panic!("proof expected") };
         assert!(i.may_send());
-        let Step::Finished { send: Some(welcome), peer: seen_by_server, .. } = a.on_frame(&proof)? else {
+        let Step::Finished { send: Some(welcome), peer: seen_by_server, .. } =
+            a.on_frame(&proof, there, encrypts)?
+        else {
             panic!("welcome expected")
         };
-        let Step::Finished { peer: seen_by_client, .. } = i.on_frame(&welcome)? else { panic!() };
+        let Step::Finished { peer: seen_by_client, .. } = i.on_frame(&welcome, here)? else { panic!() };
         Ok((seen_by_server, seen_by_client))
+    }
+
+    #[test]
+    fn a_cluster_that_encrypts_refuses_plain_frames_and_says_so() {
+        let key = || ClusterKey::for_test(7);
+        assert!(through(key(), "pcs1", [SEALED; 2], true).is_ok());
+        assert!(through(key(), "pcs1", [SEALED; 2], false).is_ok());
+        let plain = through(key(), "pcs1", [Channel::Plain; 2], true).unwrap_err();
+        assert_eq!(plain.status, Status::NotEncrypted);
+        let (mut initiator, _) = Initiator::new(key(), "pcs1", Peer::Tool, [1; 32]);
+        let told = initiator.on_frame(&plain.reply.expect("the other side is told"), Channel::Plain);
+        assert_eq!(told.unwrap_err().status, Status::NotEncrypted);
+    }
+
+    #[test]
+    fn somebody_in_the_middle_is_found_by_his_certificate() {
+        let his = Channel::Encrypted { certificate: [5; 32] };
+        for seen in [[his, SEALED], [Channel::Plain, SEALED], [SEALED, Channel::Plain]] {
+            let found = through(ClusterKey::for_test(7), "pcs1", seen, false).unwrap_err();
+            assert_eq!(found.status, Status::WrongPassword, "{seen:?}");
+        }
     }
 
     #[test]
@@ -321,14 +388,14 @@ mod tests {
     fn a_forged_proof_is_refused_by_the_server() {
         let mut a = Acceptor::new(ClusterKey::for_test(7), "pcs1", Peer::Tool, [2; 32]);
         let (_, hello) = Initiator::new(ClusterKey::for_test(8), "pcs1", Peer::Tool, [1; 32]);
-        a.on_frame(&hello).unwrap();
+        a.on_frame(&hello, Channel::Plain, false).unwrap();
         let forged = Frame::new(Head::new(Kind::Proof, 0), &[0; 32], shards::Buf::empty());
-        assert_eq!(a.on_frame(&forged).unwrap_err().status, Status::WrongPassword);
+        assert_eq!(a.on_frame(&forged, Channel::Plain, false).unwrap_err().status, Status::WrongPassword);
     }
 
     #[test]
     fn requests_before_authentication_are_refused() {
         let mut a = Acceptor::new(ClusterKey::for_test(7), "pcs1", Peer::Tool, [2; 32]);
-        assert!(a.on_frame(&Frame::bare(Head::new(Kind::Write, 1))).is_err());
+        assert!(a.on_frame(&Frame::bare(Head::new(Kind::Write, 1)), Channel::Plain, false).is_err());
     }
 }

@@ -63,6 +63,8 @@ statuses! {
     WrongCluster = 65, "the server belongs to another cluster";
     Version = 66, "no common protocol version";
     NotReady = 67, "the service has no quorum or is still starting";
+    /// Connect again, encrypted.
+    NotEncrypted = 68, "the cluster encrypts its traffic";
 }
 
 impl std::fmt::Display for Status {
