@@ -11,7 +11,7 @@ use crate::latency::Waits;
 use crate::replication::{Action, Replication, Stats, done_kind};
 use crate::scrub::Scrub;
 use crate::store::{Outcome, Store, StoreConfig};
-use shards::{ConnId, Event, Io, Node, OpId, TimerId, Timestamp};
+use shards::{Channel, ConnId, Event, Io, Node, OpId, TimerId, Timestamp};
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -128,6 +128,8 @@ pub struct CsShard {
     store: Option<Store>,
     replication: Replication,
     guests: HashMap<ConnId, Guest>,
+    /// Plain connections are refused.
+    encrypts: bool,
     links: BTreeMap<SocketAddr, Link>,
     link_of: HashMap<ConnId, SocketAddr>,
     session: Session,
@@ -153,6 +155,7 @@ impl CsShard {
             store: None,
             replication,
             guests: HashMap::new(),
+            encrypts: false,
             links: BTreeMap::new(),
             link_of: HashMap::new(),
             session: Session::default(),
@@ -284,37 +287,57 @@ impl CsShard {
         greeting
     }
 
+    /// From now on connections are encrypted, or need not be. Plain ones that were accepted are closed when they have to
+    /// be; who made them makes them anew.
+    fn set_encryption(&mut self, io: &mut dyn Io, on: bool) {
+        if std::mem::replace(&mut self.encrypts, on) == on {
+            return;
+        }
+        tracing::info!(on, "encryption");
+        io.encrypt(on);
+        if on {
+            let is_plain = |conn: &ConnId| io.channel(*conn) == Channel::Plain;
+            let plain: Vec<ConnId> = self.guests.keys().copied().filter(is_plain).collect();
+            for conn in plain {
+                self.guests.remove(&conn);
+                io.close(conn);
+            }
+        }
+    }
+
     // ---- accepted connections ----
 
     fn guest_frame(&mut self, io: &mut dyn Io, conn: ConnId, frame: Frame) {
         match self.guests.get_mut(&conn) {
-            Some(Guest::Greeting(acceptor)) => match acceptor.on_frame(&frame) {
-                Ok(Step::Send(reply)) => io.send(conn, reply.encode()),
-                Ok(Step::Finished { send, peer, .. }) => {
-                    let older: Vec<ConnId> = self
-                        .guests
-                        .iter()
-                        .filter(|(_, g)| matches!(g, Guest::Known(old) if peer.replaces(old)))
-                        .map(|(c, _)| *c)
-                        .collect();
-                    for old in older {
-                        self.guests.remove(&old);
-                        io.close(old);
+            Some(Guest::Greeting(acceptor)) => {
+                match acceptor.on_frame(&frame, io.channel(conn), self.encrypts) {
+                    Ok(Step::Send(reply)) => io.send(conn, reply.encode()),
+                    Ok(Step::Finished { send, peer, .. }) => {
+                        let older: Vec<ConnId> = self
+                            .guests
+                            .iter()
+                            .filter(|(_, g)| matches!(g, Guest::Known(old) if peer.replaces(old)))
+                            .map(|(c, _)| *c)
+                            .collect();
+                        for old in older {
+                            self.guests.remove(&old);
+                            io.close(old);
+                        }
+                        self.guests.insert(conn, Guest::Known(peer));
+                        if let Some(welcome) = send {
+                            io.send(conn, welcome.encode());
+                        }
                     }
-                    self.guests.insert(conn, Guest::Known(peer));
-                    if let Some(welcome) = send {
-                        io.send(conn, welcome.encode());
+                    Err(failed) => {
+                        tracing::warn!(reason = %failed.reason, "refused a connection");
+                        if let Some(reply) = failed.reply {
+                            io.send(conn, reply.encode());
+                        }
+                        self.guests.remove(&conn);
+                        io.close(conn);
                     }
                 }
-                Err(failed) => {
-                    tracing::warn!(reason = %failed.reason, "refused a connection");
-                    if let Some(reply) = failed.reply {
-                        io.send(conn, reply.encode());
-                    }
-                    self.guests.remove(&conn);
-                    io.close(conn);
-                }
-            },
+            }
             Some(Guest::Known(_)) => self.request(io, conn, frame),
             None => {}
         }
@@ -390,7 +413,7 @@ impl CsShard {
         let Some(conn) = link.conn else { return };
         link.last_heard = io.now();
         if let Some(greeting) = link.greeting.as_mut() {
-            match greeting.on_frame(&frame) {
+            match greeting.on_frame(&frame, io.channel(conn)) {
                 Ok(Step::Send(proof)) => io.send(conn, proof.encode()),
                 Ok(Step::Finished { .. }) => {
                     link.greeting = None;
@@ -403,6 +426,13 @@ impl CsShard {
                         self.replication.peer_up(addr, store, io);
                     }
                     self.act(io);
+                }
+                Err(failed) if failed.status == Status::NotEncrypted => {
+                    // It has heard of it first.
+                    io.encrypt(true);
+                    io.close(conn);
+                    self.link_of.remove(&conn);
+                    self.dial(io, addr);
                 }
                 Err(failed) => {
                     tracing::warn!(%addr, reason = %failed.reason, "a chunk server refused us");
@@ -542,11 +572,15 @@ impl CsShard {
     fn session_frame(&mut self, io: &mut dyn Io, conn: ConnId, frame: Frame) {
         self.session.last_heard = io.now();
         if let Some(greeting) = self.session.greeting.as_mut() {
-            match greeting.on_frame(&frame) {
+            match greeting.on_frame(&frame, io.channel(conn)) {
                 Ok(Step::Send(proof)) => io.send(conn, proof.encode()),
                 Ok(Step::Finished { .. }) => {
                     self.session.greeting = None;
                     self.register(io);
+                }
+                Err(failed) if failed.status == Status::NotEncrypted => {
+                    io.encrypt(true);
+                    io.close(conn);
                 }
                 Err(failed) => {
                     tracing::error!(reason = %failed.reason, "the metadata server refused us");
@@ -637,7 +671,8 @@ impl CsShard {
                     self.act(io);
                 }
             }
-            CsReply::Settings { scrub_period_s, copy_bytes_per_s, mds } => {
+            CsReply::Settings { scrub_period_s, copy_bytes_per_s, encrypt, mds } => {
+                self.set_encryption(io, encrypt);
                 self.session.servers = mds_to_try(&mds, &self.config.mds);
                 let share = copy_bytes_per_s.div_ceil(u64::from(self.config.shards));
                 self.replication.set_copy_rate(share);

@@ -79,7 +79,7 @@ impl Client {
         conn.send(&hello.encode()).unwrap();
         loop {
             let frame = Frame::decode(conn.receive(PATIENCE).unwrap()).unwrap();
-            match greeting.on_frame(&frame).unwrap() {
+            match greeting.on_frame(&frame, conn.channel()).unwrap() {
                 Step::Send(proof) => conn.send(&proof.encode()).unwrap(),
                 Step::Finished { .. } => return Client { conn, addr, next_request: 0 },
             }

@@ -7,9 +7,10 @@
 //! - each server sends raft messages on connections it opened itself and receives on those it accepted, so two servers
 //!   that connect to each other at the same time don't fight over one line. Except to a server that it does not know: one
 //!   that was added while this one was away, and may be the master by now, is answered where it spoke. Else this one would
-//!   never take the entries that tell where the new one is.
+//!   never take the entries that tell where the new one is;
+//! - while the cluster encrypts, no frame but a refusal is sent or heeded on a plain connection.
 
-use shards::{ConnId, Io, RawFrame, Timestamp};
+use shards::{Channel, ConnId, Io, RawFrame, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -86,6 +87,8 @@ pub struct Net {
     lines: BTreeMap<MdsId, Line>,
     /// When an attempt to reach another server, or a line to one, failed last.
     line_lost_at: Timestamp,
+    /// Plain connections are refused.
+    encrypts: bool,
     next_request: u64,
 }
 
@@ -100,6 +103,7 @@ impl Net {
             conns: BTreeMap::new(),
             lines: BTreeMap::new(),
             line_lost_at: Timestamp(0),
+            encrypts: false,
             next_request: 1,
         }
     }
@@ -142,6 +146,24 @@ impl Net {
             let new = || Line { addr, conn: None, peer: None, retry_at: now, pinged_at: now, failed: None };
             self.lines.entry(id).or_insert_with(new);
         }
+    }
+
+    /// From now on connections are encrypted, or need not be. Plain ones that stand are closed when they have to be.
+    pub fn set_encryption(&mut self, on: bool, io: &mut dyn Io) -> Vec<NetEvent> {
+        if std::mem::replace(&mut self.encrypts, on) == on {
+            return Vec::new();
+        }
+        tracing::info!(name: "encryption", on);
+        io.encrypt(on);
+        if !on {
+            return Vec::new();
+        }
+        let is_plain = |conn: &ConnId| io.channel(*conn) == Channel::Plain;
+        let plain: Vec<ConnId> = self.conns.keys().copied().filter(is_plain).collect();
+        plain
+            .into_iter()
+            .flat_map(|conn| self.drop_conn(conn, "the cluster encrypts from now on", io))
+            .collect()
     }
 
     /// Connects what should be connected and closes what hangs.
@@ -206,7 +228,7 @@ impl Net {
         };
         match &mut entry.role {
             Role::Greeting(acceptor) => {
-                let step = acceptor.on_frame(&frame);
+                let step = acceptor.on_frame(&frame, io.channel(conn), self.encrypts);
                 self.greeted(conn, step, io)
             }
             Role::Line(..) if frame.head.kind == Kind::Pong => Vec::new(),
@@ -215,7 +237,10 @@ impl Net {
                 Some(peer) if frame.head.kind == Kind::Raft => vec![NetEvent::Frame { conn, peer, frame }],
                 _ => {
                     let id = *id;
-                    let step = initiator.on_frame(&frame);
+                    let step = initiator.on_frame(&frame, io.channel(conn));
+                    if step.as_ref().is_err_and(|failed| failed.status == Status::NotEncrypted) {
+                        io.encrypt(true); // Its log is ahead of this one's.
+                    }
                     self.line_frame(conn, id, step, io)
                 }
             },

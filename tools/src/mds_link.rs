@@ -31,15 +31,32 @@ impl From<String> for ConnectError {
     }
 }
 
-/// Connects and authenticates.
+/// Connects and authenticates; encrypted where the cluster wants it so.
 pub fn connect(cluster: &str, key: &ClusterKey, to: SocketAddr) -> Result<BlockingConn, ConnectError> {
-    let mut conn = BlockingConn::connect(to, wire::framing, CONNECT).map_err(|e| e.to_string())?;
+    let plain = BlockingConn::connect(to, wire::framing, CONNECT).map_err(|e| e.to_string())?;
+    match authenticate(cluster, key, plain) {
+        Err(ConnectError { status: Some(Status::NotEncrypted), .. }) => {
+            authenticate(cluster, key, connect_encrypted(to, CONNECT)?)
+        }
+        outcome => outcome,
+    }
+}
+
+pub fn connect_encrypted(to: SocketAddr, within: Duration) -> Outcome<BlockingConn> {
+    BlockingConn::connect_encrypted(to, wire::framing, within).map_err(|e| format!("TLS: {e}"))
+}
+
+fn authenticate(
+    cluster: &str,
+    key: &ClusterKey,
+    mut conn: BlockingConn,
+) -> Result<BlockingConn, ConnectError> {
     let (mut greeting, hello) =
         Initiator::new(key.clone(), cluster, Peer::Tool, shards::host::random_bytes());
     conn.send(&hello.encode()).map_err(|e| e.to_string())?;
     loop {
         let frame = receive(&mut conn, CONNECT)?;
-        let step = greeting.on_frame(&frame);
+        let step = greeting.on_frame(&frame, conn.channel());
         match step.map_err(|failed| ConnectError { status: Some(failed.status), why: failed.reason })? {
             Step::Send(proof) => conn.send(&proof.encode()).map_err(|e| e.to_string())?,
             Step::Finished { .. } => return Ok(conn),

@@ -181,6 +181,8 @@ pub enum CsReply {
         scrub_period_s: u64,
         /// What all shards of a chunk server together may copy to learners; 0 = no limit.
         copy_bytes_per_s: u64,
+        /// Connections are to be encrypted.
+        encrypt: bool,
         /// All metadata servers of the cluster.
         mds: Vec<SocketAddr>,
     },

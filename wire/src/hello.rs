@@ -336,7 +336,9 @@ mod tests {
         let server_peer = Peer::Mds { mds: MdsId(1), generation: 5 };
         let (mut i, hello) = Initiator::new(client_key, cluster, Peer::Tool, [1; 32]);
         let mut a = Acceptor::new(ClusterKey::for_test(7), "pcs1", server_peer, [2; 32]);
-        let Step::Send(challenge) = a.on_frame(&hello, there, encrypts)? else { panic!("challenge expected") };
+        let Step::Send(challenge) = a.on_frame(&hello, there, encrypts)? else {
+            panic!("challenge expected")
+        };
         let Step::Send(proof) = i.on_frame(&challenge, here)? else { panic!("proof expected") };
         assert!(i.may_send());
         let Step::Finished { send: Some(welcome), peer: seen_by_server, .. } =

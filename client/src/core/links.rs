@@ -142,7 +142,11 @@ impl ClientCore {
             Kind::Ping => io.send(conn, Frame::bare(frame.head.reply(Kind::Pong, Status::Ok)).encode()),
             Kind::Pong => {}
             Kind::Refused => {
-                let why = link.machine.on_frame(&frame).err().map_or_else(String::new, |f| f.reason);
+                let why = link
+                    .machine
+                    .on_frame(&frame, io.channel(conn))
+                    .err()
+                    .map_or_else(String::new, |f| f.reason);
                 io.close(conn);
                 self.link_closed(io, conn, format!("refused: {why}"));
             }
@@ -155,7 +159,7 @@ impl ClientCore {
 
     fn link_handshake(&mut self, io: &mut dyn Io, conn: ConnId, addr: SocketAddr, frame: Frame) {
         let Some(link) = self.links.by_addr.get_mut(&addr) else { return };
-        match link.machine.on_frame(&frame) {
+        match link.machine.on_frame(&frame, io.channel(conn)) {
             Ok(Step::Send(reply)) => {
                 io.send(conn, reply.encode());
                 if link.machine.may_send() {
@@ -169,6 +173,15 @@ impl ClientCore {
                 link.welcomed = true;
                 if let Some(reply) = send {
                     io.send(conn, reply.encode());
+                }
+            }
+            Err(failed) if failed.status == Status::NotEncrypted => {
+                io.encrypt(true);
+                io.close(conn);
+                self.links.by_conn.remove(&conn);
+                let Some(link) = self.links.by_addr.remove(&addr) else { return };
+                for part in link.in_flight.into_values().chain(link.queued) {
+                    self.link_send(io, addr, link.cs, part);
                 }
             }
             Err(failed) => {

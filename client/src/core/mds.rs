@@ -290,7 +290,7 @@ impl ClientCore {
         self.mds.last_heard = io.now();
         if let Link::Handshake { conn, addr, machine, .. } = &mut self.mds.link {
             let (conn, addr) = (*conn, *addr);
-            match machine.on_frame(&frame) {
+            match machine.on_frame(&frame, io.channel(conn)) {
                 Ok(Step::Send(frame)) => io.send(conn, frame.encode()),
                 Ok(Step::Finished { send, .. }) => {
                     if let Some(frame) = send {
@@ -298,6 +298,10 @@ impl ClientCore {
                     }
                     self.mds.link = Link::Probing { conn, addr };
                     self.mds_probe(io);
+                }
+                Err(failed) if failed.status == Status::NotEncrypted => {
+                    io.encrypt(true);
+                    self.mds_next(io, failed.reason, None, Some(addr));
                 }
                 Err(failed) => {
                     if let Some(reply) = failed.reply {

@@ -55,8 +55,13 @@ impl Server {
                 }
                 let scrub_period_s = self.state.config_number(config::SCRUB_PERIOD_HOURS) * 3600;
                 let copy_bytes_per_s = self.state.config_number(config::COPY_RATE_MB) << 20;
-                let mds = self.mds_addrs();
-                self.reply_cs(conn, head, &CsReply::Settings { scrub_period_s, copy_bytes_per_s, mds }, io);
+                let settings = CsReply::Settings {
+                    scrub_period_s,
+                    copy_bytes_per_s,
+                    encrypt: self.encrypts(),
+                    mds: self.mds_addrs(),
+                };
+                self.reply_cs(conn, head, &settings, io);
             }
             CsRequest::Report { chunks, .. } => self.report(conn, head, cs, &chunks, io),
             CsRequest::Suspect { chunks, cs: suspects, reason } => {

@@ -9,7 +9,7 @@ use crate::consensus::{Batch, Consensus, TICK};
 use crate::log_file::{LogEvent, LogFile};
 use crate::net::{Net, NetEvent};
 use crate::raft_log::SnapshotFile;
-use crate::state::{Command, Effect, Outcome, State};
+use crate::state::{Command, Effect, Outcome, State, config};
 use crate::transfer::{Inbox, Outbox};
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType, Snapshot};
@@ -84,6 +84,7 @@ impl Server {
             snapshot_not_before: Timestamp(0),
         };
         server.update_members(io);
+        server.watch_encryption(io);
         io.set_timer(io.now().after(TICK), TICK_TIMER);
         server
     }
@@ -138,6 +139,7 @@ impl Server {
             io.stop(Ok(()));
         }
         self.consensus.tick();
+        self.watch_encryption(io);
         let events = self.net.tick(io);
         self.on_net(events, io);
         self.outbox.pump(io);
@@ -146,6 +148,16 @@ impl Server {
             self.consensus.snapshot_failed(late);
         }
         self.master_tick(io);
+    }
+
+    pub(super) fn encrypts(&self) -> bool {
+        self.state.config_number(config::ENCRYPT) != 0
+    }
+
+    /// Does as the cluster's setting says, once it has changed.
+    fn watch_encryption(&mut self, io: &mut dyn Io) {
+        let events = self.net.set_encryption(self.encrypts(), io);
+        self.on_net(events, io);
     }
 
     fn shutdown(&mut self, io: &mut dyn Io) {

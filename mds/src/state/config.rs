@@ -11,6 +11,7 @@ pub const COPIES_TO_SERVER: &str = "mds.repl.max_incoming";
 pub const MOVES: &str = "mds.repl.max_moves";
 pub const COPY_RATE_MB: &str = "mds.repl.max_rate";
 pub const BALANCE_MARGIN_PERCENT: &str = "mds.balance.margin";
+pub const ENCRYPT: &str = "net.encrypt";
 pub const SCRUB_PERIOD_HOURS: &str = "cs.scrub.period";
 
 pub(super) struct Key {
@@ -118,6 +119,14 @@ pub(super) const KEYS: &[Key] = &[
         most: 86_400_000,
         unit: "ms",
         meaning: "A chunk server that is away for so long is offline, and its chunks are copied elsewhere.",
+    },
+    Key {
+        name: ENCRYPT,
+        default: 0,
+        least: 0,
+        most: 1,
+        unit: "1 = on, 0 = off",
+        meaning: "All connections of the cluster go through TLS 1.3, and plain ones are refused.",
     },
 ];
 

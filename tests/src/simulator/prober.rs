@@ -66,7 +66,7 @@ impl Node for Prober {
                     io.close(conn);
                     return Self::answer(probe, &frame);
                 }
-                match greeting.on_frame(&frame) {
+                match greeting.on_frame(&frame, io.channel(conn)) {
                     Ok(Step::Send(next)) => {
                         io.send(conn, next.encode());
                         if greeting.may_send() {
@@ -79,6 +79,12 @@ impl Node for Prober {
                         }
                     }
                     Ok(Step::Finished { .. }) => {}
+                    Err(failed) if failed.status == Status::NotEncrypted => {
+                        let (probe, _) = self.asked.remove(&conn).expect("looked at above");
+                        io.close(conn);
+                        io.encrypt(true);
+                        self.handle(Event::Message(probe), io);
+                    }
                     Err(failed) => {
                         let (probe, _) = self.asked.remove(&conn).expect("looked at above");
                         (probe.done)(Err(failed.reason));

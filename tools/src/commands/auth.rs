@@ -1,7 +1,6 @@
 //! Passwords and `auth-node`.
 
 use crate::{Context, Outcome};
-use shards::blocking::BlockingConn;
 use std::io::{BufRead, IsTerminal};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -75,7 +74,7 @@ fn find_salt(cluster: &str, known: &[SocketAddr]) -> Outcome<(PasswordSalt, Sock
     for &addr in known {
         let ask = || -> Outcome<PasswordSalt> {
             let timeout = Duration::from_secs(2);
-            let mut conn = BlockingConn::connect(addr, wire::framing, timeout).map_err(|e| e.to_string())?;
+            let mut conn = crate::mds_link::connect_encrypted(addr, timeout)?;
             conn.send(&hello::ask_salt().encode()).map_err(|e| e.to_string())?;
             hello::read_salt(&crate::mds_link::receive(&mut conn, timeout)?)
         };
