@@ -6,6 +6,7 @@ use crate::cs_registry::{HEARTBEAT_MS, Registration, SlowVerdict};
 use crate::placement::CsView;
 use crate::state::config;
 use crate::state::{ChunkView, Command, Internal, Liveness, SetAction, SetChange};
+use shards::sabotage::{Sabotage, on};
 use shards::{ConnId, Io, Timestamp};
 use std::cell::LazyCell;
 use std::time::Duration;
@@ -341,7 +342,8 @@ impl Server {
         io: &mut dyn Io,
     ) {
         let ChunkReport { chunk, epoch } = report;
-        let view = self.state.chunk(chunk).filter(|v| v.epoch == epoch && v.primary() == Some(primary));
+        let this_epoch = |v: &ChunkView| v.epoch == epoch || on(Sabotage::StaleSetChanges);
+        let view = self.state.chunk(chunk).filter(|v| this_epoch(v) && v.primary() == Some(primary));
         let change = view.map(|_| SetChange { chunk, epoch, action: SetAction::Joined { cs: learner } });
         self.change_or_answer(conn, head, vec![chunk], change.into_iter().collect(), io);
     }

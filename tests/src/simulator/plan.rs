@@ -342,6 +342,7 @@ const SETTINGS: &[(&str, &[u64])] = &[
     ("mds.wd.offline_tout", &[2000, 6000, 30_000]),
     ("mds.repl.max_fills", &[1, 2, 8]),
     ("mds.wd.max_offline_cs_hosts", &[0, 1, 2]),
+    ("net.encrypt", &[0, 1]),
 ];
 
 impl Plan {
