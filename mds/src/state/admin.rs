@@ -317,8 +317,9 @@ impl State {
 
     /// Value of a configuration key in its own unit; see [`config`] for the keys. 0 for an unknown one.
     pub fn config_number(&self, key: &str) -> u64 {
-        let set = self.data.config.get(key).and_then(|v| v.parse().ok());
-        set.or_else(|| config::find(key).map(|k| k.default)).unwrap_or(0)
+        let Some(key) = config::find(key) else { return 0 };
+        let set = self.data.config.get(key.name).and_then(|value| key.number(value));
+        set.unwrap_or(key.default)
     }
 
     pub fn settings(&self) -> Vec<Setting> {

@@ -145,9 +145,20 @@ pub(super) fn check(name: &str, value: &str) -> Result<(), String> {
             format!("there is no setting '{name}'; 'pstorage get-config' shows all")
         });
     };
-    match value.parse::<u64>() {
-        Ok(v) if (key.least..=key.most).contains(&v) => Ok(()),
+    match key.number(value) {
+        Some(v) if (key.least..=key.most).contains(&v) => Ok(()),
         _ => Err(format!("{name}={value}: a number from {} to {} ({})", key.least, key.most, key.unit)),
+    }
+}
+
+impl Key {
+    /// A value as it is set: what can be on or off may be set so in words.
+    pub fn number(&self, value: &str) -> Option<u64> {
+        match value {
+            "on" if self.unit.contains("1 = on") => Some(1),
+            "off" if self.unit.contains("0 = off") => Some(0),
+            _ => value.parse().ok(),
+        }
     }
 }
 
@@ -167,6 +178,14 @@ fn distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn switches_may_be_set_in_words() {
+        assert!(check(ENCRYPT, "on").is_ok() && check(ENCRYPT, "off").is_ok() && check(ENCRYPT, "1").is_ok());
+        assert!(check(SCRUB_PERIOD_HOURS, "off").is_ok());
+        assert!(check(SCRUB_PERIOD_HOURS, "on").is_err() && check(LEASE_TIMEOUT_MS, "off").is_err());
+        assert!(check(ENCRYPT, "2").unwrap_err().contains("1 = on"));
+    }
 
     #[test]
     fn the_guide_lists_every_setting_as_it_is() {

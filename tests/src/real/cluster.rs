@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 const NAME: &str = "real";
+/// Of every cluster made here.
+pub const PASSWORD: &str = "the cluster's password";
 const MDS_PORT: u16 = 2510;
 const JOURNAL: &str = "32M";
 /// Of the first chunk server, if it has a disk of its own.
@@ -74,8 +76,8 @@ impl Cluster {
     }
 
     fn make_mds(&self) {
-        let password = self.dir.0.join("password");
-        fs::write(&password, "the cluster's password\n").expect("written");
+        let password = self.password_file();
+        fs::write(&password, format!("{PASSWORD}\n")).expect("written");
         let first = self.host("mds1");
         let (ip, dir) = (first.ip.to_string(), first.path("mds"));
         let file = password.to_str().expect("a path of plain characters");
@@ -103,6 +105,10 @@ impl Cluster {
             mds.len() == self.shape.mds && mds.iter().all(|m| m["available"] == true && m["voter"] == true)
         });
         self.admin(&["set-attr", "/", "replicas=3:2", "chunk-size=1M"]).ok();
+    }
+
+    pub fn password_file(&self) -> PathBuf {
+        self.dir.0.join("password")
     }
 
     fn make_cs(&mut self) {
@@ -157,7 +163,8 @@ impl Cluster {
     // Commands.
 
     /// A command of the administrator, given on a host.
-    fn command(&self, host: &str, args: &[&str]) -> Ended {
+    /// Runs `pstorage` on a host.
+    pub fn command(&self, host: &str, args: &[&str]) -> Ended {
         let host = self.host(host);
         host.run("pstorage", &[&["-c", NAME, "--etc", &host.etc()], args].concat())
     }

@@ -1,10 +1,11 @@
-//! An Ethernet switch in this process. Every frame between two hosts passes here, and may be dropped or held back.
+//! An Ethernet switch in this process. Every frame between two hosts passes here, and may be dropped, held back, or
+//! looked into.
 
 use shards::sim::Rng;
 use shards::tap::Tap;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,8 @@ pub struct Switch {
 struct Shared {
     taps: RwLock<Vec<Arc<Tap>>>,
     lines: Mutex<Lines>,
+    /// What is looked for, and how many frames had it.
+    watched: RwLock<Vec<(Vec<u8>, AtomicU64)>>,
     late: Mutex<BinaryHeap<Reverse<Late>>>,
     more_late: Condvar,
     ended: AtomicBool,
@@ -74,6 +77,7 @@ impl Switch {
         let shared = Arc::new(Shared {
             taps: RwLock::default(),
             lines: Mutex::new(lines),
+            watched: RwLock::default(),
             late: Mutex::default(),
             more_late: Condvar::new(),
             ended: AtomicBool::new(false),
@@ -106,6 +110,19 @@ impl Switch {
         } else {
             lines.special.insert((from, to), (line, Instant::now()));
         }
+    }
+
+    /// From now on frames that hold these bytes are counted.
+    pub fn watch_for(&self, bytes: &[u8]) {
+        let mut watched = self.shared.watched.write().expect("no panic under this lock");
+        watched.push((bytes.to_vec(), AtomicU64::new(0)));
+    }
+
+    /// How many frames had these bytes, since they are watched for.
+    pub fn seen(&self, bytes: &[u8]) -> u64 {
+        let watched = self.shared.watched.read().expect("no panic under this lock");
+        let found = watched.iter().find(|(wanted, _)| wanted == bytes).expect("watched for");
+        found.1.load(Ordering::Relaxed)
     }
 
     /// All lines are plain wires again.
@@ -148,6 +165,11 @@ impl Shared {
         if frame.len() < 14 || !ETHERTYPES.iter().any(|t| frame[12..14] == *t) {
             return;
         }
+        for (bytes, seen) in self.watched.read().expect("no panic under this lock").iter() {
+            if holds(frame, bytes) {
+                seen.fetch_add(1, Ordering::Relaxed);
+            }
+        }
         let taps = self.taps.read().expect("no panic under this lock");
         let to_all = frame[0] & 1 == 1;
         for (to, tap) in taps.iter().enumerate() {
@@ -183,6 +205,10 @@ impl Shared {
             }
         }
     }
+}
+
+fn holds(frame: &[u8], bytes: &[u8]) -> bool {
+    frame.windows(bytes.len()).any(|window| window == bytes)
 }
 
 impl Lines {
