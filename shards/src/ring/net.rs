@@ -275,12 +275,11 @@ impl ReceiveOp {
         Ok(())
     }
 
-    /// From now on what comes is TLS; so is what has come.
-    fn expect_sealed(&mut self) {
-        let mut sealed =
-            Sealed { bytes: vec![0; SEALED_BYTES].into_boxed_slice(), have: std::mem::take(&mut self.have) };
-        sealed.bytes[..sealed.have].copy_from_slice(&self.staging[..sealed.have]);
-        self.sealed = Some(sealed);
+    /// From now on what comes is TLS; so is what has just been received into staging.
+    fn expect_sealed(&mut self, received: usize) {
+        let mut bytes = vec![0; SEALED_BYTES].into_boxed_slice();
+        bytes[..received].copy_from_slice(&self.staging[..received]);
+        self.sealed = Some(Sealed { bytes, have: 0 });
     }
 
     /// As `take`, of bytes that `tls` reads. What it has to say to them goes to `outgoing`.
@@ -508,7 +507,7 @@ impl World {
         }
         let mut receive = Box::new(ReceiveOp::new(conn));
         if connection.tls.is_some() {
-            receive.expect_sealed();
+            receive.expect_sealed(0);
         } else {
             self.happenings.push_back(Happening::Connected { conn });
         }
@@ -532,16 +531,16 @@ impl World {
             return self.bury(conn);
         }
         let closing = connection.closing;
-        if result > 0 && std::mem::take(&mut receive.fresh) && connection.tls.is_none() {
-            if receive.staging[0] == FIRST_BYTE {
-                match Tls::listener() {
-                    Ok(tls) => connection.tls = Some(Box::new(tls)),
-                    Err(why) => return self.closed(conn, why),
-                }
-                receive.have = result as usize;
-                receive.expect_sealed();
-                receive.sealed.as_mut().expect("just made").have = 0;
+        if result > 0
+            && std::mem::take(&mut receive.fresh)
+            && connection.tls.is_none()
+            && receive.staging[0] == FIRST_BYTE
+        {
+            match Tls::listener() {
+                Ok(tls) => connection.tls = Some(Box::new(tls)),
+                Err(why) => return self.closed(conn, why),
             }
+            receive.expect_sealed(result as usize);
         }
         match result {
             0 if closing => self.closed(conn, "closed by this side".into()),
