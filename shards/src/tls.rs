@@ -9,7 +9,7 @@
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, UnbufferedClientConnection};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring as provider};
+use rustls::crypto::{WebPkiSupportedAlgorithms, ring as provider};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{NoServerSessionStorage, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus};
@@ -29,8 +29,9 @@ pub enum Channel {
     Encrypted { certificate: [u8; 32] },
 }
 
-/// Plain bytes of a record, with the overhead of type, padding and tag.
-const RECORD_BYTES: usize = 16 << 10;
+/// Plain bytes that one record holds at most.
+pub const RECORD_BYTES: usize = 16 << 10;
+/// What goes with them: header, type and tag.
 const RECORD_OVERHEAD_BYTES: usize = 5 + 1 + 16;
 /// More than any message of a handshake that is ours.
 const HANDSHAKE_BYTES: usize = 4 << 10;
@@ -84,7 +85,7 @@ fn make_shared() -> Result<Shared, String> {
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| e.to_string())?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(ProvenAbove(signatures(&provider))))
+        .with_custom_certificate_verifier(Arc::new(ProvenAbove(provider.signature_verification_algorithms)))
         .with_no_client_auth();
     caller.resumption = Resumption::disabled();
     caller.enable_sni = false;
@@ -96,10 +97,6 @@ const NAME: &str = "pstorage";
 
 fn fingerprint(certificate: &CertificateDer<'_>) -> [u8; 32] {
     Sha256::digest(certificate).into()
-}
-
-fn signatures(provider: &CryptoProvider) -> WebPkiSupportedAlgorithms {
-    provider.signature_verification_algorithms
 }
 
 /// Takes any certificate whose key the other side holds: that it is the right one is proven with the cluster's key, in

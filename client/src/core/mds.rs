@@ -299,11 +299,10 @@ impl ClientCore {
                     self.mds.link = Link::Probing { conn, addr };
                     self.mds_probe(io);
                 }
-                Err(failed) if failed.status == Status::NotEncrypted => {
-                    io.encrypt(true);
-                    self.mds_next(io, failed.reason, None, Some(addr));
-                }
                 Err(failed) => {
+                    if failed.status == Status::NotEncrypted {
+                        io.encrypt(true);
+                    }
                     if let Some(reply) = failed.reply {
                         io.send(conn, reply.encode());
                     }

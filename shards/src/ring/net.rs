@@ -11,7 +11,7 @@
 use super::world::{Happening, Operation, World};
 use crate::buf::BufMut;
 use crate::node::{BodyLength, ConnId, HEAD_BYTES, RawFrame};
-use crate::tls::{Channel, FIRST_BYTE, Tls};
+use crate::tls::{Channel, FIRST_BYTE, RECORD_BYTES, Tls};
 use io_uring::{cqueue, opcode, squeue, types};
 use std::collections::VecDeque;
 use std::io;
@@ -28,8 +28,6 @@ const SEALED_SEND_BYTES: usize = 512 << 10;
 /// Most bytes gathered into one send.
 const SEND_BYTES: usize = 2 << 20;
 const SEND_PARTS: usize = 256;
-/// Runs of bytes up to this size are gathered into one record.
-const SEALED_SHORT_BYTES: usize = 16 << 10;
 /// A socket takes as much at once, unless its peer is slow to read.
 const SMALL_SEND_BYTES: usize = 64 << 10;
 /// Payloads from this size on are received into memory for disk transfers.
@@ -174,6 +172,8 @@ pub(super) struct SendOp {
     sent: usize,
     /// On an encrypted connection: the frames and what goes before them, as they are sent.
     sealed: Vec<u8>,
+    /// Gathers short runs of bytes while frames are sealed; empty otherwise, kept for its memory.
+    short: Vec<u8>,
     /// What of `total` the frames are.
     frame_bytes: usize,
     iovecs: Vec<libc::iovec>,
@@ -335,6 +335,7 @@ impl SendOp {
             total: 0,
             sent: 0,
             sealed: Vec::new(),
+            short: Vec::new(),
             frame_bytes: 0,
             iovecs: Vec::new(),
             message: empty_message(),
@@ -361,14 +362,14 @@ impl SendOp {
         self.sealed.clear();
         self.sealed.append(handshake);
         // Short ones share a record.
-        let mut short = Vec::with_capacity(SEALED_SHORT_BYTES);
+        let short = &mut self.short;
         for frame in self.frames.drain(..) {
             for bytes in [&frame.head[..], &frame.meta, &frame.payload] {
-                if short.len() + bytes.len() > SEALED_SHORT_BYTES && !short.is_empty() {
-                    tls.seal(&short, &mut self.sealed)?;
+                if short.len() + bytes.len() > RECORD_BYTES && !short.is_empty() {
+                    tls.seal(short, &mut self.sealed)?;
                     short.clear();
                 }
-                if bytes.len() > SEALED_SHORT_BYTES {
+                if bytes.len() > RECORD_BYTES {
                     tls.seal(bytes, &mut self.sealed)?;
                 } else {
                     short.extend_from_slice(bytes);
@@ -376,7 +377,8 @@ impl SendOp {
             }
         }
         if !short.is_empty() {
-            tls.seal(&short, &mut self.sealed)?;
+            tls.seal(short, &mut self.sealed)?;
+            short.clear();
         }
         self.total = self.sealed.len();
         Ok(())
