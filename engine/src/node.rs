@@ -181,6 +181,11 @@ impl CsShard {
         self.replication.active_chunks()
     }
 
+    /// Replicas that are being filled from here, for tests that choose the moment.
+    pub fn learners(&self) -> impl Iterator<Item = SocketAddr> {
+        self.replication.learners()
+    }
+
     /// Counters, for checkers in tests.
     pub fn stats(&self) -> Stats {
         self.replication.stats

@@ -235,6 +235,12 @@ impl Replication {
         self.chunks.iter().filter(move |(_, k)| active(k)).map(|(c, k)| (*c, k.epoch))
     }
 
+    /// Replicas that are being filled from here.
+    pub fn learners(&self) -> impl Iterator<Item = SocketAddr> {
+        let primaries = self.chunks.values().filter_map(|known| known.primary.as_ref());
+        primaries.filter(|p| p.is_active()).flat_map(|p| p.learners.keys().copied())
+    }
+
     pub fn active_primaries(&self) -> usize {
         self.active_chunks().count()
     }

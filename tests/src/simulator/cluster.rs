@@ -471,6 +471,17 @@ impl Cluster {
         (0..self.cs.len()).filter(|n| self.cs[*n].hosts.iter().any(leads)).map(Place::Cs).collect()
     }
 
+    /// A chunk server and another one that it is filling.
+    pub fn fill_under_way(&self) -> Option<(Place, Place)> {
+        let learner_of = |cs: &Cs| {
+            let nodes = cs.hosts.iter().filter_map(|host| self.world.node::<CsShard>(*host));
+            nodes.flat_map(CsShard::learners).next()
+        };
+        let (from, to) = (0..self.cs.len()).find_map(|n| Some((n, learner_of(&self.cs[n])?)))?;
+        let to = (0..self.cs.len()).find(|n| ip(2, *n) == to.ip())?;
+        Some((Place::Cs(from), Place::Cs(to)))
+    }
+
     pub fn bad_disk(&self) -> Option<Place> {
         self.shape.bad_disk.map(|(n, _)| Place::Cs(n))
     }

@@ -139,6 +139,9 @@ pub enum What {
     /// A client is cut off, and stands still from then until after the cut has ended: what it had sent arrives when its
     /// session is over and others have its file, and it does not know.
     SpeaksLate(usize),
+    /// A chunk server and one that it is filling are on an island; what it tells of the copy arrives when others lead the
+    /// chunk, and the copy is no longer whole.
+    StrandedFill,
     /// To the server with the bad disk.
     Disk(DiskFault),
     /// A metadata server is added.
@@ -174,6 +177,7 @@ impl What {
                 *self = What::Isolation(Place::Client(*client));
             }
             What::RemoveCs { cs, .. } | What::KeepCs(cs) => *cs = victim,
+            What::StrandedFill => *self = What::Isolation(Place::Cs(victim)),
             What::Disk(_)
             | What::AddMds
             | What::RemoveMds(_)
@@ -202,6 +206,7 @@ impl What {
             What::Narrow(..) => "narrow link",
             What::Stranded { .. } => "stranded client",
             What::SpeaksLate(_) => "client heard late",
+            What::StrandedFill => "stranded copy",
             What::Disk(DiskFault::Rot(_)) => "bit rot",
             What::Disk(DiskFault::LostWrite) => "lost writes",
             What::Disk(DiskFault::Misdirected) => "misdirected writes",
@@ -230,7 +235,7 @@ impl fmt::Display for What {
                 write!(f, "{name} of {p}")
             }
             What::RackPowerLoss(rack) => write!(f, "{name}, rack {}", rack + 1),
-            What::Blackout | What::Disk(_) | What::AddMds => write!(f, "{name}"),
+            What::Blackout | What::StrandedFill | What::Disk(_) | What::AddMds => write!(f, "{name}"),
             What::Cut(a, b) => write!(f, "{name} between {a} and {b}"),
             What::Island(places) => {
                 let places: Vec<String> = places.iter().map(Place::to_string).collect();
@@ -362,7 +367,7 @@ impl Plan {
         // Numbers of its own: those of the world must not depend on how many were used here.
         let mut rng = Rng::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x706c_616e);
         let shape = shape(&mut rng, harsh);
-        let faults = faults(&mut rng, &shape, chaos);
+        let faults = faults(seed, &mut rng, &shape, chaos);
         Plan { seed, shape, faults }
     }
 
@@ -395,7 +400,7 @@ fn shape(rng: &mut Rng, harsh: bool) -> Shape {
     }
 }
 
-fn faults(rng: &mut Rng, shape: &Shape, chaos: Duration) -> Vec<Fault> {
+fn faults(seed: u64, rng: &mut Rng, shape: &Shape, chaos: Duration) -> Vec<Fault> {
     let mut kinds: Vec<(Kind, u64)> = KINDS.iter().copied().filter(|_| rng.one_in(2)).collect();
     kinds.retain(|(kind, _)| *kind != Kind::Disk || shape.bad_disk.is_some());
     if matches!(shape.bad_disk, Some((_, BadDisk::Decays))) {
@@ -448,12 +453,30 @@ fn faults(rng: &mut Rng, shape: &Shape, chaos: Duration) -> Vec<Fault> {
             what: What::RemoveMds(n),
         }));
     }
+    if shape.harsh {
+        faults.extend(stranded_fills(seed, chaos));
+    }
     if let Some((bad, BadDisk::Lies | BadDisk::Decays)) = shape.bad_disk {
         let victim = (bad + 1) % shape.cs;
         faults.iter_mut().for_each(|fault| fault.what.spare_all_but(victim));
     }
     faults.sort_by_key(|fault| fault.at);
     faults
+}
+
+/// Copies cut off, in every fourth plan. From numbers of its own, so that all else in
+/// a plan stays what it was.
+fn stranded_fills(seed: u64, chaos: Duration) -> Vec<Fault> {
+    let mut rng = Rng::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x6669_6c6c);
+    if !rng.one_in(4) {
+        return Vec::new();
+    }
+    let stranded = |rng: &mut Rng| Fault {
+        at: Duration::from_millis(rng.below(chaos.as_millis() as u64)),
+        lasts: Duration::from_millis(rng.between(1000, 6000)),
+        what: What::StrandedFill,
+    };
+    (0..rng.between(1, 3)).map(|_| stranded(&mut rng)).collect()
 }
 
 fn what(rng: &mut Rng, shape: &Shape, kind: Kind) -> What {
@@ -553,8 +576,8 @@ mod tests {
         let all: BTreeSet<&str> = plans.iter().flat_map(names).collect();
         assert_eq!(
             all.len(),
-            KINDS.len() + 11,
-            "one kind in harsh plans only, nine kinds of faults of disks, two of settings, two of rm-cs"
+            KINDS.len() + 12,
+            "two kinds in harsh plans only, nine kinds of faults of disks, two of settings, two of rm-cs"
         );
         for plan in &plans {
             assert!(plan.faults.iter().all(|f| f.at < chaos) && plan.faults.is_sorted_by_key(|f| f.at));

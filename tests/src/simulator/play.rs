@@ -28,6 +28,11 @@ enum Later {
         until: Timestamp,
     },
     Pause(Place, Timestamp),
+    /// Looks for a copy that is being made; who makes it and who gets it are then cut off for so long.
+    StrandFill {
+        lasts: Duration,
+        look_until: Timestamp,
+    },
     EndOfChaos,
 }
 
@@ -40,6 +45,9 @@ const EARLY: Duration = Duration::from_millis(60);
 /// A client sends something within this time after a cut, and stands still so long after the cut's end.
 const SENDS: Duration = Duration::from_millis(15);
 const STILL: Duration = Duration::from_millis(500);
+
+/// Copies of small chunks are made within milliseconds.
+const LOOK_EVERY: Duration = Duration::from_micros(300);
 
 struct Player<'a> {
     cluster: &'a mut Cluster,
@@ -106,6 +114,7 @@ impl Player<'_> {
                     let now = self.cluster.world.now();
                     self.cluster.pause(place, until.since(now));
                 }
+                Later::StrandFill { lasts, look_until } => self.strand_fill(lasts, look_until),
                 Later::EndOfChaos => return Ok(()),
             }
         }
@@ -168,6 +177,7 @@ impl Player<'_> {
                 let soon = self.cluster.world.now().after(SENDS);
                 self.order(soon, Later::Pause(client, then.after(STILL)));
             }
+            What::StrandedFill => self.strand_fill(fault.lasts, then),
             What::Disk(fault) => self.disk(fault, then),
             What::AddMds => self.cluster.add_mds(),
             What::RemoveMds(n) => self.cluster.remove_mds(n),
@@ -196,6 +206,25 @@ impl Player<'_> {
         if self.cluster.shape.harsh {
             self.cluster.strand(client, until);
         }
+    }
+
+    /// Cuts a chunk server and one that it is filling off from all others, once there is such a pair.
+    fn strand_fill(&mut self, lasts: Duration, look_until: Timestamp) {
+        let now = self.cluster.world.now();
+        let Some((from, to)) = self.cluster.fill_under_way() else {
+            if now < look_until {
+                self.order(now.after(LOOK_EVERY), Later::StrandFill { lasts, look_until });
+            }
+            return;
+        };
+        let rest: Vec<Place> =
+            self.cluster.places().into_iter().filter(|p| ![from, to].contains(p)).collect();
+        self.cluster.world.note(|_| format!("fault: {from}, which fills {to}, and this one are cut off"));
+        // Who was filled comes back first, and is taken in anew before the other one tells that it is complete.
+        let then = now.after(lasts);
+        self.cut(&[to], &rest, then);
+        let late = Duration::from_millis(self.cluster.world.rng().between(0, 400));
+        self.cut(&[from], &rest, then.after(late));
     }
 
     fn reset(&mut self, a: IpAddr, b: IpAddr, until: Timestamp) {
