@@ -471,15 +471,14 @@ impl Cluster {
         (0..self.cs.len()).filter(|n| self.cs[*n].hosts.iter().any(leads)).map(Place::Cs).collect()
     }
 
-    /// A chunk server and another one that it is filling.
-    pub fn fill_under_way(&self) -> Option<(Place, Place)> {
-        let learner_of = |cs: &Cs| {
-            let nodes = cs.hosts.iter().filter_map(|host| self.world.node::<CsShard>(*host));
-            nodes.flat_map(CsShard::learners).next()
+    /// Chunk servers and others that they are filling.
+    pub fn fills_under_way(&self) -> impl Iterator<Item = (Place, Place)> {
+        let of = |n: usize| {
+            let nodes = self.cs[n].hosts.iter().filter_map(|host| self.world.node::<CsShard>(*host));
+            nodes.flat_map(CsShard::learners).map(move |learner| (n, learner.ip()))
         };
-        let (from, to) = (0..self.cs.len()).find_map(|n| Some((n, learner_of(&self.cs[n])?)))?;
-        let to = (0..self.cs.len()).find(|n| ip(2, *n) == to.ip())?;
-        Some((Place::Cs(from), Place::Cs(to)))
+        let place = |at: IpAddr| (0..self.cs.len()).find(|n| ip(2, *n) == at).map(Place::Cs);
+        (0..self.cs.len()).flat_map(of).filter_map(move |(n, to)| Some((Place::Cs(n), place(to)?)))
     }
 
     pub fn bad_disk(&self) -> Option<Place> {

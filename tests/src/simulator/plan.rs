@@ -454,7 +454,7 @@ fn faults(seed: u64, rng: &mut Rng, shape: &Shape, chaos: Duration) -> Vec<Fault
         }));
     }
     if shape.harsh {
-        faults.extend(stranded_fills(seed, chaos));
+        faults.extend(stranded_fills(seed, shape, chaos));
     }
     if let Some((bad, BadDisk::Lies | BadDisk::Decays)) = shape.bad_disk {
         let victim = (bad + 1) % shape.cs;
@@ -464,19 +464,22 @@ fn faults(seed: u64, rng: &mut Rng, shape: &Shape, chaos: Duration) -> Vec<Fault
     faults
 }
 
-/// Copies cut off, in every fourth plan. From numbers of its own, so that all else in
+/// Copies cut off, in every fourth plan, and what makes others make copies. From numbers of its own, so that all else in
 /// a plan stays what it was.
-fn stranded_fills(seed: u64, chaos: Duration) -> Vec<Fault> {
+fn stranded_fills(seed: u64, shape: &Shape, chaos: Duration) -> Vec<Fault> {
     let mut rng = Rng::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x6669_6c6c);
     if !rng.one_in(4) {
         return Vec::new();
     }
-    let stranded = |rng: &mut Rng| Fault {
-        at: Duration::from_millis(rng.below(chaos.as_millis() as u64)),
-        lasts: Duration::from_millis(rng.between(1000, 6000)),
-        what: What::StrandedFill,
-    };
-    (0..rng.between(1, 3)).map(|_| stranded(&mut rng)).collect()
+    let mut faults = Vec::new();
+    for _ in 0..rng.between(1, 2) {
+        let at = Duration::from_millis(rng.below(chaos.as_millis() as u64 * 2 / 3));
+        let away = What::Kill(Place::Cs(rng.below(shape.cs as u64) as usize));
+        faults.push(Fault { at, lasts: Duration::from_millis(rng.between(500, 1500)), what: away });
+        let lasts = Duration::from_millis(rng.between(2000, 5000));
+        faults.push(Fault { at: at + Duration::from_millis(300), lasts, what: What::StrandedFill });
+    }
+    faults
 }
 
 fn what(rng: &mut Rng, shape: &Shape, kind: Kind) -> What {

@@ -33,6 +33,13 @@ enum Later {
         lasts: Duration,
         look_until: Timestamp,
     },
+    /// Who made the copy comes back once another one makes it, at the latest by then.
+    ComeBack {
+        from: Place,
+        to: Place,
+        rest: Vec<Place>,
+        at_latest: Timestamp,
+    },
     EndOfChaos,
 }
 
@@ -48,6 +55,8 @@ const STILL: Duration = Duration::from_millis(500);
 
 /// Copies of small chunks are made within milliseconds.
 const LOOK_EVERY: Duration = Duration::from_micros(300);
+/// How long after who was filled the other one comes back, at the latest.
+const COMES_BACK: Duration = Duration::from_secs(3);
 
 struct Player<'a> {
     cluster: &'a mut Cluster,
@@ -115,6 +124,7 @@ impl Player<'_> {
                     self.cluster.pause(place, until.since(now));
                 }
                 Later::StrandFill { lasts, look_until } => self.strand_fill(lasts, look_until),
+                Later::ComeBack { from, to, rest, at_latest } => self.come_back(from, to, rest, at_latest),
                 Later::EndOfChaos => return Ok(()),
             }
         }
@@ -211,7 +221,7 @@ impl Player<'_> {
     /// Cuts a chunk server and one that it is filling off from all others, once there is such a pair.
     fn strand_fill(&mut self, lasts: Duration, look_until: Timestamp) {
         let now = self.cluster.world.now();
-        let Some((from, to)) = self.cluster.fill_under_way() else {
+        let Some((from, to)) = self.cluster.fills_under_way().next() else {
             if now < look_until {
                 self.order(now.after(LOOK_EVERY), Later::StrandFill { lasts, look_until });
             }
@@ -220,11 +230,27 @@ impl Player<'_> {
         let rest: Vec<Place> =
             self.cluster.places().into_iter().filter(|p| ![from, to].contains(p)).collect();
         self.cluster.world.note(|_| format!("fault: {from}, which fills {to}, and this one are cut off"));
-        // Who was filled comes back first, and is taken in anew before the other one tells that it is complete.
+        // Who was filled comes back first, with a connection that makes the next copy take a while. The other one comes
+        // back meanwhile, and tells that its copy is whole.
         let then = now.after(lasts);
         self.cut(&[to], &rest, then);
-        let late = Duration::from_millis(self.cluster.world.rng().between(0, 400));
-        self.cut(&[from], &rest, then.after(late));
+        self.cut(&[from], &rest, then.after(COMES_BACK));
+        let narrow = Weather { bytes_per_us: 1, ..Weather::default() };
+        self.weather(to, then.after(COMES_BACK), narrow);
+        let at_latest = then.after(COMES_BACK);
+        self.order(then, Later::ComeBack { from, to, rest, at_latest });
+    }
+
+    fn come_back(&mut self, from: Place, to: Place, rest: Vec<Place>, at_latest: Timestamp) {
+        let now = self.cluster.world.now();
+        let is_filled_by_another = self.cluster.fills_under_way().any(|(by, of)| of == to && by != from);
+        if !is_filled_by_another && now < at_latest {
+            return self.order(now.after(LOOK_EVERY), Later::ComeBack { from, to, rest, at_latest });
+        }
+        for place in rest {
+            let (a, b) = (self.cluster.ip(from), self.cluster.ip(place));
+            self.cluster.world.heal(a, b);
+        }
     }
 
     fn reset(&mut self, a: IpAddr, b: IpAddr, until: Timestamp) {
