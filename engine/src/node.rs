@@ -12,7 +12,7 @@ use crate::replication::{Action, Replication, Stats, done_kind};
 use crate::scrub::Scrub;
 use crate::store::{Outcome, Store, StoreConfig};
 use shards::{Channel, ConnId, Event, Io, Node, OpId, TimerId, Timestamp};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use wire::auth::ClusterKey;
@@ -119,6 +119,8 @@ struct Session {
     next_request: u64,
     /// Unanswered, by request id.
     pending: BTreeMap<u64, CsRequest>,
+    /// When registrations and heartbeats were sent that have no answer yet.
+    asked_at: VecDeque<Timestamp>,
     /// When chunks that have appeared are told next.
     report_at: Timestamp,
 }
@@ -532,6 +534,7 @@ impl CsShard {
     fn heartbeat(&mut self, io: &mut dyn Io) {
         let Some(store) = self.store.as_mut() else { return };
         self.session.last_heartbeat = io.now();
+        self.session.asked_at.push_back(io.now());
         let space = space(store, io, self.config.shards);
         let load = load(&self.replication, &self.scrub, store, &mut self.disk_waits, io.now());
         let request = CsRequest::Heartbeat { space, load };
@@ -569,6 +572,7 @@ impl CsShard {
         self.session.conn = None;
         self.session.greeting = None;
         self.session.registered = false;
+        self.session.asked_at.clear();
         self.session.next += 1;
         let wait = if self.session.redirect.is_some() { Duration::ZERO } else { RETRY_EVERY };
         self.session.retry_at = io.now().after(wait);
@@ -619,6 +623,7 @@ impl CsShard {
 
     fn register(&mut self, io: &mut dyn Io) {
         let (Some(store), Some(addr)) = (self.store.as_mut(), self.addr) else { return };
+        self.session.asked_at.push_back(io.now());
         let c = &self.config;
         let request = CsRequest::Register {
             cs: c.cs,
@@ -641,6 +646,7 @@ impl CsShard {
             CsReply::Registered { revoked, .. } => {
                 self.session.registered = true;
                 self.replication.revoke(&revoked);
+                self.leases_known();
                 self.report(io);
                 self.heartbeat(io);
                 for (id, request) in self.session.pending.clone() {
@@ -676,8 +682,10 @@ impl CsShard {
                     self.act(io);
                 }
             }
-            CsReply::Settings { scrub_period_s, copy_bytes_per_s, encrypt, mds } => {
+            CsReply::Settings { scrub_period_s, copy_bytes_per_s, encrypt, mds, lease_timeout_ms } => {
                 self.set_encryption(io, encrypt);
+                self.replication.set_lease_timeout(Duration::from_millis(lease_timeout_ms.into()));
+                self.leases_known();
                 self.session.servers = mds_to_try(&mds, &self.config.mds);
                 let share = copy_bytes_per_s.div_ceil(u64::from(self.config.shards));
                 self.replication.set_copy_rate(share);
@@ -695,6 +703,13 @@ impl CsShard {
                 };
                 self.told(io, sets, &asked);
             }
+        }
+    }
+
+    /// The metadata service has answered: what it had revoked when it was asked is known here.
+    fn leases_known(&mut self) {
+        if let Some(asked) = self.session.asked_at.pop_front() {
+            self.replication.leases_known_at(asked);
         }
     }
 

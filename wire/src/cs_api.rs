@@ -185,6 +185,8 @@ pub enum CsReply {
         encrypt: bool,
         /// All metadata servers of the cluster.
         mds: Vec<SocketAddr>,
+        /// A client that is silent for so long loses its leases.
+        lease_timeout_ms: u32,
     },
     Failed {
         status: Status,

@@ -145,6 +145,10 @@ pub struct Replication {
     written: Written,
     slow: SlowWatch,
     revoked: BTreeSet<LeaseId>,
+    /// How long the metadata service lets a client be silent before it takes its leases away; 0: not known yet.
+    lease_timeout: Duration,
+    /// What had been revoked by then is known here.
+    leases_known_at: Timestamp,
     /// Chunks whose watermark the secondaries don't know yet.
     uncommitted_notes: BTreeSet<ChunkId>,
     /// Chunks on their way to Active.
@@ -209,6 +213,8 @@ impl Replication {
             written: Written::default(),
             slow: SlowWatch::new(slow_after),
             revoked: BTreeSet::new(),
+            lease_timeout: Duration::ZERO,
+            leases_known_at: Timestamp(0),
             uncommitted_notes: BTreeSet::new(),
             pace: Pace::default(),
             held_back: BTreeSet::new(),
@@ -315,6 +321,20 @@ impl Replication {
         while self.revoked.len() > 10_000 {
             self.revoked.pop_first();
         }
+    }
+
+    pub fn set_lease_timeout(&mut self, timeout: Duration) {
+        self.lease_timeout = timeout;
+    }
+
+    pub fn leases_known_at(&mut self, at: Timestamp) {
+        self.leases_known_at = self.leases_known_at.max(at);
+    }
+
+    /// Whether a client's lease may have been revoked without this server having heard of it: what the client sent before
+    /// may come when its session is over and others have the file.
+    fn leases_are_unsure(&self, now: Timestamp) -> bool {
+        self.lease_timeout > Duration::ZERO && now.since(self.leases_known_at) > self.lease_timeout / 2
     }
 
     fn ticket(&mut self, purpose: Purpose) -> Ticket {

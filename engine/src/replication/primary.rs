@@ -226,12 +226,16 @@ impl Replication {
         if head.epoch < self.epoch_of(head.chunk, store) {
             return self.reply(conn, &head, done, Status::OldEpoch);
         }
+        let leases_are_unsure = self.leases_are_unsure(io.now());
         let Some(known) = self.chunks.get_mut(&head.chunk).filter(|k| k.epoch == head.epoch) else {
             return self.reply(conn, &head, done, Status::UnknownChunk);
         };
         let Some(primary) = &mut known.primary else {
             return self.reply(conn, &head, done, Status::NotPrimary);
         };
+        if head.kind != Kind::Read && leases_are_unsure {
+            return self.reply(conn, &head, done, Status::Busy);
+        }
         let length = if head.kind == Kind::Write { frame.payload.len() as u32 } else { head.length_bytes };
         if length == 0
             || (head.offset_bytes | length) % BLOCK != 0

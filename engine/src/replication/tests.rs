@@ -721,3 +721,19 @@ fn a_client_can_not_write_blocks_as_gone() {
     assert_eq!(b.replies.pop().expect("an answer").head.status, Status::BadRequest);
     assert_eq!(b.read(0), Ok(1));
 }
+
+#[test]
+fn who_may_have_missed_a_revocation_takes_no_writes() {
+    let mut b = Bench::new(1);
+    let unsure_after = Duration::from_secs(30);
+    b.sides[0].replication.set_lease_timeout(2 * unsure_after);
+    let asked = b.sides[0].io.now();
+    b.sides[0].replication.leases_known_at(asked);
+    b.write(0..1, 2);
+    b.sides[0].io.advance(unsure_after + Duration::from_millis(1));
+    assert!(!b.change(0..1, Some(3)), "not even if the client's lease is new");
+    assert_eq!(b.read(0), Ok(2), "reads go on");
+    let asked = b.sides[0].io.now();
+    b.sides[0].replication.leases_known_at(asked);
+    b.write(0..1, 4);
+}

@@ -61,6 +61,7 @@ impl Server {
                     copy_bytes_per_s,
                     encrypt: self.encrypts(),
                     mds: self.mds_addrs(),
+                    lease_timeout_ms: self.state.config_number(config::LEASE_TIMEOUT_MS) as u32,
                 };
                 self.reply_cs(conn, head, &settings, io);
             }
