@@ -4,11 +4,12 @@
 use clap::Parser;
 use perf::cluster::{self, LibraryFile};
 use perf::cpu::{self, Meter, Watched};
-use perf::engine::etc;
+use perf::engine::{etc, median};
 use perf::measure::{Case, Measurement};
 use perf::scratch;
 use perf::text::{cpu_by_role, number};
 use shards::text::parse_size;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,8 +26,8 @@ struct Args {
     #[arg(long, default_value_t = 4.0)]
     seconds: f64,
     /// Turns of each case; the table has their medians.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
+    #[arg(long, default_value = "5")]
+    rounds: NonZeroUsize,
     /// Wait at most this long before each measurement for other programs to be quiet.
     #[arg(long, default_value_t = 10.0)]
     wait_s: f64,
@@ -85,7 +86,7 @@ fn main() -> Result<(), String> {
     println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|");
     for case in cluster::cases() {
         let mut turns = [Vec::new(), Vec::new()];
-        for _ in 0..args.rounds {
+        for _ in 0..args.rounds.get() {
             for (side, turns) in sides.iter().zip(&mut turns) {
                 turns.push(side.turn(case, &args)?);
             }
@@ -99,8 +100,9 @@ fn main() -> Result<(), String> {
 }
 
 fn row(case: Case, turns: &[Vec<Turn>; 2]) {
-    let medians =
-        |of: fn(&Turn) -> f64| [0, 1].map(|side: usize| median(turns[side].iter().map(of).collect()));
+    let medians = |of: fn(&Turn) -> f64| {
+        [0, 1].map(|side: usize| median(turns[side].iter().map(of).collect(), |value| *value))
+    };
     let pair = |[plain, encrypted]: [f64; 2]| format!("{} | {}", number(plain), number(encrypted));
     let compared = |both: [f64; 2]| format!("{} | {:.2}", pair(both), both[1] / both[0]);
     let strangers = turns.iter().flatten().map(|t| t.strangers_percent).fold(0.0, f64::max);
@@ -113,9 +115,4 @@ fn row(case: Case, turns: &[Vec<Turn>; 2]) {
         compared(medians(|t| t.cs_us)),
         compared(medians(|t| t.client_us)),
     );
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

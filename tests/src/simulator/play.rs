@@ -234,10 +234,9 @@ impl Player<'_> {
         // back meanwhile, and tells that its copy is whole.
         let then = now.after(lasts);
         self.cut(&[to], &rest, then);
-        self.cut(&[from], &rest, then.after(COMES_BACK));
-        let narrow = Weather { bytes_per_us: 1, ..Weather::default() };
-        self.weather(to, then.after(COMES_BACK), narrow);
         let at_latest = then.after(COMES_BACK);
+        self.cut(&[from], &rest, at_latest);
+        self.weather(to, at_latest, Weather { bytes_per_us: 1, ..Weather::default() });
         self.order(then, Later::ComeBack { from, to, rest, at_latest });
     }
 
