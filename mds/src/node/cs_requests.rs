@@ -343,8 +343,8 @@ impl Server {
         io: &mut dyn Io,
     ) {
         let ChunkReport { chunk, epoch } = report;
-        let this_epoch = |v: &ChunkView| v.epoch == epoch || on(Sabotage::StaleSetChanges);
-        let view = self.state.chunk(chunk).filter(|v| this_epoch(v) && v.primary() == Some(primary));
+        let is_of_now = |v: &ChunkView| v.epoch == epoch && v.primary() == Some(primary);
+        let view = self.state.chunk(chunk).filter(|v| is_of_now(v) || on(Sabotage::StaleSetChanges));
         let change = view.map(|_| SetChange { chunk, epoch, action: SetAction::Joined { cs: learner } });
         self.change_or_answer(conn, head, vec![chunk], change.into_iter().collect(), io);
     }
