@@ -2,12 +2,12 @@
 
 use std::net::SocketAddr;
 use std::time::Duration;
-use wire::auth::ClusterKey;
+use wire::auth::Credentials;
 
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
     pub cluster: String,
-    pub key: ClusterKey,
+    pub credentials: Credentials,
     /// Metadata servers to ask, as discovered; the master they name is followed.
     pub mds: Vec<SocketAddr>,
     /// This machine's name, shown by `pstorage stat`.
@@ -44,10 +44,10 @@ impl CacheConfig {
 }
 
 impl ClientConfig {
-    pub fn new(cluster: &str, key: ClusterKey, mds: Vec<SocketAddr>) -> Self {
+    pub fn new(cluster: &str, credentials: Credentials, mds: Vec<SocketAddr>) -> Self {
         ClientConfig {
             cluster: cluster.to_string(),
-            key,
+            credentials,
             mds,
             host: String::new(),
             mount_point: String::new(),

@@ -65,7 +65,7 @@ fn status_errno(status: Status) -> i32 {
         Status::NameTooLong => libc::ENAMETOOLONG,
         Status::StaleHandle => libc::ESTALE,
         Status::ReadOnly => libc::EROFS,
-        Status::WrongPassword => libc::EACCES,
+        Status::WrongPassword | Status::TakenOut => libc::EACCES,
         _ => libc::EIO,
     }
 }

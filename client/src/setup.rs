@@ -4,7 +4,7 @@
 
 use crate::config::ClientConfig;
 use std::path::{Path, PathBuf};
-use wire::auth::ClusterKey;
+use wire::auth::Credentials;
 
 /// The default of `--etc`: env `PSTORAGE_ETC`, else /etc/pstorage.
 pub fn default_etc() -> PathBuf {
@@ -16,19 +16,11 @@ pub fn check_name(name: &str) -> Result<(), String> {
     wire::check_cluster_name(name)
 }
 
-/// Finds cluster `name` and reads its key below `etc`. The error says what was tried and what to do.
+/// Finds cluster `name` and reads this node's key below `etc`. The error says what was tried and what to do.
 pub fn load(etc: &Path, name: &str) -> Result<ClientConfig, String> {
     wire::check_cluster_name(name)?;
     let mds = discovery::mds_of(etc, name).map_err(|e| e.to_string())?;
-    let key_file = etc.join("clusters").join(name).join("auth_digest.key");
-    let key = match std::fs::read_to_string(&key_file) {
-        Ok(text) => ClusterKey::from_text(&text).map_err(|e| {
-            format!("{}: {e}. Run 'pstorage -c {name} auth-node' to make it anew", key_file.display())
-        })?,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => ClusterKey::open(),
-        Err(e) => return Err(format!("can't read {}: {e}", key_file.display())),
-    };
-    let mut config = ClientConfig::new(name, key, mds);
+    let mut config = ClientConfig::new(name, Credentials::load(etc, name)?, mds);
     config.host = host_name();
     Ok(config)
 }

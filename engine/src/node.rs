@@ -15,11 +15,11 @@ use shards::{Channel, ConnId, Event, Io, Node, OpId, TimerId, Timestamp};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
-use wire::auth::ClusterKey;
+use wire::auth::Credentials;
 use wire::cs_api::{ChunkReport, CsCommand, CsReply, CsRequest, Load, ShardStat, Space};
-use wire::hello::{Acceptor, Initiator, Peer, Step};
+use wire::hello::{Acceptor, Initiator, Peer, Rules, Step};
 use wire::mds_api::{Severity, mds_to_try};
-use wire::{ChunkId, CsId, Frame, Head, Kind, ShardIndex, Status, decode, encode};
+use wire::{ChunkId, CsId, Frame, Head, Kind, NodeId, ShardIndex, Status, decode, encode};
 
 const TICK: TimerId = TimerId(0x04 << 56);
 const TICK_EVERY: Duration = Duration::from_millis(20);
@@ -43,6 +43,10 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 /// And so long for the read cache to write down what it holds.
 const SAVE_CACHE_WITHIN: Duration = Duration::from_secs(3);
 const REPORT_PAGE: usize = 10_000;
+/// A connection that has not authenticated itself by then is closed.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections still in the handshake; more are refused, so that strangers can't exhaust memory.
+const MAX_GREETING: usize = 512;
 /// How often chunks that have appeared are reported. A message of a primary that was long on its way may bring back a
 /// chunk that this shard was told to delete.
 const REPORT_NEW_EVERY: Duration = Duration::from_secs(10);
@@ -51,7 +55,7 @@ const REPORT_NEW_EVERY: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct CsShardConfig {
     pub cluster: String,
-    pub key: ClusterKey,
+    pub credentials: Credentials,
     pub cs: CsId,
     pub shard: ShardIndex,
     pub shards: u16,
@@ -85,13 +89,15 @@ pub struct Backlog {
 
 /// An accepted connection.
 enum Guest {
-    Greeting(Box<Acceptor>),
-    Known(Peer),
+    Greeting { acceptor: Box<Acceptor>, since: Timestamp },
+    Known { peer: Peer, node: Option<NodeId> },
 }
 
 /// A connection to another shard.
 struct Link {
     conn: Option<ConnId>,
+    /// Which node has proved to be at the other end.
+    node: Option<NodeId>,
     greeting: Option<Initiator>,
     ready: bool,
     waiting: Vec<Frame>,
@@ -130,8 +136,7 @@ pub struct CsShard {
     store: Option<Store>,
     replication: Replication,
     guests: HashMap<ConnId, Guest>,
-    /// Plain connections are refused.
-    encrypts: bool,
+    rules: Rules,
     links: BTreeMap<SocketAddr, Link>,
     link_of: HashMap<ConnId, SocketAddr>,
     session: Session,
@@ -157,7 +162,7 @@ impl CsShard {
             store: None,
             replication,
             guests: HashMap::new(),
-            encrypts: false,
+            rules: Rules::default(),
             links: BTreeMap::new(),
             link_of: HashMap::new(),
             session: Session::default(),
@@ -289,48 +294,93 @@ impl CsShard {
 
     fn greet(&mut self, io: &mut dyn Io, conn: ConnId) -> Initiator {
         let me = self.me();
-        let (greeting, hello) = Initiator::new(self.config.key.clone(), &self.config.cluster, me, nonce(io));
+        let (greeting, hello) =
+            Initiator::new(self.config.credentials.clone(), &self.config.cluster, me, nonce(io));
         io.send(conn, hello.encode());
         greeting
     }
 
-    /// From now on connections are encrypted, or need not be. Plain ones that were accepted are closed when they have to
-    /// be; who made them makes them anew.
-    fn set_encryption(&mut self, io: &mut dyn Io, on: bool) {
-        if std::mem::replace(&mut self.encrypts, on) == on {
+    /// From now on these rules hold. Accepted connections that break them are closed (who may makes them anew), and those to
+    /// nodes that were taken out.
+    fn set_rules(&mut self, io: &mut dyn Io, rules: Rules) {
+        if self.rules == rules {
             return;
         }
-        tracing::info!(on, "encryption");
-        io.encrypt(on);
-        if on {
-            let is_plain = |conn: &ConnId| io.channel(*conn) == Channel::Plain;
-            let plain: Vec<ConnId> = self.guests.keys().copied().filter(is_plain).collect();
-            for conn in plain {
-                self.guests.remove(&conn);
-                io.close(conn);
-            }
+        if self.rules.encrypts != rules.encrypts {
+            tracing::info!(on = rules.encrypts, "encryption");
+            io.encrypt(rules.encrypts);
         }
+        let plain_ends = rules.encrypts && !self.rules.encrypts;
+        self.rules = rules;
+        let rules = &self.rules;
+        let breaks_them = |conn: &ConnId, guest: &Guest| {
+            let node = if let Guest::Known { node, .. } = guest { *node } else { None };
+            rules.admit(node).is_err() || plain_ends && io.channel(*conn) == Channel::Plain
+        };
+        let guests: Vec<ConnId> =
+            self.guests.iter().filter(|(conn, g)| breaks_them(conn, g)).map(|(conn, _)| *conn).collect();
+        for conn in guests {
+            self.guests.remove(&conn);
+            io.close(conn);
+        }
+        let taken_out: Vec<(SocketAddr, ConnId)> = self
+            .links
+            .iter()
+            .filter(|(_, link)| self.rules.admit(link.node).is_err())
+            .filter_map(|(addr, link)| Some((*addr, link.conn?)))
+            .collect();
+        for (addr, conn) in taken_out {
+            io.close(conn);
+            self.link_lost(io, addr, "its node was taken out of the cluster");
+        }
+    }
+
+    /// Closes accepted connections that don't say who they are.
+    fn watch_guests(&mut self, io: &mut dyn Io) {
+        let now = io.now();
+        let overdue = |guest: &Guest| match guest {
+            Guest::Greeting { since, .. } => now.since(*since) > GREETING_TIMEOUT,
+            Guest::Known { .. } => false,
+        };
+        let late: Vec<ConnId> =
+            self.guests.iter().filter(|(_, guest)| overdue(guest)).map(|(conn, _)| *conn).collect();
+        for conn in late {
+            self.guests.remove(&conn);
+            io.close(conn);
+        }
+    }
+
+    fn accepted(&mut self, io: &mut dyn Io, conn: ConnId) {
+        let greeting = self.guests.values().filter(|g| matches!(g, Guest::Greeting { .. })).count();
+        if greeting >= MAX_GREETING {
+            return io.close(conn);
+        }
+        let me = self.me();
+        let acceptor = Acceptor::new(self.config.credentials.clone(), &self.config.cluster, me, nonce(io));
+        self.guests.insert(conn, Guest::Greeting { acceptor: Box::new(acceptor), since: io.now() });
     }
 
     // ---- accepted connections ----
 
     fn guest_frame(&mut self, io: &mut dyn Io, conn: ConnId, frame: Frame) {
         match self.guests.get_mut(&conn) {
-            Some(Guest::Greeting(acceptor)) => {
-                match acceptor.on_frame(&frame, io.channel(conn), self.encrypts) {
+            Some(Guest::Greeting { acceptor, .. }) => {
+                match acceptor.on_frame(&frame, io.channel(conn), &self.rules) {
                     Ok(Step::Send(reply)) => io.send(conn, reply.encode()),
-                    Ok(Step::Finished { send, peer, .. }) => {
+                    Ok(Step::Finished { send, peer, node, .. }) => {
                         let older: Vec<ConnId> = self
                             .guests
                             .iter()
-                            .filter(|(_, g)| matches!(g, Guest::Known(old) if peer.replaces(old)))
+                            .filter(
+                                |(_, g)| matches!(g, Guest::Known { peer: old, .. } if peer.replaces(old)),
+                            )
                             .map(|(c, _)| *c)
                             .collect();
                         for old in older {
                             self.guests.remove(&old);
                             io.close(old);
                         }
-                        self.guests.insert(conn, Guest::Known(peer));
+                        self.guests.insert(conn, Guest::Known { peer, node });
                         if let Some(welcome) = send {
                             io.send(conn, welcome.encode());
                         }
@@ -345,7 +395,7 @@ impl CsShard {
                     }
                 }
             }
-            Some(Guest::Known(_)) => self.request(io, conn, frame),
+            Some(Guest::Known { .. }) => self.request(io, conn, frame),
             None => {}
         }
     }
@@ -409,6 +459,7 @@ impl CsShard {
         let now = io.now();
         let link = self.links.entry(addr).or_insert_with(|| Link::new(now));
         link.conn = Some(conn);
+        link.node = None;
         link.greeting = Some(greeting);
         link.ready = false;
         link.last_heard = now;
@@ -422,7 +473,12 @@ impl CsShard {
         if let Some(greeting) = link.greeting.as_mut() {
             match greeting.on_frame(&frame, io.channel(conn)) {
                 Ok(Step::Send(proof)) => io.send(conn, proof.encode()),
-                Ok(Step::Finished { .. }) => {
+                Ok(Step::Finished { node, .. }) if self.rules.admit(node).is_err() => {
+                    tracing::warn!(%addr, ?node, "a chunk server on a node that was taken out of the cluster");
+                    io.close(conn);
+                }
+                Ok(Step::Finished { node, .. }) => {
+                    link.node = node;
                     link.greeting = None;
                     link.ready = true;
                     link.was_down = false;
@@ -583,6 +639,10 @@ impl CsShard {
         if let Some(greeting) = self.session.greeting.as_mut() {
             match greeting.on_frame(&frame, io.channel(conn)) {
                 Ok(Step::Send(proof)) => io.send(conn, proof.encode()),
+                Ok(Step::Finished { node, .. }) if self.rules.admit(node).is_err() => {
+                    tracing::error!(?node, "a metadata server on a node that was taken out of the cluster");
+                    io.close(conn);
+                }
                 Ok(Step::Finished { .. }) => {
                     self.session.greeting = None;
                     self.register(io);
@@ -590,6 +650,10 @@ impl CsShard {
                 Err(failed) if failed.status == Status::NotEncrypted => {
                     io.encrypt(true);
                     io.close(conn);
+                }
+                // The server has proved to be one of the cluster's before it said so.
+                Err(failed) if failed.status == Status::TakenOut && greeting.may_send() => {
+                    io.stop(Err(failed.reason));
                 }
                 Err(failed) => {
                     tracing::error!(reason = %failed.reason, "the metadata server refused us");
@@ -682,8 +746,15 @@ impl CsShard {
                     self.act(io);
                 }
             }
-            CsReply::Settings { scrub_period_s, copy_bytes_per_s, encrypt, mds, lease_timeout_ms } => {
-                self.set_encryption(io, encrypt);
+            CsReply::Settings {
+                scrub_period_s,
+                copy_bytes_per_s,
+                encrypt,
+                mds,
+                lease_timeout_ms,
+                taken_out,
+            } => {
+                self.set_rules(io, Rules { encrypts: encrypt, taken_out: taken_out.into_iter().collect() });
                 self.replication.set_lease_timeout(Duration::from_millis(lease_timeout_ms.into()));
                 self.leases_known();
                 self.session.servers = mds_to_try(&mds, &self.config.mds);
@@ -835,6 +906,7 @@ impl CsShard {
             self.scrub_on(io);
             self.report_new(io);
         }
+        self.watch_guests(io);
         self.stop_when_quiet(io);
     }
 
@@ -856,6 +928,7 @@ impl Link {
     fn new(now: Timestamp) -> Link {
         Link {
             conn: None,
+            node: None,
             greeting: None,
             ready: false,
             waiting: Vec::new(),
@@ -873,11 +946,7 @@ impl Node for CsShard {
     fn handle(&mut self, event: Event<()>, io: &mut dyn Io) {
         match event {
             Event::Start => self.start(io),
-            Event::Accepted { conn, .. } => {
-                let me = self.me();
-                let acceptor = Acceptor::new(self.config.key.clone(), &self.config.cluster, me, nonce(io));
-                self.guests.insert(conn, Guest::Greeting(Box::new(acceptor)));
-            }
+            Event::Accepted { conn, .. } => self.accepted(io, conn),
             Event::Connected { conn } => {
                 if self.session.conn == Some(conn) {
                     self.session.last_heard = io.now();

@@ -10,7 +10,7 @@ use shards::{BLOCK_BYTES, Buf, BufMut};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use wire::auth::ClusterKey;
+use wire::auth::Credentials;
 use wire::data::block_crcs;
 use wire::hello::{Initiator, Peer, Step};
 use wire::{
@@ -28,7 +28,7 @@ const CHUNK_BLOCKS: u32 = 4096;
 fn config() -> CsShardConfig {
     CsShardConfig {
         cluster: "alloc".into(),
-        key: ClusterKey::open(),
+        credentials: Credentials::Open,
         cs: CsId(1),
         shard: ShardIndex(0),
         shards: 1,
@@ -75,7 +75,7 @@ impl Client {
         };
         let mut conn = BlockingConn::connect(addr, wire::framing, PATIENCE).unwrap();
         let me = Peer::Client { client: ClientId(1), generation: 1 };
-        let (mut greeting, hello) = Initiator::new(ClusterKey::open(), "alloc", me, [7; 32]);
+        let (mut greeting, hello) = Initiator::new(Credentials::Open, "alloc", me, [7; 32]);
         conn.send(&hello.encode()).unwrap();
         loop {
             let frame = Frame::decode(conn.receive(PATIENCE).unwrap()).unwrap();

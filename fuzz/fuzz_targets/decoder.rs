@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use shards::{Buf, HEAD_BYTES, RawFrame};
-use wire::{DataMeta, Frame, Kind, cs_api, decode, hello, mds_api};
+use wire::{DataMeta, Frame, Kind, auth, cs_api, decode, hello, join, mds_api};
 
 fuzz_target!(|bytes: &[u8]| {
     let _ = DataMeta::decode(bytes);
@@ -11,7 +11,11 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = decode!(mds_api::MdsReply, bytes);
     let _ = decode!(cs_api::CsRequest, bytes);
     let _ = decode!(cs_api::CsReply, bytes);
+    let _ = decode!(cs_api::CsCommand, bytes);
     let _ = decode!(hello::Hello, bytes);
+    let _ = decode!(hello::Challenge, bytes);
+    let _ = decode!(Option<auth::Proof>, bytes);
+    let _ = decode!(join::SaltReply, bytes);
     if bytes.len() < HEAD_BYTES {
         return;
     }

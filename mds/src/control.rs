@@ -14,10 +14,13 @@ use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use wire::MdsId;
-use wire::auth::ClusterKey;
+use wire::auth::Foundation;
 
 /// Name of the file below the server's directory.
 pub const FILE: &str = "control.json";
+/// What a new cluster with a password begins with; see [`write_foundation`].
+pub const FOUNDATION: &str = "foundation";
+const FOUNDATION_MAGIC: [u8; 8] = *b"PSFOUND1";
 /// Format that this program writes.
 pub const FORMAT: u32 = 1;
 /// Default port for clients and chunk servers; the port between metadata servers is one above.
@@ -178,8 +181,9 @@ impl MdsControl {
     }
 }
 
-/// Makes the directory of a new metadata server. Refuses one that holds anything, and says what.
-pub fn create(dir: &Path, control: &MdsControl) -> Result<(), ControlError> {
+/// Makes the directory of a new metadata server, with a foundation if it is of the first quorum of a cluster with a password.
+/// Refuses one that holds anything, and says what.
+pub fn create(dir: &Path, control: &MdsControl, foundation: Option<&Foundation>) -> Result<(), ControlError> {
     wire::check_cluster_name(&control.cluster).map_err(ControlError::ClusterName)?;
     control.check().map_err(|why| ControlError::Malformed { path: dir.join(FILE), why })?;
     check_free(dir)?;
@@ -189,6 +193,7 @@ pub fn create(dir: &Path, control: &MdsControl) -> Result<(), ControlError> {
         return Err(ControlError::NoDirectIo { dir: dir.into() });
     }
     std::fs::create_dir_all(dir.join("logs")).map_err(io("making", dir.join("logs")))?;
+    foundation.map_or(Ok(()), |foundation| write_foundation(dir, foundation))?;
     let path = dir.join(FILE);
     let aside = dir.join("control.json.new");
     let text = serde_json::to_string_pretty(control).expect("a control file always serialises") + "\n";
@@ -243,14 +248,34 @@ fn owner(value: &serde_json::Value) -> (String, String, String) {
     (field("service"), field("id"), field("cluster"))
 }
 
-/// The cluster's key from `etc/clusters/NAME/auth_digest.key`; without the file the cluster has no password.
-pub fn read_key(etc: &Path, cluster: &str) -> Result<ClusterKey, ControlError> {
-    let path = etc.join("clusters").join(cluster).join("auth_digest.key");
-    match std::fs::read_to_string(&path) {
-        Ok(text) => ClusterKey::from_text(&text).map_err(|why| ControlError::Malformed { path, why }),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(ClusterKey::open()),
-        Err(error) => Err(ControlError::Io { what: "reading", path, error }),
-    }
+/// Writes what a new cluster with a password begins with, beside the control file of a server of its first quorum: magic,
+/// CRC-32 of the rest, rkyv. It holds the cluster's secrets: readable by root only.
+fn write_foundation(dir: &Path, foundation: &Foundation) -> Result<(), ControlError> {
+    let path = dir.join(FOUNDATION);
+    let body = wire::encode!(foundation);
+    let bytes = [FOUNDATION_MAGIC.as_slice(), &wire::crc(&body).to_le_bytes(), &[0; 4], &body].concat();
+    shards::host::write_secret(&path, &bytes).map_err(|error| ControlError::Io {
+        what: "writing",
+        path,
+        error,
+    })
+}
+
+/// `None` where there is none: in clusters without a password, and in servers that were added later.
+pub fn read_foundation(dir: &Path) -> Result<Option<Box<Foundation>>, ControlError> {
+    let path = dir.join(FOUNDATION);
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(ControlError::Io { what: "reading", path, error }),
+    };
+    let body = bytes.strip_prefix(&FOUNDATION_MAGIC).and_then(|rest| rest.split_at_checked(8));
+    let decoded = match body {
+        Some((head, body)) if head[..4] == wire::crc(body).to_le_bytes() => wire::decode!(Foundation, body),
+        Some(_) => Err("its checksum is wrong".into()),
+        None => Err("not a foundation of this version".into()),
+    };
+    decoded.map(|f| Some(Box::new(f))).map_err(|why| ControlError::Malformed { path, why })
 }
 
 #[cfg(test)]
@@ -266,9 +291,9 @@ mod tests {
     fn a_directory_is_made_once() {
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path().join("mds");
-        create(&at, &card("pcs1")).unwrap();
+        create(&at, &card("pcs1"), None).unwrap();
         assert_eq!(MdsControl::load(&at).unwrap(), card("pcs1"));
-        let again = create(&at, &card("pcs2")).unwrap_err().to_string();
+        let again = create(&at, &card("pcs2"), None).unwrap_err().to_string();
         assert!(again.contains("already belongs to mds 1 of cluster 'pcs1'"), "{again}");
     }
 
@@ -276,12 +301,12 @@ mod tests {
     fn refusals_name_the_cause() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("stuff"), "x").unwrap();
-        assert!(create(dir.path(), &card("pcs1")).unwrap_err().to_string().contains("'stuff'"));
-        assert!(create(&dir.path().join("a"), &card("p c")).unwrap_err().to_string().contains("' '"));
+        assert!(create(dir.path(), &card("pcs1"), None).unwrap_err().to_string().contains("'stuff'"));
+        assert!(create(&dir.path().join("a"), &card("p c"), None).unwrap_err().to_string().contains("' '"));
         let missing = MdsControl::load(&dir.path().join("b")).unwrap_err().to_string();
         assert!(missing.contains("not the directory of a metadata server"), "{missing}");
         let at = dir.path().join("c");
-        create(&at, &card("pcs1")).unwrap();
+        create(&at, &card("pcs1"), None).unwrap();
         let newer = std::fs::read_to_string(at.join(FILE)).unwrap().replace("\"format\": 1", "\"format\": 9");
         std::fs::write(at.join(FILE), newer).unwrap();
         assert!(MdsControl::load(&at).unwrap_err().to_string().contains("format 9"));
@@ -290,15 +315,25 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_without_key_file_is_open() {
+    fn a_foundation_comes_back_or_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        use wire::auth::{Authority, PasswordDigest, PasswordSalt, public_key};
         let dir = tempfile::tempdir().unwrap();
-        assert!(read_key(dir.path(), "pcs1").unwrap().is_open());
-        let at = dir.path().join("clusters/pcs1");
-        std::fs::create_dir_all(&at).unwrap();
-        let key = ClusterKey::for_test(3);
-        std::fs::write(at.join("auth_digest.key"), key.to_text()).unwrap();
-        assert_eq!(read_key(dir.path(), "pcs1").unwrap(), key);
-        std::fs::write(at.join("auth_digest.key"), "junk").unwrap();
-        assert!(read_key(dir.path(), "pcs1").is_err());
+        assert!(read_foundation(dir.path()).unwrap().is_none());
+        let salt = PasswordSalt { salt: [3; 16], memory_kib: 8 << 10, passes: 1, lanes: 1 };
+        let authority = Authority::new([1; 32]);
+        let founder = authority.certify("pcs1", wire::NodeId(1), "host", public_key(&[2; 32]));
+        let password = PasswordDigest::new("secret", salt).unwrap();
+        let foundation = Foundation { cluster: "pcs1".into(), authority, password, founder };
+        write_foundation(dir.path(), &foundation).unwrap();
+        assert_eq!(*read_foundation(dir.path()).unwrap().unwrap(), foundation);
+        let path = dir.path().join(FOUNDATION);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let mut bytes = std::fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(read_foundation(dir.path()).unwrap_err().to_string().contains("checksum"));
+        std::fs::write(&path, "junk").unwrap();
+        assert!(read_foundation(dir.path()).is_err());
     }
 }

@@ -1,22 +1,26 @@
 //! Connections of a metadata server: handshakes, who is at the other end, and the lines to the other servers.
 //!
 //! Invariants:
-//! - nothing but a handshake (and a question for the password's salt) is looked at before the peer has proved that it
-//!   holds the cluster's key;
+//! - nothing but a handshake is looked at before the peer has proved which node it is; who has proved to know the password
+//!   instead may ask for a certificate and for nothing else;
+//! - a node that was taken out of the cluster has no connection;
 //! - a peer has one connection: a newer generation of it ends the older ones before its first frame is handled;
 //! - each server sends raft messages on connections it opened itself and receives on those it accepted, so two servers
 //!   that connect to each other at the same time don't fight over one line. Except to a server that it does not know: one
 //!   that was added while this one was away, and may be the master by now, is answered where it spoke. Else this one would
 //!   never take the entries that tell where the new one is;
-//! - while the cluster encrypts, no frame but a refusal is sent or heeded on a plain connection.
+//! - while the cluster encrypts, no frame but a refusal is sent or heeded on a plain connection; in a cluster with a password
+//!   lines between metadata servers always go through TLS, as the log holds the cluster's secrets;
+//! - passwords can be tried [`MOST_TRIES`] times a minute from one address.
 
 use shards::{Channel, ConnId, Io, RawFrame, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
-use wire::auth::ClusterKey;
-use wire::hello::{Acceptor, HandshakeFailed, Initiator, Peer, Step};
-use wire::{Frame, Head, Kind, MdsId, Status};
+use wire::auth::{Credentials, PasswordDigest};
+use wire::hello::{Acceptor, HandshakeFailed, Initiator, Peer, Rules, Step};
+use wire::join::{Gate, GateStep};
+use wire::{Frame, Head, Kind, MdsId, NodeId, Status};
 
 /// A connection that has not authenticated itself by then is closed.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,8 +37,18 @@ const LINE_DEAD: Duration = Duration::from_secs(3);
 /// A client or tool that said nothing for so long has gone without a farewell.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// Tries of passwords that one address has in [`TRIES_WITHIN`]; those that were right don't count.
+const MOST_TRIES: usize = 5;
+const TRIES_WITHIN: Duration = Duration::from_secs(60);
+/// Addresses whose tries are remembered. While there are so many, others must wait.
+const MOST_ADDRESSES: usize = 10_000;
+
 enum Role {
     Greeting(Box<Acceptor>),
+    /// It wants to get into the cluster by the password.
+    AtTheGate(Box<Gate>),
+    /// It knew the password.
+    CameIn,
     Peer(Peer),
     /// Our own line to another server.
     Line(MdsId, Box<Initiator>),
@@ -42,6 +56,8 @@ enum Role {
 
 struct Conn {
     role: Role,
+    /// Which node has proved to be at the other end.
+    node: Option<NodeId>,
     addr: Option<SocketAddr>,
     since: Timestamp,
     heard: Timestamp,
@@ -66,6 +82,16 @@ pub enum NetEvent {
         peer: Peer,
         frame: Frame,
     },
+    /// From a node that knew the password.
+    Newcomer {
+        conn: ConnId,
+        frame: Frame,
+    },
+    /// A password was tried that is not the cluster's. `last`: no more are heard from there for a while.
+    WrongPassword {
+        from: SocketAddr,
+        last: bool,
+    },
     /// An authenticated connection is gone.
     Gone {
         conn: ConnId,
@@ -80,30 +106,43 @@ pub enum NetEvent {
 
 pub struct Net {
     cluster: String,
-    key: ClusterKey,
+    credentials: Credentials,
     me: MdsId,
     generation: u64,
     conns: BTreeMap<ConnId, Conn>,
     lines: BTreeMap<MdsId, Line>,
     /// When an attempt to reach another server, or a line to one, failed last.
     line_lost_at: Timestamp,
-    /// Plain connections are refused.
-    encrypts: bool,
+    rules: Rules,
+    /// Another server encrypts already: its log is ahead of this one's.
+    others_encrypt: bool,
+    /// What gets a node into the cluster.
+    password: Option<PasswordDigest>,
+    /// Where the master is, for those who want to get in.
+    master: Option<SocketAddr>,
+    is_master: bool,
+    /// When passwords were tried, by address.
+    tries: BTreeMap<IpAddr, Vec<Timestamp>>,
     next_request: u64,
 }
 
 impl Net {
     /// `generation` must grow with each start of the server.
-    pub fn new(cluster: &str, key: ClusterKey, me: MdsId, generation: u64) -> Net {
+    pub fn new(cluster: &str, credentials: Credentials, me: MdsId, generation: u64) -> Net {
         Net {
             cluster: cluster.to_string(),
-            key,
+            credentials,
             me,
             generation,
             conns: BTreeMap::new(),
             lines: BTreeMap::new(),
             line_lost_at: Timestamp(0),
-            encrypts: false,
+            rules: Rules::default(),
+            others_encrypt: false,
+            password: None,
+            master: None,
+            is_master: false,
+            tries: BTreeMap::new(),
             next_request: 1,
         }
     }
@@ -113,15 +152,15 @@ impl Net {
     }
 
     pub fn accepted(&mut self, conn: ConnId, addr: SocketAddr, io: &mut dyn Io) {
-        let greeting = self.conns.values().filter(|c| matches!(c.role, Role::Greeting(_))).count();
+        let greeting = self.conns.values().filter(|c| c.is_stranger()).count();
         if greeting >= MAX_GREETING {
             io.close(conn);
             return;
         }
-        let acceptor = Acceptor::new(self.key.clone(), &self.cluster, self.identity(), nonce(io));
+        let acceptor = Acceptor::new(self.credentials.clone(), &self.cluster, self.identity(), nonce(io));
         let now = io.now();
         let role = Role::Greeting(Box::new(acceptor));
-        self.conns.insert(conn, Conn { role, addr: Some(addr), since: now, heard: now });
+        self.conns.insert(conn, Conn { role, node: None, addr: Some(addr), since: now, heard: now });
     }
 
     /// The other servers and where they are; lines to servers that are no longer listed are closed, but for those that
@@ -148,30 +187,50 @@ impl Net {
         }
     }
 
-    /// From now on connections are encrypted, or need not be. Plain ones that stand are closed when they have to be.
-    pub fn set_encryption(&mut self, on: bool, io: &mut dyn Io) -> Vec<NetEvent> {
-        if std::mem::replace(&mut self.encrypts, on) == on {
+    /// From now on these rules hold: connections that break them are closed.
+    pub fn set_rules(&mut self, rules: Rules, io: &mut dyn Io) -> Vec<NetEvent> {
+        if self.rules == rules {
             return Vec::new();
         }
-        tracing::info!(name: "encryption", on);
-        io.encrypt(on);
-        if !on {
-            return Vec::new();
+        if self.rules.encrypts != rules.encrypts {
+            tracing::info!(name: "encryption", on = rules.encrypts);
+            self.others_encrypt = false;
         }
-        let is_plain = |conn: &ConnId| io.channel(*conn) == Channel::Plain;
-        let plain: Vec<ConnId> = self.conns.keys().copied().filter(is_plain).collect();
-        plain
-            .into_iter()
-            .flat_map(|conn| self.drop_conn(conn, "the cluster encrypts from now on", io))
-            .collect()
+        self.rules = rules;
+        let mut broken = Vec::new();
+        for (&conn, entry) in &self.conns {
+            if self.rules.encrypts && io.channel(conn) == Channel::Plain {
+                broken.push((conn, "the cluster encrypts from now on".to_string()));
+            } else if let Err(refused) = self.rules.admit(entry.node) {
+                broken.push((conn, refused.reason));
+            }
+        }
+        broken.into_iter().flat_map(|(conn, why)| self.drop_conn(conn, &why, io)).collect()
+    }
+
+    /// What nodes that want to get in need to know, and to meet: the master, which may be this server.
+    pub fn set_gate(
+        &mut self,
+        password: Option<&PasswordDigest>,
+        master: Option<SocketAddr>,
+        is_master: bool,
+    ) {
+        (self.master, self.is_master) = (master, is_master);
+        if self.password.as_ref() != password {
+            self.password = password.cloned();
+        }
     }
 
     /// Connects what should be connected and closes what hangs.
     pub fn tick(&mut self, io: &mut dyn Io) -> Vec<NetEvent> {
         let now = io.now();
         let mut events = Vec::new();
+        self.tries.retain(|_, tries| {
+            tries.retain(|at| now.since(*at) < TRIES_WITHIN);
+            !tries.is_empty()
+        });
         let overdue = |c: &Conn| match c.role {
-            Role::Greeting(_) => now.since(c.since) > GREETING_TIMEOUT,
+            Role::Greeting(_) | Role::AtTheGate(_) | Role::CameIn => now.since(c.since) > GREETING_TIMEOUT,
             Role::Line(..) => now.since(c.heard) > LINE_DEAD,
             Role::Peer(Peer::Client { .. } | Peer::Tool) => now.since(c.heard) > IDLE_TIMEOUT,
             Role::Peer(_) => false,
@@ -207,14 +266,16 @@ impl Net {
 
     fn connect(&mut self, id: MdsId, io: &mut dyn Io) {
         self.generation += 1;
-        let (initiator, hello) = Initiator::new(self.key.clone(), &self.cluster, self.identity(), nonce(io));
+        let (initiator, hello) =
+            Initiator::new(self.credentials.clone(), &self.cluster, self.identity(), nonce(io));
         let line = self.lines.get_mut(&id).expect("only known servers are connected to");
+        io.encrypt(self.rules.encrypts || self.others_encrypt || !self.credentials.is_open());
         let conn = io.connect(line.addr);
         line.conn = Some(conn);
         line.peer = None;
         let now = io.now();
         let role = Role::Line(id, Box::new(initiator));
-        self.conns.insert(conn, Conn { role, addr: Some(line.addr), since: now, heard: now });
+        self.conns.insert(conn, Conn { role, node: None, addr: Some(line.addr), since: now, heard: now });
         io.send(conn, hello.encode());
     }
 
@@ -227,10 +288,25 @@ impl Net {
             Err(error) => return self.drop_conn(conn, &format!("bad frame: {error}"), io),
         };
         match &mut entry.role {
+            Role::Greeting(_) if frame.head.kind == Kind::PasswordSalt => {
+                match gate(&self.cluster, &self.credentials, self.password.as_ref()) {
+                    Ok(gate) => entry.role = Role::AtTheGate(Box::new(gate)),
+                    Err(failed) => return self.refused(conn, failed, io),
+                }
+                self.at_the_gate(conn, &frame, io)
+            }
+            // Else it would take everybody for a node of a cluster without a password.
+            Role::Greeting(_) if self.password.is_some() && self.credentials.is_open() => {
+                let detail = "this server has lost its key: run auth-node on its host and start it anew";
+                let failed = HandshakeFailed::new(Status::WrongPassword, detail.into());
+                self.refused(conn, failed, io)
+            }
             Role::Greeting(acceptor) => {
-                let step = acceptor.on_frame(&frame, io.channel(conn), self.encrypts);
+                let step = acceptor.on_frame(&frame, io.channel(conn), &self.rules);
                 self.greeted(conn, step, io)
             }
+            Role::AtTheGate(_) => self.at_the_gate(conn, &frame, io),
+            Role::CameIn => vec![NetEvent::Newcomer { conn, frame }],
             Role::Line(..) if frame.head.kind == Kind::Pong => Vec::new(),
             Role::Line(id, initiator) => match self.lines.get(id).and_then(|line| line.peer) {
                 // The other end does not know where this server is.
@@ -239,7 +315,7 @@ impl Net {
                     let id = *id;
                     let step = initiator.on_frame(&frame, io.channel(conn));
                     if step.as_ref().is_err_and(|failed| failed.status == Status::NotEncrypted) {
-                        io.encrypt(true); // Its log is ahead of this one's.
+                        self.others_encrypt = true;
                     }
                     self.line_frame(conn, id, step, io)
                 }
@@ -266,15 +342,21 @@ impl Net {
                 io.send(conn, frame.encode());
                 Vec::new()
             }
-            Ok(Step::Finished { send, peer, .. }) => {
+            Ok(Step::Finished { peer: Peer::Mds { .. }, .. })
+                if !self.credentials.is_open() && io.channel(conn) == Channel::Plain =>
+            {
+                let detail = "metadata servers of a cluster with a password connect through TLS";
+                self.refused(conn, HandshakeFailed::new(Status::NotEncrypted, detail.into()), io)
+            }
+            Ok(Step::Finished { send, peer, node, .. }) => {
                 let events = self.end_older(conn, &peer, io);
                 if let Some(frame) = send {
                     io.send(conn, frame.encode());
                 }
                 if let Some(entry) = self.conns.get_mut(&conn) {
-                    entry.role = Role::Peer(peer);
+                    (entry.role, entry.node) = (Role::Peer(peer), node);
                 }
-                tracing::debug!(name: "peer_authenticated", ?peer);
+                tracing::debug!(name: "peer_authenticated", ?peer, ?node);
                 events
             }
             Err(failed) => self.refused(conn, failed, io),
@@ -293,7 +375,13 @@ impl Net {
                 io.send(conn, frame.encode());
                 Vec::new()
             }
-            Ok(Step::Finished { peer: peer @ Peer::Mds { mds, .. }, .. }) if mds == id => {
+            Ok(Step::Finished { peer: peer @ Peer::Mds { mds, .. }, node, .. }) if mds == id => {
+                if let Err(failed) = self.rules.admit(node) {
+                    return self.refused(conn, failed, io);
+                }
+                if let Some(entry) = self.conns.get_mut(&conn) {
+                    entry.node = node;
+                }
                 let Some(line) = self.lines.get_mut(&id).filter(|l| l.conn == Some(conn)) else {
                     return Vec::new();
                 };
@@ -306,6 +394,55 @@ impl Net {
                 self.drop_conn(conn, &format!("{peer:?} answered in the place of MDS#{id}"), io)
             }
             Err(failed) => self.refused(conn, failed, io),
+        }
+    }
+
+    /// A frame of a node that wants to get in.
+    fn at_the_gate(&mut self, conn: ConnId, frame: &Frame, io: &mut dyn Io) -> Vec<NetEvent> {
+        let Some((Role::AtTheGate(gate), Some(addr))) =
+            self.conns.get_mut(&conn).map(|entry| (&mut entry.role, entry.addr))
+        else {
+            return Vec::new();
+        };
+        let (now, channel) = (io.now(), io.channel(conn));
+        let house = house_of(addr.ip());
+        // One server counts the tries, and it knows the password of now.
+        if frame.head.kind == Kind::Try && !self.is_master {
+            let detail = "this server is not the master";
+            return self.refused(conn, HandshakeFailed::new(Status::NotMaster, detail.into()), io);
+        }
+        if frame.head.kind == Kind::Try && !may_try(&mut self.tries, house, now) {
+            let detail = format!(
+                "{MOST_TRIES} wrong passwords within {} s from {}: wait that long",
+                TRIES_WITHIN.as_secs(),
+                addr.ip()
+            );
+            return self.refused(conn, HandshakeFailed::new(Status::TooManyTries, detail), io);
+        }
+        match gate.on_frame(frame, channel, self.master, &mut || io.random()) {
+            Ok(GateStep::Send(reply)) => {
+                io.send(conn, reply.encode());
+                Vec::new()
+            }
+            Ok(GateStep::Open(reply)) => {
+                if let Some(tries) = self.tries.get_mut(&house) {
+                    tries.pop();
+                }
+                if let Some(entry) = self.conns.get_mut(&conn) {
+                    entry.role = Role::CameIn;
+                }
+                io.send(conn, reply.encode());
+                Vec::new()
+            }
+            Err(failed) => {
+                let is_wrong = failed.status == Status::WrongPassword;
+                let last = self.tries.get(&house).is_some_and(|tries| tries.len() >= MOST_TRIES);
+                let mut events = self.refused(conn, failed, io);
+                if is_wrong {
+                    events.push(NetEvent::WrongPassword { from: addr, last });
+                }
+                events
+            }
         }
     }
 
@@ -338,7 +475,7 @@ impl Net {
     fn forget(&mut self, conn: ConnId, why: &str, now: Timestamp) -> Vec<NetEvent> {
         let Some(entry) = self.conns.remove(&conn) else { return Vec::new() };
         match entry.role {
-            Role::Greeting(_) => {
+            Role::Greeting(_) | Role::AtTheGate(_) | Role::CameIn => {
                 tracing::debug!(name: "handshake_ended", from = ?entry.addr, why);
                 Vec::new()
             }
@@ -394,6 +531,24 @@ impl Net {
         self.conns.get(&conn).and_then(|c| c.addr)
     }
 
+    /// The node at the other end of a connection.
+    pub fn node_of(&self, conn: ConnId) -> Option<NodeId> {
+        self.conns.get(&conn).and_then(|c| c.node)
+    }
+
+    /// Nodes that metadata servers run on, this one's first, as far as there are lines to them.
+    pub fn mds_nodes(&self) -> impl Iterator<Item = (MdsId, NodeId)> {
+        let others = self.lines.iter().filter_map(|(mds, line)| Some((*mds, self.node_of(line.conn?)?)));
+        self.credentials.node_id().map(|node| (self.me, node)).into_iter().chain(others)
+    }
+
+    /// How many connections each node has.
+    pub fn connections(&self) -> BTreeMap<NodeId, u32> {
+        let mut count = BTreeMap::new();
+        self.conns.values().filter_map(|c| c.node).for_each(|node| *count.entry(node).or_default() += 1);
+        count
+    }
+
     /// Authenticated connections of clients.
     pub fn clients(&self) -> impl Iterator<Item = (ConnId, wire::ClientId)> + '_ {
         self.conns.iter().filter_map(|(conn, c)| match c.role {
@@ -417,10 +572,81 @@ impl Net {
     }
 }
 
+fn gate(
+    cluster: &str,
+    credentials: &Credentials,
+    password: Option<&PasswordDigest>,
+) -> Result<Gate, HandshakeFailed> {
+    match password {
+        Some(digest) => Ok(Gate::new(cluster, digest.clone())),
+        None if credentials.is_open() => Err(HandshakeFailed::new(
+            Status::NotSupported,
+            format!("cluster '{cluster}' has no password: its nodes need no authentication"),
+        )),
+        None => Err(HandshakeFailed::new(
+            Status::NotReady,
+            "this server does not know the password yet: ask again soon".into(),
+        )),
+    }
+}
+
+impl Conn {
+    /// Whether it still has to show that it belongs here.
+    fn is_stranger(&self) -> bool {
+        matches!(self.role, Role::Greeting(_) | Role::AtTheGate(_) | Role::CameIn)
+    }
+}
+
+/// Whose tries count together: an address; of IPv6, where one host has many, its network of 64 bits.
+fn house_of(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(_) => ip,
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => IpAddr::V4(v4),
+            None => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
+        },
+    }
+}
+
+/// Counts a try of a password, if it may be made. It counts from its beginning: many at once are many.
+fn may_try(tries: &mut BTreeMap<IpAddr, Vec<Timestamp>>, house: IpAddr, now: Timestamp) -> bool {
+    if tries.len() >= MOST_ADDRESSES && !tries.contains_key(&house) {
+        return false;
+    }
+    let tries = tries.entry(house).or_default();
+    tries.retain(|at| now.since(*at) < TRIES_WITHIN);
+    let may = tries.len() < MOST_TRIES;
+    if may {
+        tries.push(now);
+    }
+    may
+}
+
 fn nonce(io: &mut dyn Io) -> [u8; 32] {
     let mut nonce = [0; 32];
     for part in nonce.chunks_exact_mut(8) {
         part.copy_from_slice(&io.random().to_le_bytes());
     }
     nonce
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_tried_a_few_times_a_minute_from_one_place() {
+        let ip = |text: &str| house_of(text.parse().unwrap());
+        let mut tries = BTreeMap::new();
+        let mut may =
+            |from: &str, second: u64| may_try(&mut tries, ip(from), Timestamp(second * 1_000_000_000));
+        assert!((0..5).all(|second| may("10.0.0.1", second)));
+        assert!(!may("10.0.0.1", 5) && !may("::ffff:10.0.0.1", 5), "the same address");
+        assert!(may("10.0.0.2", 5), "another one");
+        assert!(may("10.0.0.1", 60), "the first try is a minute old");
+        assert!(!may("10.0.0.1", 60));
+        assert!((0..5).all(|host| may(&format!("2001:db8::{host}"), 9)));
+        assert!(!may("2001:db8::99", 9), "one network of IPv6");
+        assert!(may("2001:db8:0:1::99", 9));
+    }
 }

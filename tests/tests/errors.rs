@@ -184,15 +184,25 @@ fn wrong_passwords_keys_and_clusters_are_told_apart() {
     assert!(!Path::new(&etc).exists(), "a refused node stored something");
     auth("bare", &b.dir.path("password")).ok();
     run("pstorage", &["-c", "bare", "--etc", &etc, "stat"]).ok();
+    // Who guesses is not heard for long, not even with the right password.
+    let guess = || auth("bare", &wrong);
+    let last = (0..5).map(|_| guess()).find(|tried| tried.text.contains("wrong passwords within 60 s"));
+    last.expect("the sixth try at the latest is refused").refused(&[
+        "5 wrong passwords",
+        "127.0.0.1",
+        "wait",
+    ]);
+    auth("bare", &b.dir.path("password")).refused(&["5 wrong passwords"]);
+    let events = b.admin(&["get-event"]);
+    assert!(events.text.contains("Wrong password from 127.0.0.1 (auth-node)"), "{}", events.text);
     // A node without the key.
     fs::remove_file(format!("{etc}/clusters/bare/auth_digest.key")).unwrap();
     let stat = run("pstorage", &["-c", "bare", "--etc", &etc, "stat"]);
-    stat.refused(&["key is not the cluster's", "auth-node"]);
+    stat.refused(&["this side is not authenticated", "auth-node"]);
     assert!(stat.took < Duration::from_secs(5), "a wrong key does not get better by waiting");
     let mnt = b.dir.path("mnt");
     fs::create_dir(&mnt).unwrap();
-    run("pstorage-mount", &["-c", "bare", "--etc", &etc, &mnt])
-        .refused(&["refuses this node's key", "auth-node"]);
+    run("pstorage-mount", &["-c", "bare", "--etc", &etc, &mnt]).refused(&["refuses this node", "auth-node"]);
     fs::write(format!("{etc}/clusters/bare/auth_digest.key"), "junk").unwrap();
     run("pstorage", &["-c", "bare", "--etc", &etc, "stat"]).refused(&["auth_digest.key", "first line"]);
 }

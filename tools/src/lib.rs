@@ -45,12 +45,9 @@ impl Context {
         discovery::mds_of(&self.etc, self.cluster()?).map_err(|e| e.to_string())
     }
 
-    pub fn key(&self) -> Outcome<wire::auth::ClusterKey> {
-        mds::control::read_key(&self.etc, self.cluster()?).map_err(|e| e.to_string())
-    }
-
     pub fn link(&self) -> Outcome<mds_link::MdsLink> {
-        Ok(mds_link::MdsLink::new(self.cluster()?, self.key()?, &self.mds()?))
+        let credentials = wire::auth::Credentials::load(&self.etc, self.cluster()?)?;
+        Ok(mds_link::MdsLink::new(self.cluster()?, credentials, &self.mds()?))
     }
 
     pub fn bs_list_path(&self) -> Outcome<PathBuf> {

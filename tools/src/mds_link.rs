@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-use wire::auth::ClusterKey;
+use wire::auth::Credentials;
 use wire::hello::{Initiator, Peer, Step};
 use wire::mds_api::{MdsReply, MdsRequest};
 use wire::{Frame, Head, Kind, Status, decode, encode};
@@ -32,14 +32,21 @@ impl From<String> for ConnectError {
 }
 
 /// Connects and authenticates; encrypted where the cluster wants it so.
-pub fn connect(cluster: &str, key: &ClusterKey, to: SocketAddr) -> Result<BlockingConn, ConnectError> {
+pub fn connect(
+    cluster: &str,
+    credentials: &Credentials,
+    to: SocketAddr,
+) -> Result<BlockingConn, ConnectError> {
     let plain = BlockingConn::connect(to, wire::framing, CONNECT).map_err(|e| e.to_string())?;
-    match authenticate(cluster, key, plain) {
-        Err(ConnectError { status: Some(Status::NotEncrypted), .. }) => {
-            authenticate(cluster, key, connect_encrypted(to, CONNECT)?)
-        }
+    match authenticate(cluster, credentials, plain) {
+        Err(ConnectError { status: Some(Status::NotEncrypted), .. }) => sealed(cluster, credentials, to),
         outcome => outcome,
     }
+}
+
+/// The same, encrypted whatever the cluster wants.
+fn sealed(cluster: &str, credentials: &Credentials, to: SocketAddr) -> Result<BlockingConn, ConnectError> {
+    authenticate(cluster, credentials, connect_encrypted(to, CONNECT)?)
 }
 
 pub fn connect_encrypted(to: SocketAddr, within: Duration) -> Outcome<BlockingConn> {
@@ -48,11 +55,11 @@ pub fn connect_encrypted(to: SocketAddr, within: Duration) -> Outcome<BlockingCo
 
 fn authenticate(
     cluster: &str,
-    key: &ClusterKey,
+    credentials: &Credentials,
     mut conn: BlockingConn,
 ) -> Result<BlockingConn, ConnectError> {
     let (mut greeting, hello) =
-        Initiator::new(key.clone(), cluster, Peer::Tool, shards::host::random_bytes());
+        Initiator::new(credentials.clone(), cluster, Peer::Tool, shards::host::random_bytes());
     conn.send(&hello.encode()).map_err(|e| e.to_string())?;
     loop {
         let frame = receive(&mut conn, CONNECT)?;
@@ -78,30 +85,37 @@ pub fn receive(conn: &mut BlockingConn, within: Duration) -> Outcome<Frame> {
 
 pub struct MdsLink {
     cluster: String,
-    key: ClusterKey,
+    credentials: Credentials,
     known: Vec<SocketAddr>,
     master: Option<(SocketAddr, BlockingConn)>,
     shards: HashMap<SocketAddr, BlockingConn>,
     next_request: u64,
     answer: Duration,
     patience: Duration,
+    seals: bool,
 }
 
 impl MdsLink {
     /// `known` may be any of the cluster's metadata servers.
-    pub fn new(cluster: &str, key: ClusterKey, known: &[SocketAddr]) -> MdsLink {
+    pub fn new(cluster: &str, credentials: Credentials, known: &[SocketAddr]) -> MdsLink {
         // Request ids only need to be unique per session; tools have none.
         let next_request = u64::from_le_bytes(shards::host::random_bytes()) >> 16;
         MdsLink {
             cluster: cluster.into(),
-            key,
+            credentials,
             known: known.to_vec(),
             master: None,
             shards: HashMap::new(),
             next_request,
             answer: ANSWER,
             patience: PATIENCE,
+            seals: false,
         }
+    }
+
+    /// Through TLS, whatever the cluster wants: for secrets.
+    pub fn sealed(self) -> MdsLink {
+        MdsLink { seals: true, ..self }
     }
 
     /// Asks every server once and waits for none of them long.
@@ -137,9 +151,12 @@ impl MdsLink {
                     Ok(reply) => return Ok(reply),
                     Err(error) => {
                         match error.status {
-                            Some(Status::WrongPassword | Status::WrongCluster | Status::Version) => {
-                                refused = error.status
-                            }
+                            Some(
+                                Status::WrongPassword
+                                | Status::TakenOut
+                                | Status::WrongCluster
+                                | Status::Version,
+                            ) => refused = error.status,
                             _ => hopeless = false,
                         }
                         tried.push(format!("{addr}: {}", error.why));
@@ -159,7 +176,7 @@ impl MdsLink {
     fn nobody(&self, tried: &[String], refused: Option<Status>) -> String {
         let cluster = &self.cluster;
         let advice = match refused {
-            Some(Status::WrongPassword) => {
+            Some(Status::WrongPassword | Status::TakenOut) => {
                 format!("Run 'pstorage -c {cluster} auth-node' and give the cluster's password")
             }
             Some(Status::WrongCluster) => {
@@ -179,7 +196,8 @@ impl MdsLink {
     fn ask_one(&mut self, addr: SocketAddr, request: &MdsRequest) -> Result<MdsReply, ConnectError> {
         let mut conn = match self.master.take() {
             Some((at, conn)) if at == addr => conn,
-            _ => connect(&self.cluster, &self.key, addr)?,
+            _ if self.seals => sealed(&self.cluster, &self.credentials, addr)?,
+            _ => connect(&self.cluster, &self.credentials, addr)?,
         };
         self.next_request += 1;
         let head = Head::new(Kind::MdsRequest, self.next_request);
@@ -207,7 +225,7 @@ impl MdsLink {
         let at = |why: String| format!("{addr}: {why}");
         let mut conn = match self.shards.remove(&addr) {
             Some(conn) => conn,
-            None => connect(&self.cluster, &self.key, addr).map_err(|e| at(e.why))?,
+            None => connect(&self.cluster, &self.credentials, addr).map_err(|e| at(e.why))?,
         };
         conn.send(&frame.encode()).map_err(|e| at(e.to_string()))?;
         let answer = receive(&mut conn, self.answer).map_err(at)?;

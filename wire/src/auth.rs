@@ -1,15 +1,25 @@
-//! The cluster's key and the proofs made with it. Pure computation.
+//! Who belongs to a cluster: certificates of nodes, and the password that gets a node one. Pure computation.
 //!
-//! The password is never stored or sent: Argon2id turns it into a 32-byte key, kept on every node of the cluster
-//! in `auth_digest.key` (mode 0600). Peers prove that they hold the key with HMAC-SHA-256 over both sides'
-//! nonces and identities.
+//! A cluster with a password has an [`Authority`], an Ed25519 key that lives in the replicated state of the metadata
+//! servers. Each node has a key of its own, made on the node and never sent, and a [`Certificate`] by which the authority
+//! says that the node belongs to the cluster. Both stand in the node's `auth_digest.key` (mode 0600). Peers prove who they
+//! are by signatures ([`Credentials::prove`]); a node that is taken out of the cluster is refused by its number.
+//!
+//! The password is only needed to get a certificate ([`crate::join`]). Argon2id turns it into a [`PasswordDigest`], of which
+//! the metadata service keeps a copy; the password itself is neither stored nor sent.
 
-use hmac::{Hmac, Mac};
-use sha2::Sha256;
+use crate::NodeId;
+use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use rkyv::{Archive, Deserialize, Serialize};
 use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
 
-/// Parameters of the key derivation, public: an unauthenticated node asks for them to try a password.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+/// Name of the file with a node's key, below `ETC/clusters/NAME`.
+pub const KEY_FILE: &str = "auth_digest.key";
+
+/// Parameters of the password's digest, public: a node that wants a certificate asks for them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub struct PasswordSalt {
     pub salt: [u8; 16],
     pub memory_kib: u32,
@@ -32,98 +42,280 @@ impl PasswordSalt {
     }
 }
 
-/// What a node must hold to be part of the cluster.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ClusterKey {
+/// What Argon2id makes of the password. Whoever has it can get a certificate, like with the password itself.
+#[derive(Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct PasswordDigest {
     pub salt: PasswordSalt,
-    key: [u8; 32],
+    pub(crate) digest: [u8; 32],
 }
 
-impl fmt::Debug for ClusterKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ClusterKey(secret)")
-    }
-}
-
-const HEADING: &str = "pstorage-auth-digest 1";
-
-impl ClusterKey {
-    pub fn from_password(password: &str, salt: PasswordSalt) -> Result<Self, String> {
+impl PasswordDigest {
+    /// Takes about a tenth of a second and the memory that `salt` names.
+    pub fn new(password: &str, salt: PasswordSalt) -> Result<Self, String> {
         salt.check()?;
         let params = argon2::Params::new(salt.memory_kib, salt.passes, salt.lanes, Some(32))
             .map_err(|e| e.to_string())?;
-        let mut key = [0u8; 32];
+        let mut digest = [0u8; 32];
         argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params)
-            .hash_password_into(password.as_bytes(), &salt.salt, &mut key)
+            .hash_password_into(password.as_bytes(), &salt.salt, &mut digest)
             .map_err(|e| e.to_string())?;
-        Ok(ClusterKey { salt, key })
+        Ok(PasswordDigest { salt, digest })
+    }
+}
+
+impl fmt::Debug for PasswordDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PasswordDigest(secret)")
+    }
+}
+
+/// The key that certificates of a cluster are signed with.
+#[derive(Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Authority {
+    secret: [u8; 32],
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Authority(secret)")
+    }
+}
+
+impl Authority {
+    /// From 32 random bytes.
+    pub fn new(secret: [u8; 32]) -> Authority {
+        Authority { secret }
     }
 
-    /// The key of a cluster made without a password: everybody has it.
-    pub fn open() -> Self {
-        ClusterKey { salt: PasswordSalt::with_salt([0; 16]), key: [0; 32] }
+    /// What everybody may know of it.
+    pub fn public_key(&self) -> [u8; 32] {
+        public_key(&self.secret)
+    }
+
+    /// Says that a node belongs to the cluster. The same arguments always give the same certificate.
+    pub fn certify(&self, cluster: &str, node: NodeId, name: &str, public_key: [u8; 32]) -> Certificate {
+        let signed = certified(cluster, node, name, &public_key);
+        let signature = SigningKey::from_bytes(&self.secret).sign(&signed).to_bytes();
+        Certificate { node, name: name.into(), public_key, signature }
+    }
+}
+
+/// The public half of a secret key.
+pub fn public_key(secret: &[u8; 32]) -> [u8; 32] {
+    SigningKey::from_bytes(secret).verifying_key().to_bytes()
+}
+
+/// That a node belongs to a cluster, signed by its authority.
+#[derive(Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Certificate {
+    /// Never given twice.
+    pub node: NodeId,
+    /// The host's name when it joined. For people only.
+    pub name: String,
+    pub public_key: [u8; 32],
+    pub signature: [u8; 64],
+}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Certificate(node {}, {})", self.node, self.name)
+    }
+}
+
+/// Everything that a new cluster with a password begins with. The first metadata servers enter it into the state.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct Foundation {
+    pub cluster: String,
+    pub authority: Authority,
+    pub password: PasswordDigest,
+    /// The node where the cluster was made.
+    pub founder: Certificate,
+}
+
+/// What a node proves itself with.
+#[derive(Clone, Debug, Default)]
+pub enum Credentials {
+    /// In a cluster without a password: nothing.
+    #[default]
+    Open,
+    Node(Arc<NodeKey>),
+}
+
+/// A node's key and certificate.
+#[derive(PartialEq, Eq)]
+pub struct NodeKey {
+    cluster: String,
+    authority: [u8; 32],
+    certificate: Certificate,
+    secret: SigningKey,
+}
+
+impl fmt::Debug for NodeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NodeKey(secret, {:?})", self.certificate)
+    }
+}
+
+/// A peer's word on who it is: its certificate, and a signature that only its key can make.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct Proof {
+    pub certificate: Certificate,
+    pub signature: [u8; 64],
+}
+
+/// Why a peer's proof is not one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum NotBelieved {
+    #[error("this side is not authenticated in the cluster, which has a password")]
+    WeAreStrangers,
+    #[error("the other side is not authenticated in the cluster")]
+    Stranger,
+    #[error("the other side's certificate is not of this cluster")]
+    OtherAuthority,
+    #[error(
+        "the other side does not hold the key of the certificate it shows, or somebody stands between the two"
+    )]
+    Forged,
+}
+
+const HEADING: &str = "pstorage-node-key 1";
+
+impl Credentials {
+    /// `secret`: 32 random bytes made on this node, whose public half `certificate` names.
+    pub fn node(cluster: &str, authority: [u8; 32], certificate: Certificate, secret: [u8; 32]) -> Self {
+        let secret = SigningKey::from_bytes(&secret);
+        Credentials::Node(Arc::new(NodeKey { cluster: cluster.into(), authority, certificate, secret }))
+    }
+
+    /// Credentials of a node of a cluster "pcs1" that exists in one test only. Another `cluster` is another authority.
+    pub fn for_test(cluster: u8, node: u32) -> Self {
+        let authority = Authority::new([cluster.max(1); 32]);
+        let mut secret = [cluster; 32];
+        secret[..4].copy_from_slice(&node.to_le_bytes());
+        let certificate = authority.certify("pcs1", NodeId(node), "test", public_key(&secret));
+        Credentials::node("pcs1", authority.public_key(), certificate, secret)
     }
 
     pub fn is_open(&self) -> bool {
-        self.key == [0; 32]
+        matches!(self, Credentials::Open)
     }
 
-    /// A key known only to one test.
-    pub fn for_test(byte: u8) -> Self {
-        ClusterKey { salt: PasswordSalt::with_salt([byte; 16]), key: [byte.max(1); 32] }
+    /// The node of this cluster that these are of.
+    pub fn node_id(&self) -> Option<NodeId> {
+        match self {
+            Credentials::Open => None,
+            Credentials::Node(key) => Some(key.certificate.node),
+        }
     }
 
-    /// Text of `auth_digest.key`.
+    /// Those of this node, from `etc/clusters/NAME/auth_digest.key`. Without the file the cluster has no password.
+    pub fn load(etc: &Path, cluster: &str) -> Result<Self, String> {
+        let path = etc.join("clusters").join(cluster).join(KEY_FILE);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Self::from_text(&text).map_err(|e| format!("{}: {e}", path.display())),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Credentials::Open),
+            Err(e) => Err(format!("reading {}: {e}", path.display())),
+        }
+    }
+
+    /// Text of `auth_digest.key`; empty without a password.
     pub fn to_text(&self) -> String {
-        let s = &self.salt;
+        let Credentials::Node(key) = self else { return String::new() };
+        let c = &key.certificate;
         format!(
-            "{HEADING}\nalgorithm=argon2id\nsalt={}\nmemory_kib={}\npasses={}\nlanes={}\ndigest={}\n",
-            hex(&s.salt),
-            s.memory_kib,
-            s.passes,
-            s.lanes,
-            hex(&self.key)
+            "{HEADING}\ncluster={}\nauthority={}\nnode={}\nname={}\nsignature={}\nsecret={}\n",
+            key.cluster,
+            hex(&key.authority),
+            c.node,
+            c.name,
+            hex(&c.signature),
+            hex(&key.secret.to_bytes())
         )
     }
 
     pub fn from_text(text: &str) -> Result<Self, String> {
-        let mut lines = text.lines();
-        if lines.next() != Some(HEADING) {
-            return Err(format!("first line is not '{HEADING}'"));
+        if text.lines().next() != Some(HEADING) {
+            return Err(format!("the first line is not '{HEADING}': run auth-node to make the file anew"));
         }
         let field = |name: &str| {
             text.lines()
                 .find_map(|l| l.strip_prefix(name)?.strip_prefix('='))
                 .ok_or_else(|| format!("no line '{name}=…'"))
         };
-        let number = |name: &str| field(name)?.parse::<u32>().map_err(|e| format!("{name}: {e}"));
-        let salt = PasswordSalt {
-            salt: unhex(field("salt")?).ok_or("salt: not 32 hexadecimal digits")?,
-            memory_kib: number("memory_kib")?,
-            passes: number("passes")?,
-            lanes: number("lanes")?,
+        let secret: [u8; 32] = unhex(field("secret")?).ok_or("secret: not 64 hexadecimal digits")?;
+        let certificate = Certificate {
+            node: NodeId(field("node")?.parse().map_err(|e| format!("node: {e}"))?),
+            name: field("name")?.into(),
+            public_key: public_key(&secret),
+            signature: unhex(field("signature")?).ok_or("signature: not 128 hexadecimal digits")?,
         };
-        Ok(ClusterKey { salt, key: unhex(field("digest")?).ok_or("digest: not 64 hexadecimal digits")? })
-    }
-
-    /// Proof of holding the key, bound to `parts` (length-prefixed, so no two lists look alike).
-    pub fn prove(&self, purpose: &str, parts: &[&[u8]]) -> [u8; 32] {
-        self.mac(purpose, parts).finalize().into_bytes().into()
-    }
-
-    /// Constant-time check of a proof.
-    pub fn verify(&self, purpose: &str, parts: &[&[u8]], proof: &[u8; 32]) -> bool {
-        self.mac(purpose, parts).verify_slice(proof).is_ok()
-    }
-
-    fn mac(&self, purpose: &str, parts: &[&[u8]]) -> Hmac<Sha256> {
-        let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(&self.key).expect("HMAC takes any key length");
-        for part in std::iter::once(&purpose.as_bytes()).chain(parts) {
-            mac.update(&(part.len() as u64).to_le_bytes());
-            mac.update(part);
+        let authority = unhex(field("authority")?).ok_or("authority: not 64 hexadecimal digits")?;
+        let credentials = Credentials::node(field("cluster")?, authority, certificate, secret);
+        let Credentials::Node(key) = &credentials else { return Ok(credentials) };
+        if !key.certifies(&key.certificate) {
+            return Err("the certificate's signature is wrong: run auth-node to make the file anew".into());
         }
-        mac
+        Ok(credentials)
     }
+
+    /// A proof for the other side, bound to `parts` (length-prefixed, so no two lists look alike). `None` without a password.
+    pub fn prove(&self, purpose: &str, parts: &[&[u8]]) -> Option<Proof> {
+        let Credentials::Node(key) = self else { return None };
+        let signature = key.secret.sign(&listed(purpose, parts)).to_bytes();
+        Some(Proof { certificate: key.certificate.clone(), signature })
+    }
+
+    /// Which node the other side is; `None` without a password.
+    pub fn believe(
+        &self,
+        purpose: &str,
+        parts: &[&[u8]],
+        proof: Option<&Proof>,
+    ) -> Result<Option<NodeId>, NotBelieved> {
+        match (self, proof) {
+            (Credentials::Open, None) => Ok(None),
+            (Credentials::Open, Some(_)) => Err(NotBelieved::WeAreStrangers),
+            (Credentials::Node(_), None) => Err(NotBelieved::Stranger),
+            (Credentials::Node(key), Some(proof)) => {
+                if !key.certifies(&proof.certificate) {
+                    return Err(NotBelieved::OtherAuthority);
+                }
+                let certificate = &proof.certificate;
+                match is_signed(&certificate.public_key, &listed(purpose, parts), &proof.signature) {
+                    true => Ok(Some(certificate.node)),
+                    false => Err(NotBelieved::Forged),
+                }
+            }
+        }
+    }
+}
+
+impl NodeKey {
+    fn certifies(&self, c: &Certificate) -> bool {
+        let signed = certified(&self.cluster, c.node, &c.name, &c.public_key);
+        is_signed(&self.authority, &signed, &c.signature)
+    }
+}
+
+fn certified(cluster: &str, node: NodeId, name: &str, public_key: &[u8; 32]) -> Vec<u8> {
+    let parts = [cluster.as_bytes(), &node.0.to_le_bytes(), name.as_bytes(), public_key];
+    listed("pstorage certificate 1", &parts)
+}
+
+/// The strict check: no weak keys, one signature per message.
+fn is_signed(public_key: &[u8; 32], message: &[u8], signature: &[u8; 64]) -> bool {
+    VerifyingKey::from_bytes(public_key)
+        .is_ok_and(|key| key.verify_strict(message, &Signature::from_bytes(signature)).is_ok())
+}
+
+/// The purpose and the parts as one message.
+fn listed(purpose: &str, parts: &[&[u8]]) -> Vec<u8> {
+    let mut all = Vec::with_capacity(512);
+    for part in std::iter::once(&purpose.as_bytes()).chain(parts) {
+        all.extend_from_slice(&(part.len() as u64).to_le_bytes());
+        all.extend_from_slice(part);
+    }
+    all
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -148,28 +340,65 @@ mod tests {
 
     #[test]
     fn key_file_round_trips_and_says_what_is_wrong() {
-        let key = ClusterKey::for_test(9);
-        assert_eq!(ClusterKey::from_text(&key.to_text()).unwrap(), key);
-        assert!(ClusterKey::from_text("junk").unwrap_err().contains("first line"));
-        let cut = key.to_text().replace("digest=", "digest=zz");
-        assert!(ClusterKey::from_text(&cut).unwrap_err().contains("digest"));
+        let text = Credentials::for_test(9, 4).to_text();
+        let read = Credentials::from_text(&text).unwrap();
+        assert_eq!((read.to_text(), read.node_id()), (text.clone(), Some(NodeId(4))));
+        assert!(Credentials::from_text("junk").unwrap_err().contains("first line"));
+        let cut = text.replace("secret=", "secret=zz");
+        assert!(Credentials::from_text(&cut).unwrap_err().contains("secret"));
+        let other = text.replace("node=4", "node=5");
+        assert!(Credentials::from_text(&other).unwrap_err().contains("signature is wrong"));
+        assert!(!format!("{read:?}").contains(text.lines().last().unwrap()), "no secret in logs");
     }
 
     #[test]
     fn proofs_bind_key_purpose_and_parts() {
-        let key = ClusterKey::for_test(1);
-        let proof = key.prove("a", &[b"x", b"yz"]);
-        assert!(key.verify("a", &[b"x", b"yz"], &proof));
-        assert!(!key.verify("a", &[b"xy", b"z"], &proof));
-        assert!(!key.verify("b", &[b"x", b"yz"], &proof));
-        assert!(!ClusterKey::for_test(2).verify("a", &[b"x", b"yz"], &proof));
+        let (a, b) = (Credentials::for_test(1, 1), Credentials::for_test(1, 2));
+        let proof = b.prove("a", &[b"x", b"yz"]).unwrap();
+        let seen = |purpose: &str, parts: &[&[u8]], proof| a.believe(purpose, parts, Some(proof));
+        assert_eq!(seen("a", &[b"x", b"yz"], &proof), Ok(Some(NodeId(2))));
+        assert_eq!(seen("a", &[b"xy", b"z"], &proof), Err(NotBelieved::Forged));
+        assert_eq!(seen("b", &[b"x", b"yz"], &proof), Err(NotBelieved::Forged));
+        let foreign = Credentials::for_test(2, 2).prove("a", &[b"x", b"yz"]).unwrap();
+        assert_eq!(seen("a", &[b"x", b"yz"], &foreign), Err(NotBelieved::OtherAuthority));
+        let mut borrowed = proof.clone();
+        borrowed.certificate = foreign.certificate.clone();
+        assert_eq!(seen("a", &[b"x", b"yz"], &borrowed), Err(NotBelieved::OtherAuthority));
+        // A true certificate does not help who lacks its key.
+        let mut stolen = a.prove("a", &[b"x", b"yz"]).unwrap();
+        stolen.certificate = proof.certificate.clone();
+        assert_eq!(seen("a", &[b"x", b"yz"], &stolen), Err(NotBelieved::Forged));
     }
 
     #[test]
-    fn password_makes_the_key() {
+    fn certificates_are_of_one_cluster_one_node_and_one_name() {
+        let authority = Authority::new([1; 32]);
+        let secret = [5; 32];
+        let good = authority.certify("pcs1", NodeId(3), "host", public_key(&secret));
+        let read = |cluster: &str, certificate: Certificate| {
+            let text = Credentials::node(cluster, authority.public_key(), certificate, secret).to_text();
+            Credentials::from_text(&text)
+        };
+        assert!(read("pcs1", good.clone()).is_ok());
+        assert!(read("pcs2", good.clone()).is_err());
+        assert!(read("pcs1", Certificate { node: NodeId(4), ..good.clone() }).is_err());
+        assert!(read("pcs1", Certificate { name: "other".into(), ..good }).is_err());
+    }
+
+    #[test]
+    fn without_a_password_nobody_proves_anything_and_the_two_kinds_do_not_mix() {
+        let (open, node) = (Credentials::Open, Credentials::for_test(1, 1));
+        assert_eq!(open.believe("a", &[], open.prove("a", &[]).as_ref()), Ok(None));
+        assert_eq!(open.believe("a", &[], node.prove("a", &[]).as_ref()), Err(NotBelieved::WeAreStrangers));
+        assert_eq!(node.believe("a", &[], None), Err(NotBelieved::Stranger));
+    }
+
+    #[test]
+    fn password_makes_the_digest() {
         let salt = PasswordSalt { salt: [3; 16], memory_kib: 8 << 10, passes: 1, lanes: 1 };
-        let right = ClusterKey::from_password("secret", salt).unwrap();
-        assert_eq!(right, ClusterKey::from_password("secret", salt).unwrap());
-        assert_ne!(right, ClusterKey::from_password("Secret", salt).unwrap());
+        let right = PasswordDigest::new("secret", salt).unwrap();
+        assert_eq!(right, PasswordDigest::new("secret", salt).unwrap());
+        assert_ne!(right, PasswordDigest::new("Secret", salt).unwrap());
+        assert!(PasswordDigest::new("x", PasswordSalt { memory_kib: u32::MAX, ..salt }).is_err());
     }
 }

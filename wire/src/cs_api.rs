@@ -2,7 +2,7 @@
 //!
 //! Each shard keeps its own session with the master MDS: shards share nothing, not even this.
 
-use crate::{ChunkId, CsId, Epoch, Grant, LeaseId, ShardIndex, Status};
+use crate::{ChunkId, CsId, Epoch, Grant, LeaseId, NodeId, ShardIndex, Status};
 use rkyv::{Archive, Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -187,6 +187,8 @@ pub enum CsReply {
         mds: Vec<SocketAddr>,
         /// A client that is silent for so long loses its leases.
         lease_timeout_ms: u32,
+        /// Nodes that belong to the cluster no more: they are refused.
+        taken_out: Vec<NodeId>,
     },
     Failed {
         status: Status,

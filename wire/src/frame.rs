@@ -71,8 +71,8 @@ kinds! {
     Hello = 1, Challenge = 2, Proof = 3, Welcome = 4, Refused = 5,
     /// Answered by Pong with the same request id; keeps a silent peer from looking dead.
     Ping = 6, Pong = 7,
-    /// A node without the key asks for the password's salt (auth-node).
-    PasswordSalt = 8, PasswordSaltReply = 9,
+    // A node that knows the password gets a key ([`crate::join`]).
+    PasswordSalt = 8, PasswordSaltReply = 9, Try = 10, TryReply = 11, JoinProof = 12, Right = 13,
     // Client to primary ([`crate::data`]).
     Write = 16, WriteDone = 17, Read = 18, ReadDone = 19,
     /// Zeroes `length` bytes at `offset` and gives their space back. Block-aligned.

@@ -6,6 +6,7 @@
 //!   Proof {proof over both}         →
 //!                                   ←  Welcome        (or Refused {reason} at any step)
 //!
+//! A proof is a node's certificate and a signature ([`crate::auth`]); clusters without a password have none.
 //! The proofs also cover the channel the frames come through ([`Channel`]): on an encrypted one the certificate that the
 //! acceptor has shown, so that nobody in the middle can pass them on.
 //!
@@ -14,11 +15,12 @@
 //! acceptor drops all older connections of that peer before it handles anything of the new one, so a request
 //! still lying in an old socket can never be applied after its repetition.
 
-use crate::auth::{ClusterKey, PasswordSalt};
+use crate::auth::{Credentials, NotBelieved, Proof};
 use crate::frame::{VERSION, VERSION_OLDEST};
-use crate::{ClientId, CsId, Frame, Head, Kind, MdsId, ShardIndex, Status};
+use crate::{ClientId, CsId, Frame, Head, Kind, MdsId, NodeId, ShardIndex, Status};
 use rkyv::{Archive, Deserialize, Serialize};
 use shards::Channel;
+use std::collections::BTreeSet;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Archive, Serialize, Deserialize)]
 pub enum Peer {
@@ -70,7 +72,7 @@ pub struct Challenge {
     pub version: u16,
     pub peer: Peer,
     pub nonce: [u8; 32],
-    pub proof: [u8; 32],
+    pub proof: Option<Proof>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
@@ -81,7 +83,7 @@ pub struct Refusal {
 const SERVER: &str = "pstorage acceptor 1";
 const CLIENT: &str = "pstorage initiator 1";
 
-fn message<T>(kind: Kind, status: Status, value: &T) -> Frame
+pub(crate) fn message<T>(kind: Kind, status: Status, value: &T) -> Frame
 where
     T: for<'a> Serialize<
         rkyv::api::high::HighSerializer<
@@ -109,8 +111,49 @@ pub struct HandshakeFailed {
     pub reply: Option<Frame>,
 }
 
+impl HandshakeFailed {
+    /// The other side is told the same.
+    pub fn new(status: Status, reason: String) -> HandshakeFailed {
+        HandshakeFailed { status, reply: Some(refusal(status, reason.clone())), reason }
+    }
+}
+
 fn fail(status: Status, reason: String) -> HandshakeFailed {
-    HandshakeFailed { status, reply: Some(refusal(status, reason.clone())), reason }
+    HandshakeFailed::new(status, reason)
+}
+
+/// What the other side's refusal says.
+pub(crate) fn refused(frame: &Frame) -> HandshakeFailed {
+    let reason = decode!(Refusal, &frame.meta).map_or_else(|e| e, |r| r.reason);
+    HandshakeFailed { status: frame.head.status, reason, reply: None }
+}
+
+pub(crate) fn other_cluster(ours: &str, theirs: &str) -> HandshakeFailed {
+    fail(Status::WrongCluster, format!("this server belongs to cluster '{ours}', not '{theirs}'"))
+}
+
+/// What a server asks of those who come, beyond a proof.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Rules {
+    /// Plain channels are refused ([`Status::NotEncrypted`]).
+    pub encrypts: bool,
+    /// Nodes that belong to the cluster no more ([`Status::TakenOut`]).
+    pub taken_out: BTreeSet<NodeId>,
+}
+
+impl Rules {
+    /// Refuses a node that was taken out. Both sides of a connection ask.
+    pub fn admit(&self, node: Option<NodeId>) -> Result<(), HandshakeFailed> {
+        match node.filter(|node| self.taken_out.contains(node)) {
+            None => Ok(()),
+            Some(node) => Err(fail(
+                Status::TakenOut,
+                format!(
+                    "node {node} was taken out of the cluster (deauth-node); auth-node takes it in again"
+                ),
+            )),
+        }
+    }
 }
 
 /// What the state machine wants after a frame.
@@ -118,21 +161,22 @@ fn fail(status: Status, reason: String) -> HandshakeFailed {
 pub enum Step {
     /// Send this and go on waiting.
     Send(Frame),
-    /// Send this (if any); the peer is authenticated, its later frames are requests.
-    Finished { send: Option<Frame>, peer: Peer, version: u16 },
+    /// Send this (if any); the peer is authenticated, its later frames are requests. `node` is the node whose key it has
+    /// proved to hold; `None` without a password.
+    Finished { send: Option<Frame>, peer: Peer, version: u16, node: Option<NodeId> },
 }
 
 /// The side that connects.
 #[derive(Debug)]
 pub struct Initiator {
-    key: ClusterKey,
+    credentials: Credentials,
     hello: Hello,
-    accepted: Option<(Peer, u16)>,
+    accepted: Option<(Peer, u16, Option<NodeId>)>,
 }
 
 impl Initiator {
     /// Returns the machine and the Hello to send.
-    pub fn new(key: ClusterKey, cluster: &str, me: Peer, nonce: [u8; 32]) -> (Self, Frame) {
+    pub fn new(credentials: Credentials, cluster: &str, me: Peer, nonce: [u8; 32]) -> (Self, Frame) {
         let hello = Hello {
             version_oldest: VERSION_OLDEST,
             version_newest: VERSION,
@@ -141,7 +185,7 @@ impl Initiator {
             nonce,
         };
         let frame = message(Kind::Hello, Status::Ok, &hello);
-        (Initiator { key, hello, accepted: None }, frame)
+        (Initiator { credentials, hello, accepted: None }, frame)
     }
 
     /// Whether the Challenge was good: requests may be sent behind the Proof.
@@ -161,21 +205,19 @@ impl Initiator {
                     ));
                 }
                 let transcript = transcript(&self.hello, c.version, &c.peer, &c.nonce, channel);
-                if !self.key.verify(SERVER, &transcript.parts(), &c.proof) {
-                    return Err(fail(Status::WrongPassword, not_ours(channel)));
-                }
-                let proof = self.key.prove(CLIENT, &transcript.parts());
-                self.accepted = Some((c.peer, c.version));
-                Ok(Step::Send(Frame::new(Head::new(Kind::Proof, 0), &proof, shards::Buf::empty())))
+                let node = self
+                    .credentials
+                    .believe(SERVER, &transcript.parts(), c.proof.as_ref())
+                    .map_err(not_believed)?;
+                let proof = self.credentials.prove(CLIENT, &transcript.parts());
+                self.accepted = Some((c.peer, c.version, node));
+                Ok(Step::Send(message(Kind::Proof, Status::Ok, &proof)))
             }
             Kind::Welcome => match self.accepted {
-                Some((peer, version)) => Ok(Step::Finished { send: None, peer, version }),
+                Some((peer, version, node)) => Ok(Step::Finished { send: None, peer, version, node }),
                 None => Err(fail(Status::BadRequest, "Welcome before Challenge".into())),
             },
-            Kind::Refused => {
-                let reason = decode!(Refusal, &frame.meta).map_or_else(|e| e, |r| r.reason);
-                Err(HandshakeFailed { status: frame.head.status, reason, reply: None })
-            }
+            Kind::Refused => Err(refused(frame)),
             other => Err(fail(Status::BadRequest, format!("{other:?} during the handshake"))),
         }
     }
@@ -184,7 +226,7 @@ impl Initiator {
 /// The side that accepts.
 #[derive(Debug)]
 pub struct Acceptor {
-    key: ClusterKey,
+    credentials: Credentials,
     cluster: String,
     me: Peer,
     nonce: [u8; 32],
@@ -192,27 +234,24 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    pub fn new(key: ClusterKey, cluster: &str, me: Peer, nonce: [u8; 32]) -> Self {
-        Acceptor { key, cluster: cluster.to_string(), me, nonce, hello: None }
+    pub fn new(credentials: Credentials, cluster: &str, me: Peer, nonce: [u8; 32]) -> Self {
+        Acceptor { credentials, cluster: cluster.to_string(), me, nonce, hello: None }
     }
 
-    /// `channel`: as this side sees it. With `encrypts`, a plain one is refused ([`Status::NotEncrypted`]).
+    /// `channel`: as this side sees it.
     pub fn on_frame(
         &mut self,
         frame: &Frame,
         channel: Channel,
-        encrypts: bool,
+        rules: &Rules,
     ) -> Result<Step, HandshakeFailed> {
-        if encrypts && channel == Channel::Plain && frame.head.kind != Kind::Refused {
+        if rules.encrypts && channel == Channel::Plain && frame.head.kind != Kind::Refused {
             return Err(fail(
                 Status::NotEncrypted,
                 "this cluster encrypts its traffic (net.encrypt): connect through TLS".into(),
             ));
         }
         match (frame.head.kind, &self.hello) {
-            (Kind::PasswordSalt, None) => {
-                Ok(Step::Send(message(Kind::PasswordSaltReply, Status::Ok, &self.key.salt)))
-            }
             (Kind::Hello, None) => {
                 let hello = decode!(Hello, &frame.meta).map_err(|e| fail(Status::BadRequest, e))?;
                 let version = hello.version_newest.min(VERSION);
@@ -227,58 +266,37 @@ impl Acceptor {
                     ));
                 }
                 if hello.cluster != self.cluster {
-                    return Err(fail(
-                        Status::WrongCluster,
-                        format!("this server belongs to cluster '{}', not '{}'", self.cluster, hello.cluster),
-                    ));
+                    return Err(other_cluster(&self.cluster, &hello.cluster));
                 }
                 let transcript = transcript(&hello, version, &self.me, &self.nonce, channel);
-                let proof = self.key.prove(SERVER, &transcript.parts());
+                let proof = self.credentials.prove(SERVER, &transcript.parts());
                 let challenge = Challenge { version, peer: self.me, nonce: self.nonce, proof };
                 self.hello = Some((hello, version));
                 Ok(Step::Send(message(Kind::Challenge, Status::Ok, &challenge)))
             }
             (Kind::Proof, Some((hello, version))) => {
-                let proof: [u8; 32] = (&*frame.meta)
-                    .try_into()
-                    .map_err(|_| fail(Status::BadRequest, format!("proof of {} bytes", frame.meta.len())))?;
+                let proof = decode!(Option<Proof>, &frame.meta).map_err(|e| fail(Status::BadRequest, e))?;
                 let transcript = transcript(hello, *version, &self.me, &self.nonce, channel);
-                if !self.key.verify(CLIENT, &transcript.parts(), &proof) {
-                    return Err(fail(Status::WrongPassword, "wrong password or key for this cluster".into()));
-                }
+                let node = self
+                    .credentials
+                    .believe(CLIENT, &transcript.parts(), proof.as_ref())
+                    .map_err(not_believed)?;
+                rules.admit(node)?;
                 Ok(Step::Finished {
                     send: Some(Frame::bare(Head::new(Kind::Welcome, 0))),
                     peer: hello.peer,
                     version: *version,
+                    node,
                 })
             }
-            (Kind::Refused, _) => {
-                let reason = decode!(Refusal, &frame.meta).map_or_else(|e| e, |r| r.reason);
-                Err(HandshakeFailed { status: frame.head.status, reason, reply: None })
-            }
+            (Kind::Refused, _) => Err(refused(frame)),
             (other, _) => Err(fail(Status::NotReady, format!("{other:?} before authentication"))),
         }
     }
 }
 
-/// Asks an MDS for the salt; the reply is PasswordSaltReply.
-pub fn ask_salt() -> Frame {
-    Frame::bare(Head::new(Kind::PasswordSalt, 0))
-}
-
-pub fn read_salt(frame: &Frame) -> Result<PasswordSalt, String> {
-    let salt = decode!(PasswordSalt, &frame.meta)?;
-    salt.check()?;
-    Ok(salt)
-}
-
-fn not_ours(channel: Channel) -> String {
-    match channel {
-        Channel::Plain => "this node's key is not the cluster's".into(),
-        Channel::Encrypted { .. } => {
-            "this node's key is not the cluster's, or somebody stands between the two".into()
-        }
-    }
+fn not_believed(why: NotBelieved) -> HandshakeFailed {
+    fail(Status::WrongPassword, why.to_string())
 }
 
 struct Transcript {
@@ -322,27 +340,25 @@ mod tests {
 
     const SEALED: Channel = Channel::Encrypted { certificate: [4; 32] };
 
-    fn tool_to_mds(client_key: ClusterKey, cluster: &str) -> Result<(Peer, Peer), HandshakeFailed> {
-        through(client_key, cluster, [Channel::Plain; 2], false)
+    fn tool_to_mds(key: Credentials, cluster: &str) -> Result<(Peer, Peer), HandshakeFailed> {
+        through(key, cluster, [Channel::Plain; 2], &Rules::default())
     }
 
     /// With the channel as each of the two sees it, the initiator first.
     fn through(
-        client_key: ClusterKey,
+        key: Credentials,
         cluster: &str,
         [here, there]: [Channel; 2],
-        encrypts: bool,
+        rules: &Rules,
     ) -> Result<(Peer, Peer), HandshakeFailed> {
         let server_peer = Peer::Mds { mds: MdsId(1), generation: 5 };
-        let (mut i, hello) = Initiator::new(client_key, cluster, Peer::Tool, [1; 32]);
-        let mut a = Acceptor::new(ClusterKey::for_test(7), "pcs1", server_peer, [2; 32]);
-        let Step::Send(challenge) = a.on_frame(&hello, there, encrypts)? else {
-            panic!("challenge expected")
-        };
+        let (mut i, hello) = Initiator::new(key, cluster, Peer::Tool, [1; 32]);
+        let mut a = Acceptor::new(Credentials::for_test(7, 1), "pcs1", server_peer, [2; 32]);
+        let Step::Send(challenge) = a.on_frame(&hello, there, rules)? else { panic!("challenge expected") };
         let Step::Send(proof) = i.on_frame(&challenge, here)? else { panic!("proof expected") };
         assert!(i.may_send());
         let Step::Finished { send: Some(welcome), peer: seen_by_server, .. } =
-            a.on_frame(&proof, there, encrypts)?
+            a.on_frame(&proof, there, rules)?
         else {
             panic!("welcome expected")
         };
@@ -352,10 +368,11 @@ mod tests {
 
     #[test]
     fn a_cluster_that_encrypts_refuses_plain_frames_and_says_so() {
-        let key = || ClusterKey::for_test(7);
-        assert!(through(key(), "pcs1", [SEALED; 2], true).is_ok());
-        assert!(through(key(), "pcs1", [SEALED; 2], false).is_ok());
-        let plain = through(key(), "pcs1", [Channel::Plain; 2], true).unwrap_err();
+        let key = || Credentials::for_test(7, 2);
+        let encrypts = Rules { encrypts: true, ..Rules::default() };
+        assert!(through(key(), "pcs1", [SEALED; 2], &encrypts).is_ok());
+        assert!(through(key(), "pcs1", [SEALED; 2], &Rules::default()).is_ok());
+        let plain = through(key(), "pcs1", [Channel::Plain; 2], &encrypts).unwrap_err();
         assert_eq!(plain.status, Status::NotEncrypted);
         let (mut initiator, _) = Initiator::new(key(), "pcs1", Peer::Tool, [1; 32]);
         let told = initiator.on_frame(&plain.reply.expect("the other side is told"), Channel::Plain);
@@ -366,38 +383,66 @@ mod tests {
     fn somebody_in_the_middle_is_found_by_his_certificate() {
         let his = Channel::Encrypted { certificate: [5; 32] };
         for seen in [[his, SEALED], [Channel::Plain, SEALED], [SEALED, Channel::Plain]] {
-            let found = through(ClusterKey::for_test(7), "pcs1", seen, false).unwrap_err();
+            let found = through(Credentials::for_test(7, 1), "pcs1", seen, &Rules::default()).unwrap_err();
             assert_eq!(found.status, Status::WrongPassword, "{seen:?}");
         }
     }
 
     #[test]
     fn both_sides_learn_who_the_other_is() {
-        let (client, server) = tool_to_mds(ClusterKey::for_test(7), "pcs1").unwrap();
+        let (client, server) = tool_to_mds(Credentials::for_test(7, 1), "pcs1").unwrap();
         assert_eq!(client, Peer::Tool);
         assert_eq!(server, Peer::Mds { mds: MdsId(1), generation: 5 });
     }
 
     #[test]
     fn wrong_key_and_wrong_cluster_are_refused_with_a_reason() {
-        assert_eq!(tool_to_mds(ClusterKey::for_test(8), "pcs1").unwrap_err().status, Status::WrongPassword);
-        let other = tool_to_mds(ClusterKey::for_test(7), "pcs2").unwrap_err();
+        assert_eq!(
+            tool_to_mds(Credentials::for_test(8, 1), "pcs1").unwrap_err().status,
+            Status::WrongPassword
+        );
+        let other = tool_to_mds(Credentials::for_test(7, 1), "pcs2").unwrap_err();
         assert_eq!(other.status, Status::WrongCluster);
         assert!(other.reason.contains("pcs1") && other.reply.is_some());
     }
 
     #[test]
     fn a_forged_proof_is_refused_by_the_server() {
-        let mut a = Acceptor::new(ClusterKey::for_test(7), "pcs1", Peer::Tool, [2; 32]);
-        let (_, hello) = Initiator::new(ClusterKey::for_test(8), "pcs1", Peer::Tool, [1; 32]);
-        a.on_frame(&hello, Channel::Plain, false).unwrap();
-        let forged = Frame::new(Head::new(Kind::Proof, 0), &[0; 32], shards::Buf::empty());
-        assert_eq!(a.on_frame(&forged, Channel::Plain, false).unwrap_err().status, Status::WrongPassword);
+        let mut a = Acceptor::new(Credentials::for_test(7, 1), "pcs1", Peer::Tool, [2; 32]);
+        let (_, hello) = Initiator::new(Credentials::for_test(8, 1), "pcs1", Peer::Tool, [1; 32]);
+        a.on_frame(&hello, Channel::Plain, &Rules::default()).unwrap();
+        let borrowed = Credentials::for_test(7, 2).prove(CLIENT, &[b"another hello"]);
+        for forged in [None, borrowed, Credentials::for_test(8, 1).prove(CLIENT, &[])] {
+            let forged = message(Kind::Proof, Status::Ok, &forged);
+            let refused = a.on_frame(&forged, Channel::Plain, &Rules::default()).unwrap_err();
+            assert_eq!(refused.status, Status::WrongPassword);
+        }
+        let junk = Frame::new(Head::new(Kind::Proof, 0), &[0; 32], shards::Buf::empty());
+        assert!(a.on_frame(&junk, Channel::Plain, &Rules::default()).is_err());
+    }
+
+    #[test]
+    fn a_node_that_was_taken_out_is_told_so() {
+        let rules = Rules { taken_out: [NodeId(2)].into(), ..Rules::default() };
+        let came = |node| through(Credentials::for_test(7, node), "pcs1", [Channel::Plain; 2], &rules);
+        assert!(came(3).is_ok());
+        let refused = came(2).unwrap_err();
+        assert_eq!(refused.status, Status::TakenOut);
+        assert!(refused.reason.contains("node 2") && refused.reply.is_some(), "{refused:?}");
+    }
+
+    #[test]
+    fn who_is_not_authenticated_is_told_so_by_itself() {
+        let stranger = tool_to_mds(Credentials::Open, "pcs1").unwrap_err();
+        assert_eq!(stranger.status, Status::WrongPassword);
+        assert!(stranger.reason.contains("this side is not authenticated"), "{}", stranger.reason);
     }
 
     #[test]
     fn requests_before_authentication_are_refused() {
-        let mut a = Acceptor::new(ClusterKey::for_test(7), "pcs1", Peer::Tool, [2; 32]);
-        assert!(a.on_frame(&Frame::bare(Head::new(Kind::Write, 1)), Channel::Plain, false).is_err());
+        let mut a = Acceptor::new(Credentials::for_test(7, 1), "pcs1", Peer::Tool, [2; 32]);
+        assert!(
+            a.on_frame(&Frame::bare(Head::new(Kind::Write, 1)), Channel::Plain, &Rules::default()).is_err()
+        );
     }
 }

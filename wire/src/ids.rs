@@ -28,6 +28,7 @@ id!(/** A file, directory or symlink. 1 is the root. Never reused. */ FileId(u64
 id!(/** The right to use a file. Grows with every grant, so a later lease has the larger number (fencing). */ LeaseId(u64));
 id!(/** Order of writes within one chunk and epoch line; given by the primary, grows by one. */ Sequence(u64));
 id!(/** One shard of a chunk server. */ ShardIndex(u16));
+id!(/** A machine with a key of its own in a cluster with a password. Never reused. */ NodeId(u32));
 
 pub const ROOT: FileId = FileId(1);
 

@@ -3,7 +3,7 @@
 //! - [`frame`]: the 64-byte header every message starts with;
 //! - [`data`]: the data path (client, primary, secondaries): fixed layouts;
 //! - [`mds_api`], [`cs_api`]: requests to the metadata service: rkyv;
-//! - [`hello`], [`auth`]: version negotiation and mutual authentication.
+//! - [`hello`], [`auth`]: version negotiation and mutual authentication; [`join`]: how a node gets into a cluster.
 
 #[macro_use]
 mod codec;
@@ -13,6 +13,7 @@ pub mod data;
 pub mod frame;
 pub mod hello;
 pub mod ids;
+pub mod join;
 pub mod mds_api;
 pub mod status;
 

@@ -4,8 +4,9 @@
 //! session, names the operation; the replicated state remembers the last replies of each session, so a request
 //! repeated after a fail-over gets the first answer again.
 
+use crate::auth::{Certificate, PasswordDigest};
 use crate::cs_api::LatencyStat;
-use crate::{ChunkId, ClientId, CsId, Epoch, FileId, Grant, LeaseId, MdsId, Status};
+use crate::{ChunkId, ClientId, CsId, Epoch, FileId, Grant, LeaseId, MdsId, NodeId, Status};
 use rkyv::{Archive, Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -316,6 +317,45 @@ pub enum MdsRequest {
         file: FileId,
         leases: Vec<LeaseId>,
     },
+    /// A node that has just shown that it knows the password ([`crate::join`]) asks for its certificate; nobody else may.
+    AddNode(Box<NewNode>),
+    /// The password that gets nodes into the cluster is another one from now on. Nodes that are in it stay.
+    SetPassword(Box<PasswordDigest>),
+    ListNodes,
+    /// The node does not belong to the cluster any more: its connections end, and nobody talks to it.
+    TakeOut {
+        node: NodeId,
+    },
+}
+
+/// A node that wants to belong to the cluster.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct NewNode {
+    /// Of the host, for people.
+    pub name: String,
+    pub public_key: [u8; 32],
+}
+
+/// What a node gets that was taken in.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct Admission {
+    /// Public key of the cluster's authority.
+    pub authority: [u8; 32],
+    pub certificate: Certificate,
+}
+
+/// A node with a key of its own.
+#[derive(
+    Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize,
+)]
+pub struct NodeInfo {
+    pub node: NodeId,
+    pub name: String,
+    pub added_ms: u64,
+    #[serde(rename = "taken-out")]
+    pub taken_out: bool,
+    /// To the master, at the moment; on the master's own node it counts itself.
+    pub connections: u32,
 }
 
 /// What `explain` is asked about.
@@ -401,6 +441,10 @@ pub enum MdsReply {
     Explained(Box<Explanation>),
     Revoking {
         leases: Vec<LeaseId>,
+    },
+    Admitted(Box<Admission>),
+    Nodes {
+        nodes: Vec<NodeInfo>,
     },
 }
 

@@ -65,6 +65,9 @@ statuses! {
     NotReady = 67, "the service has no quorum or is still starting";
     /// Connect again, encrypted.
     NotEncrypted = 68, "the cluster encrypts its traffic";
+    /// The node belonged to the cluster once.
+    TakenOut = 69, "the node was taken out of the cluster";
+    TooManyTries = 70, "too many wrong passwords";
 }
 
 impl std::fmt::Display for Status {

@@ -339,8 +339,8 @@ fn check_mount_point(dir: &Path, options: &MountOptions) -> Result<PathBuf, Stri
 fn explain(config: &ClientConfig, error: &ClientError) -> String {
     let name = &config.cluster;
     match error {
-        ClientError::Refused { status: Status::WrongPassword, detail } => format!(
-            "cluster '{name}' refuses this node's key ({detail}). Run 'pstorage -c {name} auth-node' and give the \
+        ClientError::Refused { status: Status::WrongPassword | Status::TakenOut, detail } => format!(
+            "cluster '{name}' refuses this node ({detail}). Run 'pstorage -c {name} auth-node' and give the \
              cluster's password"
         ),
         ClientError::MdsUnreachable { detail } => {

@@ -91,7 +91,7 @@ impl ClientCore {
         let client = self.mds.client().unwrap_or(ClientId(0));
         let me = Peer::Client { client, generation: self.links.generation };
         let (machine, hello) =
-            Initiator::new(self.config.key.clone(), &self.config.cluster, me, super::mds::nonce(io));
+            Initiator::new(self.config.credentials.clone(), &self.config.cluster, me, super::mds::nonce(io));
         let conn = io.connect(addr);
         io.send(conn, hello.encode());
         let link = Link {

@@ -229,7 +229,8 @@ impl ClientCore {
             Some(client) => Peer::Client { client, generation: self.mds.generation },
             None => Peer::Tool,
         };
-        let (machine, hello) = Initiator::new(self.config.key.clone(), &self.config.cluster, me, nonce(io));
+        let (machine, hello) =
+            Initiator::new(self.config.credentials.clone(), &self.config.cluster, me, nonce(io));
         let conn = io.connect(addr);
         io.send(conn, hello.encode());
         self.stats.mds_connects += 1;
@@ -308,7 +309,7 @@ impl ClientCore {
                     }
                     let fatal = matches!(
                         failed.status,
-                        Status::WrongPassword | Status::WrongCluster | Status::Version
+                        Status::WrongPassword | Status::TakenOut | Status::WrongCluster | Status::Version
                     );
                     self.mds_next(io, failed.reason, fatal.then_some(failed.status), None);
                 }

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 use wire::ShardIndex;
-use wire::auth::ClusterKey;
+use wire::auth::Credentials;
 
 /// Memory for disk transfers of all shards together.
 const ARENA_BYTES: usize = 64 << 20;
@@ -57,9 +57,8 @@ fn run(args: &Args) -> Result<(), String> {
     // Again: configure-cs may have replaced it before we held the lock.
     let control = control::read(&args.dir).map_err(|e| e.to_string())?;
     start_log(args)?;
-    let cluster_dir = args.etc.join("clusters").join(&control.cluster);
     let mds = discovery::mds_of(&args.etc, &control.cluster).map_err(|e| e.to_string())?;
-    let key = read_key(&cluster_dir.join("auth_digest.key"))?;
+    let credentials = Credentials::load(&args.etc, &control.cluster)?;
     let location = control.location.clone().map_or_else(|| read_location(&args.etc), Ok)?;
     let mut made = check_made(&args.dir, &control)?;
     let incarnation = next_incarnation(&args.dir)?;
@@ -67,7 +66,7 @@ fn run(args: &Args) -> Result<(), String> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut running = Vec::new();
     for shard in 0..control.shards {
-        let config = shard_config(args, &control, &mds, &key, &location, incarnation, shard);
+        let config = shard_config(args, &control, &mds, &credentials, &location, incarnation, shard);
         let mut ring = RingConfig::new(format!("cs-{}.{shard}", control.id), &args.dir, wire::framing);
         ring.arena_bytes = (ARENA_BYTES / usize::from(control.shards)).clamp(4 << 20, 16 << 20);
         // Several servers may share this machine: pin only where every shard has a core to itself.
@@ -102,14 +101,14 @@ fn shard_config(
     args: &Args,
     control: &CsControl,
     mds: &[SocketAddr],
-    key: &ClusterKey,
+    credentials: &Credentials,
     location: &str,
     incarnation: u64,
     shard: u16,
 ) -> CsShardConfig {
     CsShardConfig {
         cluster: control.cluster.clone(),
-        key: key.clone(),
+        credentials: credentials.clone(),
         cs: control.id,
         shard: ShardIndex(shard),
         shards: control.shards,
@@ -161,15 +160,6 @@ fn read_location(etc: &Path) -> Result<String, String> {
         wire::check_location(location).map_err(|e| format!("{}: {e}", path.display()))?;
     }
     Ok(location.to_string())
-}
-
-/// No key file: a cluster without a password.
-fn read_key(path: &Path) -> Result<ClusterKey, String> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => ClusterKey::from_text(&text).map_err(|e| format!("{}: {e}", path.display())),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(ClusterKey::open()),
-        Err(e) => Err(format!("{}: {e}", path.display())),
-    }
 }
 
 /// Counts the starts of this server: peers let a later one replace an earlier one.

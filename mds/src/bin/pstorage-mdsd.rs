@@ -13,6 +13,7 @@ use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
+use wire::auth::Credentials;
 
 /// Metadata server of a pstorage cluster. Ends cleanly on SIGTERM.
 #[derive(Parser)]
@@ -38,6 +39,8 @@ struct Args {
 fn main() -> ExitCode {
     // First of all, so that every thread inherits it and SIGTERM waits for the one that listens.
     shards::host::block_termination_signals();
+    // The log and the snapshots hold the cluster's secrets.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let args = Args::parse();
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
@@ -53,14 +56,15 @@ fn run(args: &Args) -> Result<(), String> {
     let control = MdsControl::load(&args.dir).map_err(|e| e.to_string())?;
     let _lock = lock(&args.dir)?;
     start_log(args)?;
-    let key = control::read_key(&args.etc, &control.cluster).map_err(|e| e.to_string())?;
+    let credentials = Credentials::load(&args.etc, &control.cluster)?;
     tracing::info!(
         name: "mdsd_begins", mds = control.id.0, cluster = control.cluster, addr = %control.addr,
-        raft_addr = %control.raft_addr, password = !key.is_open(), version = env!("CARGO_PKG_VERSION"),
+        raft_addr = %control.raft_addr, password = !credentials.is_open(), version = env!("CARGO_PKG_VERSION"),
     );
     let mut ring = RingConfig::new(format!("mds-{}", control.id), &args.dir, wire::framing);
     ring.core = args.core;
-    let mut config = MdsConfig::new(control.clone(), key);
+    let mut config = MdsConfig::new(control.clone(), credentials);
+    config.foundation = control::read_foundation(&args.dir).map_err(|e| e.to_string())?;
     config.memory_bytes = shards::host::resident_bytes;
     let shard =
         ring::spawn(ring, move || MdsNode::new(config)).map_err(|e| format!("starting a thread: {e}"))?;

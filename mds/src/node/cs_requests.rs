@@ -60,6 +60,7 @@ impl Server {
                     scrub_period_s,
                     copy_bytes_per_s,
                     encrypt: self.encrypts(),
+                    taken_out: self.state.taken_out().into_iter().collect(),
                     mds: self.mds_addrs(),
                     lease_timeout_ms: self.state.config_number(config::LEASE_TIMEOUT_MS) as u32,
                 };

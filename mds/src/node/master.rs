@@ -110,6 +110,7 @@ pub struct Master {
     pub lagging: BTreeSet<MdsId>,
     pub replicating: bool,
     complain_at: Timestamp,
+    passwords_at: Timestamp,
 }
 
 impl Master {
@@ -135,16 +136,18 @@ impl Master {
             lagging: BTreeSet::new(),
             replicating: false,
             complain_at: now,
+            passwords_at: now,
         }
     }
 
     /// Whether a failed allocation goes into the event log now: one a second says enough.
     pub fn may_complain(&mut self, now: Timestamp) -> bool {
-        let may = now >= self.complain_at;
-        if may {
-            self.complain_at = now.after(Duration::from_secs(1));
-        }
-        may
+        once_a_second(&mut self.complain_at, now)
+    }
+
+    /// The same for a wrong password.
+    pub fn may_warn_of_passwords(&mut self, now: Timestamp) -> bool {
+        once_a_second(&mut self.passwords_at, now)
     }
 
     /// The address of the shard that owns the chunk, as far as it is known.
@@ -161,6 +164,14 @@ impl Master {
             below_minimum_since: state.below_minimum_since(view.chunk),
         }
     }
+}
+
+fn once_a_second(next: &mut Timestamp, now: Timestamp) -> bool {
+    let may = now >= *next;
+    if may {
+        *next = now.after(Duration::from_secs(1));
+    }
+    may
 }
 
 // Becoming and ceasing to be the master.
@@ -190,6 +201,7 @@ impl Server {
         let early = std::mem::take(&mut master.early);
         tracing::info!(name: "mds_is_master", mds = self.me.0, term = self.consensus.term());
         self.complete_first_quorum(io);
+        self.complete_foundation(io);
         let message = format!("MDS#{} at {} became master", self.me, self.config.control.addr);
         self.log_event("JRN", Severity::Info, message, io);
         for (conn, head, request) in early {

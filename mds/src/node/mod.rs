@@ -4,7 +4,7 @@
 //! - [`server`]: one event after another; raft's batches carried out; the state applied;
 //! - [`master`]: what only the master knows; [`outcomes`], [`duties`]: what it does after each command and by the clock;
 //! - [`requests`], [`cs_requests`]: what clients and chunk servers ask;
-//! - [`members`]: the quorum's members; [`stat`], [`explain`]: what administrators see.
+//! - [`nodes`]: nodes that come into the cluster and leave it; [`members`]: the quorum's members; [`stat`], [`explain`]: what administrators see.
 //!
 //! The way of a mutation: frame → `requests` → proposal → raft → journals of a majority → `server` applies it to
 //! the state → reply. Of a read: frame → `reads` → the quorum confirms the master → reply from the state.
@@ -15,6 +15,7 @@ mod duties;
 mod explain;
 mod master;
 mod members;
+mod nodes;
 mod outcomes;
 mod removal;
 mod requests;
@@ -27,13 +28,15 @@ use server::Server;
 use shards::{Event, Io, Node};
 use std::convert::Infallible;
 use std::time::Duration;
-use wire::auth::ClusterKey;
+use wire::auth::{Credentials, Foundation};
 
 /// Sizes and times of a server.
 #[derive(Clone)]
 pub struct MdsConfig {
     pub control: MdsControl,
-    pub key: ClusterKey,
+    pub credentials: Credentials,
+    /// What a new cluster with a password begins with, as its first servers were given it.
+    pub foundation: Option<Box<Foundation>>,
     /// Size of the raft journal when it is made.
     pub journal_bytes: u64,
     /// A snapshot is made after so many entries (or when a quarter of the journal is in use).
@@ -45,10 +48,11 @@ pub struct MdsConfig {
 }
 
 impl MdsConfig {
-    pub fn new(control: MdsControl, key: ClusterKey) -> MdsConfig {
+    pub fn new(control: MdsControl, credentials: Credentials) -> MdsConfig {
         MdsConfig {
             control,
-            key,
+            credentials,
+            foundation: None,
             journal_bytes: 64 << 20,
             snapshot_entries: 100_000,
             keep_entries: 10_000,

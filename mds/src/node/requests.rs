@@ -10,7 +10,7 @@ use crate::cs_registry::GRACE;
 use crate::placement::{self, CsView, PlacementError};
 use crate::raft_log::MAX_COMMAND_BYTES;
 use crate::state::{ChunkView, Command, Op, Placement, Reply, SetAction, SetChange};
-use shards::{ConnId, Io};
+use shards::{Channel, ConnId, Io};
 use std::time::Duration;
 use wire::cs_api::{CsReply, CsRequest};
 use wire::mds_api::{MdsReply, MdsRequest, Severity};
@@ -29,6 +29,14 @@ const MAX_REQUEST_BYTES: usize = MAX_COMMAND_BYTES / 2;
 impl Server {
     pub(super) fn on_mds_frame(&mut self, conn: ConnId, frame: Frame, io: &mut dyn Io) -> Result<(), String> {
         let request = wire::decode!(MdsRequest, &frame.meta)?;
+        if matches!(request, MdsRequest::AddNode(_)) {
+            return Err("a certificate is only for who has just given the password".into());
+        }
+        if matches!(request, MdsRequest::SetPassword(_)) && io.channel(conn) == Channel::Plain {
+            let detail = "a password is changed through TLS only".to_string();
+            self.refuse(conn, frame.head, false, Status::NotEncrypted, detail, None, io);
+            return Ok(());
+        }
         if frame.meta.len() > MAX_REQUEST_BYTES {
             let detail = format!("a request of {} bytes is too long", frame.meta.len());
             self.refuse(conn, frame.head, false, Status::InvalidArgument, detail, None, io);
@@ -61,6 +69,7 @@ impl Server {
             }
             MdsRequest::RemoveCs { cs, force } => self.remove_cs(conn, head, cs, force, patience, io),
             MdsRequest::CancelRemoval { cs } => self.cancel_removal(conn, head, cs, io),
+            MdsRequest::TakeOut { node } if self.refuse_taking_out(conn, head, node, io) => {}
             MdsRequest::RemoveMds { id } if self.refuse_mds_removal(conn, head, id, io) => {}
             MdsRequest::Open { .. } if self.refuse_while_holders_are_away(conn, head, &request, io) => {}
             request => match Command::from_request(head.request, io.wall_ms(), &request) {
@@ -169,6 +178,7 @@ impl Server {
                 Ok(story) => MdsReply::Explained(Box::new(story)),
                 Err(refusal) => failed(refusal.status, refusal.detail),
             },
+            MdsRequest::ListNodes => self.list_nodes(),
             MdsRequest::RemovalStat { cs } => self.removal_stat(*cs),
             MdsRequest::Refresh { chunk, .. } => self.map_of(*chunk),
             request => match self.state.query(request) {

@@ -17,7 +17,7 @@ use shards::{Buf, ConnId, Event, Io, TimerId, Timestamp};
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::time::Duration;
-use wire::hello::Peer;
+use wire::hello::{Peer, Rules};
 use wire::{Frame, Head, Kind, MdsId};
 
 const TICK_TIMER: TimerId = TimerId(0x04 << 56 | 1);
@@ -63,7 +63,7 @@ impl Server {
         io: &mut dyn Io,
     ) -> Server {
         let me = config.control.id;
-        let net = Net::new(&config.control.cluster, config.key.clone(), me, generation);
+        let net = Net::new(&config.control.cluster, config.credentials.clone(), me, generation);
         let mut server = Server {
             config,
             me,
@@ -84,7 +84,7 @@ impl Server {
             snapshot_not_before: Timestamp(0),
         };
         server.update_members(io);
-        server.watch_encryption(io);
+        server.watch_rules(io);
         io.set_timer(io.now().after(TICK), TICK_TIMER);
         server
     }
@@ -139,7 +139,7 @@ impl Server {
             io.stop(Ok(()));
         }
         self.consensus.tick();
-        self.watch_encryption(io);
+        self.watch_rules(io);
         let events = self.net.tick(io);
         self.on_net(events, io);
         self.outbox.pump(io);
@@ -154,9 +154,14 @@ impl Server {
         self.state.config_number(config::ENCRYPT) != 0
     }
 
-    /// Does as the cluster's setting says, once it has changed.
-    fn watch_encryption(&mut self, io: &mut dyn Io) {
-        let events = self.net.set_encryption(self.encrypts(), io);
+    /// Does as the state says whom to talk to and how, once that has changed.
+    fn watch_rules(&mut self, io: &mut dyn Io) {
+        let master = self.consensus.leader().and_then(|id| self.client_addr_of(id));
+        // Until the first master has entered it, the password is what this server was made with.
+        let foundation = self.config.foundation.as_ref().map(|f| &f.password);
+        self.net.set_gate(self.state.password().or(foundation), master, self.consensus.is_leader());
+        let rules = Rules { encrypts: self.encrypts(), taken_out: self.state.taken_out() };
+        let events = self.net.set_rules(rules, io);
         self.on_net(events, io);
     }
 
@@ -353,6 +358,8 @@ impl Server {
                         self.consensus.snapshot_failed(mds);
                     }
                 }
+                NetEvent::Newcomer { conn, frame } => self.on_newcomer(conn, frame, io),
+                NetEvent::WrongPassword { from, last } => self.wrong_password(from, last, io),
                 NetEvent::Gone { conn, peer, why } => self.gone(conn, peer, &why, io),
                 NetEvent::Frame { conn, peer, frame } => self.on_frame(conn, peer, frame, io),
             }

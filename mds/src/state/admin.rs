@@ -215,6 +215,7 @@ impl State {
             Internal::SetMds { id, addr, raft_addr } => {
                 self.set_mds(*id, MdsRecord { addr: *addr, raft_addr: *raft_addr });
             }
+            Internal::Found(foundation) => self.found(now, foundation),
         }
         Reply::Wire(MdsReply::Done)
     }
@@ -284,7 +285,7 @@ impl State {
         Reply::Wire(MdsReply::Done)
     }
 
-    fn log(
+    pub(super) fn log(
         &mut self,
         time_ms: u64,
         system: &str,

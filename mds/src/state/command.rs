@@ -12,8 +12,9 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 use std::net::SocketAddr;
-use wire::mds_api::{AttrChange, FileKind, LeaseMode, MdsRequest, Severity};
-use wire::{ChunkId, ClientId, CsId, Epoch, FileId, LeaseId, MdsId};
+use wire::auth::{Foundation, PasswordDigest};
+use wire::mds_api::{AttrChange, FileKind, LeaseMode, MdsRequest, NewNode, Severity};
+use wire::{ChunkId, ClientId, CsId, Epoch, FileId, LeaseId, MdsId, NodeId};
 
 /// Version of the encoding that this program writes.
 pub const COMMAND_VERSION: u8 = 1;
@@ -126,6 +127,12 @@ pub enum Op {
         key: String,
         value: String,
     },
+    // What is long stands in boxes: the length of the longest variant is that of all.
+    AddNode(Box<NewNode>),
+    SetPassword(Box<PasswordDigest>),
+    TakeOut {
+        node: NodeId,
+    },
 }
 
 /// Where one new chunk shall lie.
@@ -163,6 +170,8 @@ pub enum Internal {
     BlocksGone { cs: CsId, chunk: ChunkId, first_block: u32, blocks: u32 },
     /// Leases that were revoked so long ago that their holders can't believe in them any more.
     EndRevoked { leases: Vec<LeaseId> },
+    /// What a new cluster with a password begins with.
+    Found(Box<Foundation>),
 }
 
 /// One change of a replica set, carried out only while the chunk is at `epoch`.
@@ -267,6 +276,9 @@ impl Op {
             R::RemoveMds { id } => (nobody, Op::RemoveMds { id }),
             R::Revoke { file } => (nobody, Op::Revoke { file }),
             R::SetConfig { key, value } => (nobody, Op::SetConfig { key, value }),
+            R::AddNode(node) => (nobody, Op::AddNode(node)),
+            R::SetPassword(digest) => (nobody, Op::SetPassword(digest)),
+            R::TakeOut { node } => (nobody, Op::TakeOut { node }),
             _ => return None,
         })
     }

@@ -3,6 +3,7 @@
 //! Everything that is iterated stands in B-trees: the order is the same on every server.
 
 use super::answer::ChunkView;
+use super::nodes::Membership;
 use super::{CsRecord, MdsRecord};
 use rkyv::{Archive, Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,6 +45,20 @@ pub(super) struct Later {
     /// Of chunks with fewer replicas in sync than their minimum: the first of the epochs up to now at which that was so,
     /// and nobody came in. Nothing was acknowledged at any of them (docs/replication.md, "Nothing was missed").
     pub below_minimum_since: BTreeMap<ChunkId, Epoch>,
+    /// Of clusters with a password.
+    pub membership: Option<Membership>,
+}
+
+/// [`Later`] as `PSMDSTA4` had it.
+#[derive(Clone, Default, PartialEq, Debug, Archive, Serialize, Deserialize)]
+pub(super) struct Later4 {
+    pub below_minimum_since: BTreeMap<ChunkId, Epoch>,
+}
+
+impl From<Later4> for Later {
+    fn from(old: Later4) -> Later {
+        Later { below_minimum_since: old.below_minimum_since, membership: None }
+    }
 }
 
 #[derive(Clone, PartialEq, Debug, Archive, Serialize, Deserialize)]

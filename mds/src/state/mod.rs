@@ -14,6 +14,7 @@ mod command;
 pub mod config;
 mod data;
 mod files;
+mod nodes;
 mod sessions;
 mod snapshot;
 
@@ -22,6 +23,7 @@ mod tests;
 
 pub use answer::{ChunkView, Effect, Outcome, Refusal, Reply, SetOutcome, SetResult};
 pub use command::{COMMAND_VERSION, Command, Internal, Op, Placement, SetAction, SetChange};
+pub use nodes::NodeRecord;
 
 use answer::{refuse, refuse_name};
 use data::{Answer, Body, Data};
@@ -177,6 +179,7 @@ impl State {
             | Op::AddMds { .. }
             | Op::RemoveMds { .. }
             | Op::SetConfig { .. } => self.admin_op(now, op, effects),
+            Op::AddNode(_) | Op::SetPassword(_) | Op::TakeOut { .. } => self.node_op(now, op, effects),
             _ => self.file_op(client, now, op, effects),
         };
         match result {

@@ -1,13 +1,15 @@
-//! The whole state as bytes: `PSMDSTA4`, CRC-32 of what stands behind these 16 bytes, length L of the last part as u32; rkyv
-//! of `Data`; rkyv of `Later`, L bytes. In `PSMDSTA3`, which is read too, L is 0 and the last part is missing.
+//! The whole state as bytes: `PSMDSTA5`, CRC-32 of what stands behind these 16 bytes, length L of the last part as u32; rkyv
+//! of `Data`; rkyv of `Later`, L bytes. `PSMDSTA4` and `PSMDSTA3` are read too: in the first the last part is `Later4`, in the
+//! other L is 0 and it is missing.
 
 use super::State;
-use super::data::{Body, Data, Inode, Later};
+use super::data::{Body, Data, Inode, Later, Later4};
 use super::{DEFAULT_POLICY, FileId, LeaseId, ROOT};
 use std::collections::BTreeMap;
 
-const MAGIC: [u8; 8] = *b"PSMDSTA4";
-const OLD_MAGIC: [u8; 8] = *b"PSMDSTA3";
+const MAGIC: [u8; 8] = *b"PSMDSTA5";
+const MAGIC_4: [u8; 8] = *b"PSMDSTA4";
+const MAGIC_3: [u8; 8] = *b"PSMDSTA3";
 const HEAD_BYTES: usize = 16;
 
 impl State {
@@ -76,9 +78,11 @@ impl State {
     }
 
     pub fn restore(bytes: &[u8]) -> Result<State, String> {
-        if bytes.len() < HEAD_BYTES || (bytes[..8] != MAGIC && bytes[..8] != OLD_MAGIC) {
+        let known = |magic: &[u8]| [MAGIC, MAGIC_4, MAGIC_3].iter().any(|m| m == magic);
+        if bytes.len() < HEAD_BYTES || !known(&bytes[..8]) {
             return Err(
-                "not a snapshot of this version's metadata (PSMDSTA3, PSMDSTA4): start the pstorage-mdsd that wrote it"
+                "not a snapshot of this version's metadata (PSMDSTA3, PSMDSTA4, PSMDSTA5): start the \
+                        pstorage-mdsd that wrote it"
                     .into(),
             );
         }
@@ -92,7 +96,11 @@ impl State {
         let Some((data, later)) = body.split_at_checked(body.len().saturating_sub(later_bytes)) else {
             return Err(format!("snapshot of {} bytes ends with a part of {later_bytes}", body.len()));
         };
-        let later = if later.is_empty() { Later::default() } else { wire::decode!(Later, later)? };
+        let later = match &bytes[..8] {
+            _ if later.is_empty() => Later::default(),
+            magic if magic == MAGIC_4 => wire::decode!(Later4, later)?.into(),
+            _ => wire::decode!(Later, later)?,
+        };
         Ok(State::from_parts(wire::decode!(Data, data)?, later))
     }
 

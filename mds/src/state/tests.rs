@@ -282,6 +282,19 @@ fn who_left_a_set_below_its_minimum_missed_nothing() {
     assert_eq!(old.chunk(chunk), b.state.chunk(chunk));
     assert!(!old.missed_nothing(chunk, CsId(2)));
 
+    // The one between knows of it, and of no nodes.
+    let later = super::data::Later4 { below_minimum_since: b.state.later.below_minimum_since.clone() };
+    let later = wire::encode!(&later);
+    let parts = [body, &later[..]].concat();
+    let between = [
+        b"PSMDSTA4".as_slice(),
+        &wire::crc(&parts).to_le_bytes(),
+        &(later.len() as u32).to_le_bytes(),
+        &parts,
+    ];
+    let between = State::restore(&between.concat()).unwrap();
+    assert!(between.missed_nothing(chunk, CsId(2)) && between.digest() == b.state.digest());
+
     // The minimum becomes another one, and back: writes may have gone on in between.
     let policy = |value: &str| {
         let (name, value) = ("replicas".to_string(), value.to_string());
@@ -440,10 +453,79 @@ fn a_lease_says_who_could_write_before_it() {
     assert_eq!(open(1, LeaseMode::Read, true).1, third);
 }
 
+fn admitted(reply: Reply) -> wire::mds_api::Admission {
+    match reply {
+        Reply::Wire(MdsReply::Admitted(admission)) => *admission,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn refused(reply: &Reply, status: Status) -> bool {
+    matches!(reply, Reply::Wire(MdsReply::Failed { status: found, .. }) if *found == status)
+}
+
+#[test]
+fn nodes_come_in_once_go_and_get_another_number() {
+    use wire::NodeId;
+    use wire::auth::{Authority, Credentials, Foundation, PasswordDigest, PasswordSalt, public_key};
+    use wire::mds_api::NewNode;
+    let salt = PasswordSalt { salt: [3; 16], memory_kib: 8 << 10, passes: 1, lanes: 1 };
+    let digest = |password: &str| PasswordDigest::new(password, salt).unwrap();
+    let new = |name: &str, secret: u8| {
+        Op::AddNode(Box::new(NewNode { name: name.into(), public_key: public_key(&[secret; 32]) }))
+    };
+    let nobody = ClientId(0);
+    let mut b = Bench::new();
+    assert!(refused(&b.ask(nobody, new("a", 1)), Status::NotSupported), "a cluster without a password");
+    let authority = Authority::new([9; 32]);
+    let found = |b: &mut Bench, password: &str| {
+        let founder = authority.certify("pcs1", NodeId(1), "first", public_key(&[1; 32]));
+        let (cluster, password) = ("pcs1".to_string(), digest(password));
+        let foundation = Foundation { cluster, authority: authority.clone(), password, founder };
+        b.apply(Command::internal(7, Internal::Found(Box::new(foundation))));
+    };
+    found(&mut b, "secret");
+    found(&mut b, "another");
+    assert_eq!(b.state.password(), Some(&digest("secret")), "a cluster is founded once");
+
+    let second = admitted(b.ask(nobody, new("second", 2)));
+    assert_eq!(second.certificate.node, NodeId(2));
+    assert_eq!(admitted(b.ask(nobody, new("second", 2))), second, "asked again: the same");
+    // What it got makes a key file that others believe.
+    let credentials = Credentials::node("pcs1", second.authority, second.certificate, [2; 32]);
+    let proof = credentials.prove("x", &[]);
+    assert_eq!(credentials.believe("x", &[], proof.as_ref()), Ok(Some(NodeId(2))));
+    for bad in ["", " ", "a\nsecret=", &"x".repeat(256)] {
+        assert!(refused(&b.ask(nobody, new(bad, 4)), Status::InvalidArgument), "{bad:?}");
+    }
+
+    assert!(refused(&b.ask(nobody, Op::TakeOut { node: NodeId(9) }), Status::NotFound));
+    for _ in 0..2 {
+        assert_eq!(b.ask(nobody, Op::TakeOut { node: NodeId(2) }), Reply::Wire(MdsReply::Done));
+    }
+    assert_eq!(b.state.taken_out(), [NodeId(2)].into());
+    assert_eq!(admitted(b.ask(nobody, new("second", 2))).certificate.node, NodeId(3), "not the old number");
+    b.ask(nobody, Op::SetPassword(Box::new(digest("new"))));
+    let again = State::restore(&b.state.snapshot()).unwrap();
+    assert_eq!((again.digest(), again.password()), (b.state.digest(), Some(&digest("new"))));
+    let names: Vec<_> = again.nodes().map(|(node, record)| (node.0, record.name.clone())).collect();
+    assert_eq!(names, [(1, "first".to_string()), (2, "second".into()), (3, "second".into())]);
+    let told: Vec<String> = again.events(0, 100).0.into_iter().map(|e| e.message).collect();
+    let expected = [
+        "Node 2 (second) joined the cluster",
+        "Node 2 (second) was taken out of the cluster",
+        "Node 3 (second) joined the cluster",
+        "The cluster's password was changed",
+    ];
+    assert_eq!(told, expected);
+}
+
 #[test]
 fn golden_command() {
     let bytes = Command::internal(1, Internal::Noop).encode();
     assert_eq!(bytes[0], COMMAND_VERSION);
+    // All entries are as long as the longest variant: a longer one would make those of before unreadable.
+    assert_eq!(bytes.len(), 1 + 80);
     assert!(Command::decode(&[9, 1, 2]).unwrap_err().contains("version 9"));
     assert!(Command::decode(&[]).is_err());
 }

@@ -13,7 +13,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-const NAME: &str = "real";
+/// Of the cluster.
+pub const NAME: &str = "real";
 /// Of every cluster made here.
 pub const PASSWORD: &str = "the cluster's password";
 const MDS_PORT: u16 = 2510;
@@ -136,11 +137,13 @@ impl Cluster {
         self.host(host).dir.join("etc/clusters").join(NAME).join(name)
     }
 
-    /// Tells a host of the cluster: its metadata servers and its key.
+    /// Tells a host of the cluster where the metadata servers are, and the cluster of the host.
     fn acquaint(&self, host: &str) {
-        for name in ["bs.list", "auth_digest.key"] {
-            self.host(host).copy_in(&self.cluster_file("mds1", name), &format!("etc/clusters/{NAME}/{name}"));
-        }
+        let list = "bs.list";
+        self.host(host).copy_in(&self.cluster_file("mds1", list), &format!("etc/clusters/{NAME}/{list}"));
+        let file = self.password_file();
+        let file = file.to_str().expect("a path of plain characters");
+        self.command(host, &["auth-node", "--password-file", file]).ok();
     }
 
     pub fn host(&self, name: &str) -> &Host {
@@ -266,12 +269,17 @@ impl Cluster {
     /// kill -9. The mount point of a client is detached, so that another may mount there.
     pub fn kill(&self, name: &str) {
         self.signal(name, Signal::SIGKILL);
-        let pid = self.pid(name).as_raw();
-        wait_until(&format!("{name} to die"), START, || !is_running(pid));
-        self.running.lock().expect("no panic under this lock").remove(name);
+        self.wait_ended(name, START);
         if name.starts_with("client") {
             unmount_below(&self.host(name).dir);
         }
+    }
+
+    /// A service is to end by itself.
+    pub fn wait_ended(&self, name: &str, within: Duration) {
+        let pid = self.pid(name).as_raw();
+        wait_until(&format!("{name} to end"), within, || !is_running(pid));
+        self.running.lock().expect("no panic under this lock").remove(name);
     }
 
     fn assert_running(&self, name: &str) {

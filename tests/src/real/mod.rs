@@ -19,7 +19,7 @@ mod host;
 mod load;
 mod switch;
 
-pub use cluster::{Cluster, PASSWORD, Shape};
+pub use cluster::{Cluster, NAME, PASSWORD, Shape};
 pub use disk::Disk;
 pub use host::Host;
 pub use load::{Load, LoadReport};

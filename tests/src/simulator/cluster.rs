@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use wire::auth::ClusterKey;
+use wire::auth::Credentials;
 use wire::mds_api::{ChunkMap, ClusterStat, LeaseMode, MdsReply, MdsRequest};
 use wire::{BLOCK_BYTES, ChunkId, CsId, MdsId, ROOT, ShardIndex};
 
@@ -37,7 +37,6 @@ pub(super) struct Cs {
 pub struct Cluster {
     pub world: World,
     pub shape: Shape,
-    key: ClusterKey,
     pub(super) mds: Vec<HostId>,
     pub(super) peers: Vec<MdsPeer>,
     pub(super) cs: Vec<Cs>,
@@ -118,11 +117,10 @@ impl Cluster {
                 world.set_wall_offset_ms(host, rng.between(0, 120_000) as i64 - 60_000);
             }
         }
-        let (shape, key) = (shape.clone(), ClusterKey::for_test(7));
+        let shape = shape.clone();
         Cluster {
             world,
             shape,
-            key,
             mds,
             peers,
             cs,
@@ -242,7 +240,7 @@ impl Cluster {
                         MdsControl::joining(CLUSTER, uuid, me, &others.copied().collect::<Vec<_>>())
                     }
                 };
-                let mut config = MdsConfig::new(control, self.key.clone());
+                let mut config = MdsConfig::new(control, Credentials::Open);
                 (config.journal_bytes, config.snapshot_entries, config.keep_entries) = (1 << 20, 300, 100);
                 self.world.start(self.mds[n], MdsNode::new(config));
             }
@@ -265,7 +263,7 @@ impl Cluster {
     fn cs_config(&self, n: usize, shard: u16) -> CsShardConfig {
         CsShardConfig {
             cluster: CLUSTER.into(),
-            key: self.key.clone(),
+            credentials: Credentials::Open,
             cs: self.cs[n].id,
             shard: ShardIndex(shard),
             shards: self.shape.shards,
@@ -302,7 +300,7 @@ impl Cluster {
     }
 
     fn client(&self, name: &str) -> ClientCore {
-        let mut config = ClientConfig::new(CLUSTER, self.key.clone(), self.mds_addrs());
+        let mut config = ClientConfig::new(CLUSTER, Credentials::Open, self.mds_addrs());
         config.host = name.into();
         // Small, and taking everything: much comes and goes.
         config.cache = Some(client::CacheConfig { path: "cache".into(), bytes: 4 << 20, admit_at_uses: 1 });
@@ -574,7 +572,7 @@ impl Cluster {
         }
         let core = self.client("admin");
         self.world.start(self.admin, core);
-        self.world.start(self.prober, Prober::new(CLUSTER, self.key.clone()));
+        self.world.start(self.prober, Prober::new(CLUSTER));
         self.admin("first contact", |done| Call::Ready { done })?;
         for n in 0..self.cs.len() {
             let (host_id, host) = ([n as u8 + 1; 16], format!("host{}", n + 1));

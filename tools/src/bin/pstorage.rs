@@ -252,6 +252,21 @@ enum Command {
         #[arg(short = 'b', long = "bootstrap")]
         bootstrap: Vec<SocketAddr>,
     },
+    /// Changes the cluster's password. Nodes that are authenticated stay so.
+    Passwd {
+        /// Read the new password from a file.
+        #[arg(long)]
+        password_file: Option<PathBuf>,
+    },
+    /// Lists the nodes of a cluster with a password.
+    ListNodes,
+    /// Takes a node out of a cluster with a password: its connections end, and nobody talks to it any more.
+    ///
+    /// Example: pstorage -c pcs1 deauth-node 7
+    DeauthNode {
+        /// Number of the node (list-nodes shows it).
+        id: u32,
+    },
     /// Finds the clusters of this network by DNS records, DNS zone transfer, Avahi and bs.list; or where the metadata
     /// servers of one are.
     ///
@@ -374,12 +389,11 @@ fn shape_of(s: &LocalShape) -> local::Shape {
 fn run(context: &Context, command: Command) -> Outcome {
     match command {
         Command::MakeMds { init: true, new, password, password_file } => {
-            let key = if password || password_file.is_some() {
-                Some(auth::new_key(password_file.as_deref())?)
-            } else {
-                None
-            };
-            make::make_first_mds(context, make::parse_addr(&new.address)?, &new.dir, key)
+            let prompt = "Please enter password for cluster: ";
+            let password = (password || password_file.is_some())
+                .then(|| auth::new_password(prompt, password_file.as_deref()))
+                .transpose()?;
+            make::make_first_mds(context, make::parse_addr(&new.address)?, &new.dir, password.as_deref())
         }
         Command::MakeMds { new, .. } | Command::AddMds { new } => {
             make::add_mds(context, make::parse_addr(&new.address)?, &new.dir, &new.bootstrap)
@@ -447,6 +461,9 @@ fn run(context: &Context, command: Command) -> Outcome {
         Command::AuthNode { password_file, bootstrap } => {
             auth::auth_node(context, password_file.as_deref(), &bootstrap)
         }
+        Command::Passwd { password_file } => auth::passwd(context, password_file.as_deref()),
+        Command::ListNodes => auth::list_nodes(context),
+        Command::DeauthNode { id } => auth::deauth_node(context, id),
         Command::Discover { name: None, verbose } => discover::clusters(context, verbose),
         Command::Discover { name: Some(name), verbose } => discover::servers(context, &name, verbose),
         Command::Stat { look, xml } => stat::stat(context, &look.conf(context)?, xml),

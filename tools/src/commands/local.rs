@@ -19,7 +19,6 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use wire::auth::{ClusterKey, PasswordSalt};
 use wire::mds_api::{CsStatus, MdsReply, MdsRequest};
 use wire::{MdsId, ROOT};
 
@@ -331,8 +330,8 @@ fn make_parts(c: &Cluster, mds: u32) -> Outcome {
         fs::create_dir_all(c.dir.join(sub)).map_err(|e| format!("{}: {e}", c.path(sub)))?;
     }
     let password = crate::random_hex::<16>();
-    let key = ClusterKey::from_password(&password, PasswordSalt::with_salt(shards::host::random_bytes()))?;
-    super::auth::store_key(&c.context, &key)?;
+    let (foundation, credentials) = super::auth::found(CLUSTER, &password)?;
+    super::auth::store_key(&c.context, &credentials)?;
     let mut taken = Vec::new();
     let mut peers = Vec::new();
     for n in 1..=mds {
@@ -341,7 +340,7 @@ fn make_parts(c: &Cluster, mds: u32) -> Outcome {
     for peer in &peers {
         let dir = c.dir.join(format!("mds{}", peer.id));
         let control = MdsControl::first_quorum(CLUSTER, new_uuid(), peer.id, &peers);
-        mds::control::create(&dir, &control).map_err(|e| e.to_string())?;
+        mds::control::create(&dir, &control, Some(&foundation)).map_err(|e| e.to_string())?;
         services::register(&c.context, &dir)?;
     }
     c.context.add_to_bs_list(&peers.iter().map(|p| p.addr).collect::<Vec<_>>())

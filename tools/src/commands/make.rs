@@ -19,21 +19,18 @@ pub fn parse_addr(text: &str) -> Outcome<SocketAddr> {
 }
 
 /// The first metadata server, and with it the cluster.
-pub fn make_first_mds(
-    context: &Context,
-    addr: SocketAddr,
-    dir: &Path,
-    key: Option<wire::auth::ClusterKey>,
-) -> Outcome {
+pub fn make_first_mds(context: &Context, addr: SocketAddr, dir: &Path, password: Option<&str>) -> Outcome {
     let cluster = context.cluster()?;
     let peer = MdsPeer::at(MdsId(1), addr).map_err(|e| e.to_string())?;
     mds::control::check_free(dir).map_err(|e| e.to_string())?;
     refuse_known_cluster(context)?;
     let control = MdsControl::first_quorum(cluster, new_uuid(), MdsId(1), &[peer]);
-    mds::control::create(dir, &control).map_err(|e| e.to_string())?;
+    let founding = password.map(|password| super::auth::found(cluster, password)).transpose()?;
+    let foundation = founding.as_ref().map(|(foundation, _)| foundation);
+    mds::control::create(dir, &control, foundation).map_err(|e| e.to_string())?;
     services::register(context, dir)?;
-    if let Some(key) = key {
-        super::auth::store_key(context, &key)?;
+    if let Some((_, credentials)) = &founding {
+        super::auth::store_key(context, credentials)?;
     }
     context.add_to_bs_list(&[addr])?;
     println!(
@@ -47,7 +44,7 @@ pub fn make_first_mds(
 /// A second cluster of the same name would mix up its servers and overwrite the key of the first.
 fn refuse_known_cluster(context: &Context) -> Outcome {
     let cluster = context.cluster()?;
-    for path in [context.bs_list_path()?, context.cluster_dir()?.join("auth_digest.key")] {
+    for path in [context.bs_list_path()?, context.cluster_dir()?.join(wire::auth::KEY_FILE)] {
         if path.exists() {
             return Err(format!(
                 "this machine belongs to a cluster '{cluster}' already ({} is there). For one more metadata server of \
@@ -77,7 +74,7 @@ pub fn add_mds(context: &Context, addr: SocketAddr, dir: &Path, bootstrap: &[Soc
         }
     }
     let control = MdsControl::joining(cluster, new_uuid(), MdsPeer { id, addr, raft_addr }, &peers);
-    mds::control::create(dir, &control).map_err(|e| e.to_string())?;
+    mds::control::create(dir, &control, None).map_err(|e| e.to_string())?;
     services::register(context, dir)?;
     context.add_to_bs_list(&[addr])?;
     println!(
