@@ -87,7 +87,7 @@ impl LogFile {
     }
 
     fn pump(&mut self, io: &mut dyn Io) {
-        if self.writes.iter().any(|w| w.installed) {
+        if self.installs() {
             return;
         }
         while let Some(next) = self.backlog.pop_front() {
@@ -105,6 +105,16 @@ impl LogFile {
         self.writes.is_empty()
             && (!self.backlog.is_empty()
                 || self.journal.used_bytes() > self.journal.total_bytes() / USED_DIVISOR)
+    }
+
+    /// Whether records wait for room in the journal.
+    pub fn is_full(&self) -> bool {
+        !self.backlog.is_empty() && !self.installs()
+    }
+
+    /// Whether a snapshot of the master is being stored or waits for it: records wait for that.
+    fn installs(&self) -> bool {
+        self.writes.iter().any(|w| w.installed)
     }
 
     pub fn is_writing_snapshot(&self) -> bool {

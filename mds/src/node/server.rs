@@ -224,6 +224,13 @@ impl Server {
                     }
                     self.consensus.compact(index.saturating_sub(self.config.keep_entries));
                 }
+                // It would only gather in memory what it can't record.
+                LogEvent::SnapshotFailed(why) if self.log.is_full() => {
+                    return Err(format!(
+                        "{why}, and the journal is full: nothing can be recorded any more. Free some space in this server's \
+                         directory and start it anew; the other metadata servers go on while they are a majority"
+                    ));
+                }
                 LogEvent::SnapshotFailed(why) => {
                     tracing::error!(name: "snapshot_failed", why, "free some space: the raft log can't be cut");
                     self.snapshot_not_before = io.now().after(SNAPSHOT_RETRY);
