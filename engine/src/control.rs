@@ -3,7 +3,7 @@
 
 use crate::cache::CacheConfig;
 use crate::store::StoreConfig;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -195,7 +195,8 @@ pub fn lock(dir: &Path) -> Result<Flock<File>, ControlError> {
     let path = dir.join("lock");
     let open = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let file = open.map_err(io_error(&path))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| ControlError::Locked { dir: dir.into() })
+    let locked = shards::host::lock_within(file, shards::host::LOCK_WITHIN);
+    locked.ok_or_else(|| ControlError::Locked { dir: dir.into() })
 }
 
 pub fn read(dir: &Path) -> Result<CsControl, ControlError> {

@@ -5,8 +5,7 @@ use std::process::Command;
 
 #[test]
 fn a_hundred_thousand_chunks_start_soon_and_within_a_gigabyte() {
-    let built = Command::new(env!("CARGO")).args(["build", "--workspace", "--bins"]).status();
-    assert!(built.expect("cargo runs").success());
+    pstorage_tests::processes::programs();
     // On a disk: the system's temporary directory may lie in memory.
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("store-scale-{}", std::process::id()));
     let ended = Command::new(env!("CARGO_BIN_EXE_store-scale"))

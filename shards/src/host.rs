@@ -1,5 +1,7 @@
 //! Small facts about this machine and process, for binaries.
 
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -30,6 +32,23 @@ pub fn write_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
     std::fs::rename(&aside, path)?;
     std::fs::File::open(parent)?.sync_all()
 }
+
+/// Locks a file for this process alone; `None` if another one holds it for longer than `wait`. One that was killed may hold its
+/// locks for a moment after it looks dead.
+pub fn lock_within(mut file: File, wait: Duration) -> Option<Flock<File>> {
+    let began = std::time::Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Some(locked),
+            Err((back, _)) if began.elapsed() < wait => file = back,
+            Err(_) => return None,
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// How long a server waits for the lock on its directory.
+pub const LOCK_WITHIN: Duration = Duration::from_secs(2);
 
 /// Random bytes from the kernel, fit for keys and nonces.
 pub fn random_bytes<const N: usize>() -> [u8; N] {

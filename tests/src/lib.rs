@@ -2,6 +2,7 @@
 
 pub mod debian;
 pub mod lossy_disk;
+pub mod names;
 pub mod processes;
 pub mod real;
 pub mod registers;

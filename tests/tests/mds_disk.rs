@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Cluster, run_command, wait_until};
-use pstorage_tests::real::Disk;
+use pstorage_tests::real::{Disk, is_running};
 use std::os::unix::fs::symlink;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -13,10 +13,6 @@ use std::time::{Duration, Instant};
 const SOON: Duration = Duration::from_secs(120);
 /// Room for the journal of a metadata server (64 MiB) and its snapshots of what is made here.
 const DISK_BYTES: u64 = 256 << 20;
-
-fn has_ended(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
-}
 
 #[test]
 fn a_metadata_server_with_a_full_disk_says_so_and_leaves() {
@@ -34,10 +30,10 @@ fn a_metadata_server_with_a_full_disk_says_so_and_leaves() {
 
     // Long entries, until its journal is full.
     let target = "x".repeat(4000);
-    let pid = c.pid("mds3");
+    let pid = c.pid("mds3") as i32;
     let began = Instant::now();
     let mut made = 0;
-    while !has_ended(pid) {
+    while is_running(pid) {
         assert!(began.elapsed() < SOON, "{made} links were made, and it goes on{}", c.logs());
         symlink(&target, c.mnt(&format!("link{made}"))).expect("the others go on");
         made += 1;
@@ -57,9 +53,9 @@ fn a_metadata_server_with_a_full_disk_says_so_and_leaves() {
     c.up_with(&[]);
     wait_until("the server to be back", SOON, || there(3));
     // With all that was made meanwhile: it alone with another one is a majority.
-    let pid = c.pid("mds1");
+    let pid = c.pid("mds1") as i32;
     c.kill("mds1");
-    wait_until("the other one to end", SOON, || has_ended(pid));
+    wait_until("the other one to end", SOON, || !is_running(pid));
     std::fs::create_dir(c.mnt("with-the-third")).expect("two of three go on");
     assert!(c.mnt(&format!("link{}", made - 1)).is_symlink());
     c.up_with(&[]);

@@ -11,7 +11,7 @@ use clap::Parser;
 use client::fuse::{self, CacheOptions, MountOptions};
 use client::mount_helper::{self, Words};
 use client::{CacheConfig, ClientConfig, ClientError, Cluster};
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use nix::mount::{MntFlags, umount2};
 use std::ffi::OsString;
 use std::fs::File;
@@ -272,7 +272,8 @@ fn claim_cache(cache: &CacheOptions) -> Result<Flock<File>, String> {
             "read cache {shown}: not a file; name one on a local SSD, it is made if it is not there"
         ));
     }
-    let file = lock_cache(file).ok_or_else(|| {
+    // A mount that has just ended still saves its table.
+    let file = shards::host::lock_within(file, Duration::from_secs(5)).ok_or_else(|| {
         format!("read cache {shown}: another mount uses it; give each mount a file of its own")
     })?;
     let mut head = [0; 8];
@@ -296,20 +297,6 @@ fn claim_cache(cache: &CacheOptions) -> Result<Flock<File>, String> {
     };
     room.map_err(|e| format!("read cache {shown}: can't have {} MB: {e}", cache.bytes >> 20))?;
     Ok(file)
-}
-
-/// Waits a while: a mount that has just ended still saves its table.
-fn lock_cache(mut file: File) -> Option<Flock<File>> {
-    const WAIT: Duration = Duration::from_secs(5);
-    let began = std::time::Instant::now();
-    loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(locked) => return Some(locked),
-            Err((back, _)) if began.elapsed() < WAIT => file = back,
-            Err(_) => return None,
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
 }
 
 /// The mount point as an absolute path, or what is wrong with it.

@@ -7,7 +7,7 @@ use clap::Parser;
 use discovery::mdns::{Card, Published};
 use mds::control::{self, MdsControl};
 use mds::{MdsConfig, MdsNode};
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use shards::ring::{self, RingConfig};
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -96,7 +96,7 @@ fn lock(dir: &Path) -> Result<Flock<File>, String> {
         .write(true)
         .open(&path)
         .map_err(|e| format!("opening {}: {e}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
+    shards::host::lock_within(file, shards::host::LOCK_WITHIN).ok_or_else(|| {
         format!(
             "another pstorage-mdsd runs in this directory (it holds {}): stop that one first",
             path.display()

@@ -21,7 +21,7 @@ mod switch;
 
 pub use cluster::{Cluster, NAME, PASSWORD, Shape};
 pub use disk::Disk;
-pub use host::Host;
+pub use host::{Host, is_running};
 pub use load::{Load, LoadReport};
 pub use switch::{Line, Port, Switch};
 
