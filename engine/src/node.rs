@@ -17,7 +17,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use wire::auth::Credentials;
 use wire::cs_api::{ChunkReport, CsCommand, CsReply, CsRequest, Load, ShardStat, Space};
-use wire::hello::{Acceptor, Initiator, Peer, Rules, Step};
+use wire::hello::{Acceptor, GREETING_TIMEOUT, Initiator, MAX_GREETING, Peer, Rules, Step};
 use wire::mds_api::{Severity, mds_to_try};
 use wire::{ChunkId, CsId, Frame, Head, Kind, NodeId, ShardIndex, Status, decode, encode};
 
@@ -43,10 +43,6 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 /// And so long for the read cache to write down what it holds.
 const SAVE_CACHE_WITHIN: Duration = Duration::from_secs(3);
 const REPORT_PAGE: usize = 10_000;
-/// A connection that has not authenticated itself by then is closed.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections still in the handshake; more are refused, so that strangers can't exhaust memory.
-const MAX_GREETING: usize = 512;
 /// How often chunks that have appeared are reported. A message of a primary that was long on its way may bring back a
 /// chunk that this shard was told to delete.
 const REPORT_NEW_EVERY: Duration = Duration::from_secs(10);

@@ -254,7 +254,7 @@ fn write_foundation(dir: &Path, foundation: &Foundation) -> Result<(), ControlEr
     let path = dir.join(FOUNDATION);
     let body = wire::encode!(foundation);
     let bytes = [FOUNDATION_MAGIC.as_slice(), &wire::crc(&body).to_le_bytes(), &[0; 4], &body].concat();
-    shards::host::write_secret(&path, &bytes).map_err(|error| ControlError::Io {
+    shards::ring::replace_secret(&path, &bytes).map_err(|error| ControlError::Io {
         what: "writing",
         path,
         error,

@@ -18,14 +18,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 use wire::auth::{Credentials, PasswordDigest};
-use wire::hello::{Acceptor, HandshakeFailed, Initiator, Peer, Rules, Step};
+use wire::hello::{Acceptor, GREETING_TIMEOUT, HandshakeFailed, Initiator, MAX_GREETING, Peer, Rules, Step};
 use wire::join::{Gate, GateStep};
 use wire::{Frame, Head, Kind, MdsId, NodeId, Status};
 
-/// A connection that has not authenticated itself by then is closed.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections still in the handshake; more are refused, so that strangers can't exhaust memory.
-const MAX_GREETING: usize = 512;
 /// Wait between two attempts to reach another server.
 const RECONNECT: Duration = Duration::from_millis(200);
 /// Bytes queued to another server beyond which the line counts as stuck.

@@ -16,23 +16,6 @@ pub fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_else(|| "localhost".into())
 }
 
-/// Writes a file that only its owner (root) can read, aside, syncs it and renames it over the old one.
-pub fn write_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let parent = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(parent)?;
-    let aside = path.with_extension("new");
-    // One that a crash left behind may have other rights.
-    match std::fs::remove_file(&aside) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
-    io::Write::write_all(&mut file, bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&aside, path)?;
-    std::fs::File::open(parent)?.sync_all()
-}
-
 /// Locks a file for this process alone; `None` if another one holds it for longer than `wait`. One that was killed may hold its
 /// locks for a moment after it looks dead.
 pub fn lock_within(mut file: File, wait: Duration) -> Option<Flock<File>> {

@@ -21,6 +21,7 @@ use crate::{ClientId, CsId, Frame, Head, Kind, MdsId, NodeId, ShardIndex, Status
 use rkyv::{Archive, Deserialize, Serialize};
 use shards::Channel;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Archive, Serialize, Deserialize)]
 pub enum Peer {
@@ -131,6 +132,11 @@ pub(crate) fn refused(frame: &Frame) -> HandshakeFailed {
 pub(crate) fn other_cluster(ours: &str, theirs: &str) -> HandshakeFailed {
     fail(Status::WrongCluster, format!("this server belongs to cluster '{ours}', not '{theirs}'"))
 }
+
+/// An accepted connection that has not authenticated itself by then is closed.
+pub const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Accepted connections still in the handshake; more are refused, so that strangers can't exhaust memory.
+pub const MAX_GREETING: usize = 512;
 
 /// What a server asks of those who come, beyond a proof.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

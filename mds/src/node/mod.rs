@@ -4,7 +4,8 @@
 //! - [`server`]: one event after another; raft's batches carried out; the state applied;
 //! - [`master`]: what only the master knows; [`outcomes`], [`duties`]: what it does after each command and by the clock;
 //! - [`requests`], [`cs_requests`]: what clients and chunk servers ask;
-//! - [`nodes`]: nodes that come into the cluster and leave it; [`members`]: the quorum's members; [`stat`], [`explain`]: what administrators see.
+//! - [`nodes`]: nodes that come into the cluster and leave it; [`members`]: the quorum's members;
+//! - [`stat`], [`explain`]: what administrators see.
 //!
 //! The way of a mutation: frame → `requests` → proposal → raft → journals of a majority → `server` applies it to
 //! the state → reply. Of a read: frame → `reads` → the quorum confirms the master → reply from the state.

@@ -334,10 +334,25 @@ impl BlobWriter {
 
 /// Writes a file aside, syncs it, renames it over the old one and syncs the directory.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace(path, bytes, OpenOptions::new().write(true).create(true).truncate(true))
+}
+
+/// The same; only its owner (root) can read it.
+pub fn replace_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    // One that a crash left behind may have other rights.
+    none_if_missing(std::fs::remove_file(aside(path)))?;
+    replace(path, bytes, OpenOptions::new().write(true).create_new(true).mode(0o600))
+}
+
+fn aside(path: &Path) -> PathBuf {
+    path.with_extension("new")
+}
+
+fn replace(path: &Path, bytes: &[u8], how: &OpenOptions) -> io::Result<()> {
     let parent = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent)?;
-    let aside = path.with_extension("new");
-    let mut file = File::create(&aside)?;
+    let aside = aside(path);
+    let mut file = how.open(&aside)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     drop(file);

@@ -15,7 +15,7 @@ mod mailbox;
 mod net;
 mod world;
 
-pub use disk::replace_file;
+pub use disk::{replace_file, replace_secret};
 pub use mailbox::Mailbox;
 use mailbox::{Post, Shared};
 use world::{Happening, World};

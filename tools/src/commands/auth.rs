@@ -68,7 +68,7 @@ fn name_of_host() -> String {
 /// Stores this node's key, readable by root only.
 pub fn store_key(context: &Context, credentials: &Credentials) -> Outcome {
     let path = context.cluster_dir()?.join(KEY_FILE);
-    shards::host::write_secret(&path, credentials.to_text().as_bytes())
+    shards::ring::replace_secret(&path, credentials.to_text().as_bytes())
         .map_err(|e| format!("{}: {e}", path.display()))
 }
 
