@@ -323,6 +323,7 @@ impl Consensus {
 
     /// A snapshot that was being sent did not arrive.
     pub fn snapshot_failed(&mut self, id: MdsId) {
+        tracing::info!(name: "snapshot_not_taken", mds = id.0);
         self.node.report_snapshot(id.0, raft::SnapshotStatus::Failure);
     }
 
@@ -336,16 +337,9 @@ impl Consensus {
         self.node.mut_store().take_wanted()
     }
 
-    /// Lets raft send the snapshot that ends at `index`; `None` takes it back.
-    pub fn offer_snapshot(&mut self, at: Option<(u64, u64, ConfState)>) {
-        let meta = at.map(|(index, term, conf)| {
-            let mut meta = SnapshotMetadata::default();
-            meta.set_index(index);
-            meta.set_term(term);
-            meta.set_conf_state(conf);
-            meta
-        });
-        self.node.mut_store().offer(meta);
+    /// Lets raft send this snapshot; `None` takes it back. False if it could before.
+    pub fn offer_snapshot(&mut self, meta: Option<SnapshotMetadata>) -> bool {
+        self.node.mut_store().offer(meta)
     }
 
     pub fn term_of(&self, index: u64) -> Option<u64> {

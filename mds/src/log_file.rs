@@ -1,41 +1,32 @@
-//! What a server keeps on disk: the journal with the raft log, and the snapshot file.
+//! What a server keeps on disk: the journal with the raft log, and the snapshot files.
 //!
 //! Invariants:
 //! - records reach the journal in the order of their numbers, also when it was full for a while;
 //! - the journal is cut only when the snapshot file that makes its beginning needless is durable, and never behind the
 //!   newest record, which tells the hard state;
 //! - a record behind an installed snapshot is written only when that file is durable: on its own it would be a log
-//!   with a hole;
-//! - one snapshot file is written at a time, later ones wait, so the newest is the one that stays.
+//!   with a hole.
 
 use crate::consensus::Persist;
+use crate::snapshot_store::{SNAPSHOT_OP, SnapshotStore, StoreEvent};
 use shards::journal::{Journal, MAX_META_BYTES, Outcome, PayloadCheck, Position};
 use shards::{Buf, Io, OpId};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
 pub const JOURNAL: &str = "raft-journal";
-pub const SNAPSHOT: &str = "snapshot";
-/// Top byte of this component's operation ids (the journal has its own).
-const SNAPSHOT_OP: u64 = 0x03 << 56;
 /// A snapshot is due when this part of the journal is in use.
 const USED_DIVISOR: u64 = 4;
 
 pub enum LogEvent {
     /// The record of this number is durable.
     Durable(u64),
-    /// The snapshot file is; `installed` if it came from the master.
-    SnapshotStored { index: u64, installed: bool },
-    /// A snapshot of our own could not be stored; the log still holds everything.
+    /// A snapshot file is; `installed` if it came from the master.
+    SnapshotStored { installed: bool },
+    /// A snapshot could not be stored; the log still holds everything.
     SnapshotFailed(String),
     /// Nothing can be made durable any more.
     Broken(String),
-}
-
-struct SnapshotWrite {
-    index: u64,
-    bytes: Vec<u8>,
-    installed: bool,
 }
 
 pub struct LogFile {
@@ -46,11 +37,9 @@ pub struct LogFile {
     under_way: BTreeMap<u64, u64>,
     /// Durable records: where each stands and its last entry (0: none).
     records: VecDeque<(Position, u64)>,
-    /// The snapshot file being written, in front, and those that wait.
-    writes: VecDeque<SnapshotWrite>,
-    next_op: u64,
-    /// Index the newest durable snapshot file covers.
-    pub snapshot_index: u64,
+    pub snapshots: SnapshotStore,
+    /// Where the log began when there was no snapshot yet.
+    base_index: u64,
 }
 
 /// The record as the journal takes it: small ones need no block of their own.
@@ -69,16 +58,25 @@ pub fn join(meta: Vec<u8>, payload: &Buf) -> Vec<u8> {
 
 impl LogFile {
     /// Takes a journal that is ready, with the places of the records it holds.
-    pub fn new(journal: Journal, records: VecDeque<(Position, u64)>, snapshot_index: u64) -> LogFile {
+    pub fn new(
+        journal: Journal,
+        records: VecDeque<(Position, u64)>,
+        snapshots: SnapshotStore,
+        base_index: u64,
+    ) -> LogFile {
         LogFile {
             journal,
             backlog: VecDeque::new(),
             under_way: BTreeMap::new(),
             records,
-            writes: VecDeque::new(),
-            next_op: 0,
-            snapshot_index,
+            snapshots,
+            base_index,
         }
+    }
+
+    /// Index the newest durable snapshot file covers.
+    pub fn snapshot_index(&self) -> u64 {
+        self.snapshots.newest().map_or(self.base_index, |newest| newest.meta.index)
     }
 
     pub fn append(&mut self, record: Persist, io: &mut dyn Io) {
@@ -87,7 +85,7 @@ impl LogFile {
     }
 
     fn pump(&mut self, io: &mut dyn Io) {
-        if self.installs() {
+        if self.snapshots.is_installing() {
             return;
         }
         while let Some(next) = self.backlog.pop_front() {
@@ -102,42 +100,19 @@ impl LogFile {
 
     /// Whether a snapshot should be made so that the journal can be cut.
     pub fn wants_snapshot(&self) -> bool {
-        self.writes.is_empty()
-            && (!self.backlog.is_empty()
-                || self.journal.used_bytes() > self.journal.total_bytes() / USED_DIVISOR)
+        !self.backlog.is_empty() || self.journal.used_bytes() > self.journal.total_bytes() / USED_DIVISOR
     }
 
     /// Whether records wait for room in the journal.
     pub fn is_full(&self) -> bool {
-        !self.backlog.is_empty() && !self.installs()
-    }
-
-    /// Whether a snapshot of the master is being stored or waits for it: records wait for that.
-    fn installs(&self) -> bool {
-        self.writes.iter().any(|w| w.installed)
-    }
-
-    pub fn is_writing_snapshot(&self) -> bool {
-        !self.writes.is_empty()
-    }
-
-    pub fn store_snapshot(&mut self, index: u64, bytes: Vec<u8>, installed: bool, io: &mut dyn Io) {
-        self.writes.push_back(SnapshotWrite { index, bytes, installed });
-        if self.writes.len() == 1 {
-            self.start_snapshot(io);
-        }
-    }
-
-    fn start_snapshot(&mut self, io: &mut dyn Io) {
-        let Some(write) = self.writes.front_mut() else { return };
-        self.next_op += 1;
-        io.put_blob(SNAPSHOT, std::mem::take(&mut write.bytes), OpId(SNAPSHOT_OP | self.next_op));
+        !self.backlog.is_empty() && !self.snapshots.is_installing()
     }
 
     /// Takes a completion.
     pub fn on_disk(&mut self, op: OpId, result: io::Result<Buf>, io: &mut dyn Io) -> Vec<LogEvent> {
         if op.0 >> 56 == SNAPSHOT_OP >> 56 {
-            return self.snapshot_written(result, io);
+            let event = self.snapshots.on_disk(op, result, io);
+            return event.map(|event| self.on_snapshot(event, io)).into_iter().collect();
         }
         self.journal.on_disk(io, op, result);
         let mut events = Vec::new();
@@ -156,22 +131,21 @@ impl LogFile {
         events
     }
 
-    fn snapshot_written(&mut self, result: io::Result<Buf>, io: &mut dyn Io) -> Vec<LogEvent> {
-        let Some(write) = self.writes.pop_front() else { return Vec::new() };
-        if let Err(error) = result {
-            let why = format!("writing {SNAPSHOT}: {error}");
-            self.start_snapshot(io);
-            return vec![if write.installed { LogEvent::Broken(why) } else { LogEvent::SnapshotFailed(why) }];
+    fn on_snapshot(&mut self, event: StoreEvent, io: &mut dyn Io) -> LogEvent {
+        match event {
+            StoreEvent::Stored { installed } => {
+                self.cut(io);
+                LogEvent::SnapshotStored { installed }
+            }
+            StoreEvent::Failed { why, installing: true } => LogEvent::Broken(why),
+            StoreEvent::Failed { why, installing: false } => LogEvent::SnapshotFailed(why),
         }
-        self.snapshot_index = write.index;
-        self.start_snapshot(io);
-        self.cut(io);
-        vec![LogEvent::SnapshotStored { index: write.index, installed: write.installed }]
     }
 
     /// Cuts the journal in front of the first record that the snapshot does not cover.
     fn cut(&mut self, io: &mut dyn Io) {
-        while self.records.len() > 1 && self.records[0].1 <= self.snapshot_index {
+        let covered = self.snapshot_index();
+        while self.records.len() > 1 && self.records[0].1 <= covered {
             self.records.pop_front();
         }
         if let Some((position, _)) = self.records.front() {

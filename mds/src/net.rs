@@ -306,7 +306,9 @@ impl Net {
             Role::Line(..) if frame.head.kind == Kind::Pong => Vec::new(),
             Role::Line(id, initiator) => match self.lines.get(id).and_then(|line| line.peer) {
                 // The other end does not know where this server is.
-                Some(peer) if frame.head.kind == Kind::Raft => vec![NetEvent::Frame { conn, peer, frame }],
+                Some(peer) if matches!(frame.head.kind, Kind::Raft | Kind::RaftSnapshotTaken) => {
+                    vec![NetEvent::Frame { conn, peer, frame }]
+                }
                 _ => {
                     let id = *id;
                     let step = initiator.on_frame(&frame, io.channel(conn));
@@ -499,8 +501,8 @@ impl Net {
 
     /// Sends to another server; false when there is no way to it.
     pub fn send_to(&mut self, mds: MdsId, frame: &Frame, io: &mut dyn Io) -> bool {
-        let way = if self.lines.contains_key(&mds) { self.line(mds) } else { self.opened_by(mds) };
-        let Some(conn) = way else { return false };
+        // One that has just learnt where the other is, from its snapshot, has yet to connect to it.
+        let Some(conn) = self.line(mds).or_else(|| self.opened_by(mds)) else { return false };
         if io.unsent_bytes(conn) > MAX_UNSENT_BYTES {
             return false;
         }

@@ -1,11 +1,10 @@
-//! The raft log: what of it lies in memory, how it is written to the journal, and the snapshot file.
+//! The raft log: what of it lies in memory, and how it is written to the journal.
 //!
 //! Invariants:
 //! - [`RaftStore`] holds every entry that raft may still ask for; `first_index()` is the oldest one, and the term of
 //!   the entry before it is kept;
 //! - each journal record holds the hard state of its moment, so the newest record alone tells it, and the journal may
-//!   be cut anywhere in front of the first record with an entry that no snapshot covers;
-//! - a snapshot file is whole or it is not used: its header and its body carry CRCs.
+//!   be cut anywhere in front of the first record with an entry that no snapshot covers.
 //!
 //! Replay ([`Replay`]) needs no marker for an installed snapshot. Entries left in the journal from before it are told
 //! apart by the term at the snapshot's index: raft only replaces a log by a snapshot when that term differs or the log
@@ -19,33 +18,15 @@
 //! | 4..8 | number of entries |
 //! | 8..16, 16..24, 24..32 | hard state: term, vote, commit |
 //! | then per entry | length u32, the raft crate's protobuf `Entry` |
-//!
-//! Snapshot file `snapshot`:
-//! | bytes | field |
-//! |---|---|
-//! | 0..8 | magic `PSMDSNAP` |
-//! | 8..12 | version, 1 |
-//! | 12..16 | length of the protobuf `ConfState` |
-//! | 16..24, 24..32 | index and term of the last entry it covers |
-//! | 32..36 | number of removed servers |
-//! | 36..44 | length of the state |
-//! | 44..48 | CRC-32 of everything behind the header |
-//! | 48..60 | 0 |
-//! | 60..64 | CRC-32 of bytes 0..60 |
-//! | then | `ConfState`, ids of removed servers (u64 each), [`crate::state::State::snapshot`] |
 
 use protobuf::Message as _;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 use std::cell::Cell;
 use std::collections::VecDeque;
-use wire::MdsId;
 
 pub const RECORD_VERSION: u16 = 1;
 pub const RECORD_HEAD_BYTES: usize = 32;
-pub const SNAPSHOT_MAGIC: [u8; 8] = *b"PSMDSNAP";
-pub const SNAPSHOT_VERSION: u32 = 1;
-pub const SNAPSHOT_HEAD_BYTES: usize = 64;
 /// Largest command that may be proposed, bytes: with it a raft message stays below the limit of a frame's metadata.
 pub const MAX_COMMAND_BYTES: usize = 2 << 20;
 
@@ -109,82 +90,6 @@ pub fn decode_record(bytes: &[u8]) -> Result<(HardState, Vec<Entry>), String> {
         return Err(format!("{} bytes behind the last raft entry", rest.len()));
     }
     Ok((hard, entries))
-}
-
-/// The snapshot file's content.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct SnapshotFile {
-    pub index: u64,
-    pub term: u64,
-    pub conf: ConfState,
-    /// Servers that were removed from the cluster; their ids are never used again.
-    pub removed: Vec<MdsId>,
-    pub state: Vec<u8>,
-}
-
-impl SnapshotFile {
-    pub fn encode(&self) -> Vec<u8> {
-        let conf = self.conf.write_to_bytes().expect("a conf state always serialises");
-        let mut out = vec![0; SNAPSHOT_HEAD_BYTES];
-        out.reserve(conf.len() + 8 * self.removed.len() + self.state.len());
-        out.extend_from_slice(&conf);
-        for id in &self.removed {
-            out.extend(id.0.to_le_bytes());
-        }
-        out.extend_from_slice(&self.state);
-        let body_crc = wire::crc(&out[SNAPSHOT_HEAD_BYTES..]);
-        out[0..8].copy_from_slice(&SNAPSHOT_MAGIC);
-        out[8..12].copy_from_slice(&SNAPSHOT_VERSION.to_le_bytes());
-        out[12..16].copy_from_slice(&(conf.len() as u32).to_le_bytes());
-        out[16..24].copy_from_slice(&self.index.to_le_bytes());
-        out[24..32].copy_from_slice(&self.term.to_le_bytes());
-        out[32..36].copy_from_slice(&(self.removed.len() as u32).to_le_bytes());
-        out[36..44].copy_from_slice(&(self.state.len() as u64).to_le_bytes());
-        out[44..48].copy_from_slice(&body_crc.to_le_bytes());
-        let head_crc = wire::crc(&out[..60]);
-        out[60..64].copy_from_slice(&head_crc.to_le_bytes());
-        out
-    }
-
-    pub fn decode(bytes: &[u8]) -> Result<SnapshotFile, String> {
-        if bytes.len() < SNAPSHOT_HEAD_BYTES {
-            return Err(format!("{} bytes, at least {SNAPSHOT_HEAD_BYTES} expected", bytes.len()));
-        }
-        if bytes[0..8] != SNAPSHOT_MAGIC {
-            return Err(format!("magic {:02x?}, expected {SNAPSHOT_MAGIC:02x?}", &bytes[0..8]));
-        }
-        let (found, computed) = (u32_at(bytes, 60), wire::crc(&bytes[..60]));
-        if found != computed {
-            return Err(format!("header checksum at offset 60 is {found:08x}, expected {computed:08x}"));
-        }
-        if u32_at(bytes, 8) != SNAPSHOT_VERSION {
-            return Err(format!(
-                "version {}; this program understands {SNAPSHOT_VERSION}: start a newer pstorage-mdsd",
-                u32_at(bytes, 8)
-            ));
-        }
-        let (conf_len, removed_count) = (u32_at(bytes, 12) as usize, u32_at(bytes, 32) as usize);
-        let body = &bytes[SNAPSHOT_HEAD_BYTES..];
-        let expected = conf_len as u64 + 8 * removed_count as u64 + u64_at(bytes, 36);
-        if body.len() as u64 != expected {
-            return Err(format!("{} bytes behind the header, expected {expected}", body.len()));
-        }
-        let (found, computed) = (u32_at(bytes, 44), wire::crc(body));
-        if found != computed {
-            return Err(format!(
-                "checksum of the bytes from offset {SNAPSHOT_HEAD_BYTES} is {computed:08x}, expected {found:08x}"
-            ));
-        }
-        let (conf, rest) = body.split_at(conf_len);
-        let (removed, state) = rest.split_at(8 * removed_count);
-        Ok(SnapshotFile {
-            index: u64_at(bytes, 16),
-            term: u64_at(bytes, 24),
-            conf: ConfState::parse_from_bytes(conf).map_err(|e| format!("conf state: {e}"))?,
-            removed: removed.chunks_exact(8).map(|c| MdsId(u64_at(c, 0))).collect(),
-            state: state.to_vec(),
-        })
-    }
 }
 
 /// The log as raft sees it.
@@ -256,9 +161,9 @@ impl RaftStore {
         self.wanted.replace(false)
     }
 
-    /// A snapshot that raft may send; `None` takes it back.
-    pub fn offer(&mut self, meta: Option<SnapshotMetadata>) {
-        self.offered = meta;
+    /// A snapshot that raft may send; `None` takes it back. False if that is as it was.
+    pub fn offer(&mut self, meta: Option<SnapshotMetadata>) -> bool {
+        std::mem::replace(&mut self.offered, meta.clone()) != meta
     }
 }
 
@@ -449,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_records_and_snapshots_are_refused() {
+    fn damaged_records_are_refused() {
         let bytes = encode_record(&hard(3, 2, 1), &entries(5..=6, 3));
         for cut in 0..bytes.len() {
             assert!(decode_record(&bytes[..cut]).is_err(), "cut at {cut}");
@@ -457,35 +362,6 @@ mod tests {
         let mut newer = bytes.clone();
         newer[0] = 9;
         assert!(decode_record(&newer).unwrap_err().contains("version 9"));
-
-        let snapshot = SnapshotFile {
-            index: 7,
-            term: 2,
-            conf: ConfState::from((vec![1, 2], vec![3])),
-            removed: vec![MdsId(9)],
-            state: vec![1, 2, 3],
-        };
-        let bytes = snapshot.encode();
-        assert_eq!(SnapshotFile::decode(&bytes).unwrap(), snapshot);
-        for at in 0..bytes.len() {
-            let mut bad = bytes.clone();
-            bad[at] ^= 0x40;
-            assert!(SnapshotFile::decode(&bad).is_err(), "byte {at} changed unnoticed");
-            assert!(SnapshotFile::decode(&bytes[..at]).is_err(), "cut at {at}");
-        }
-    }
-
-    #[test]
-    fn snapshot_head_is_pinned() {
-        let s = SnapshotFile { index: 7, term: 2, state: vec![5], ..SnapshotFile::default() };
-        let bytes = s.encode();
-        assert_eq!(bytes.len(), SNAPSHOT_HEAD_BYTES + 1);
-        #[rustfmt::skip]
-        let golden = [
-            b'P', b'S', b'M', b'D', b'S', b'N', b'A', b'P', 1, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0,
-            2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0,
-        ];
-        assert_eq!(bytes[..44], golden);
     }
 
     #[test]

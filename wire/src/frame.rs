@@ -93,7 +93,7 @@ kinds! {
     /// MDS to client, unasked ([`crate::mds_api::ClientNote`]).
     ClientNote = 75,
     // MDS to MDS.
-    Raft = 80, RaftSnapshot = 81, RaftSnapshotDone = 82,
+    Raft = 80, RaftSnapshot = 81, RaftSnapshotDone = 82, RaftSnapshotTaken = 83,
 }
 
 /// The decoded header.

@@ -34,3 +34,10 @@ pub const MAX_IO_BYTES: usize = 1 << 20;
 pub fn crc(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
 }
+
+/// The CRC-32 of parts as if they were one.
+pub fn crc_of(parts: &[&[u8]]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    parts.iter().for_each(|part| hasher.update(part));
+    hasher.finalize()
+}

@@ -686,6 +686,48 @@ pub struct ChunkCounts {
     pub misplaced: u64,
 }
 
+impl ChunkCounts {
+    /// Those of other chunks.
+    pub fn add(&mut self, other: &ChunkCounts) {
+        let ChunkCounts {
+            total,
+            healthy,
+            standby,
+            degraded,
+            urgent,
+            blocked,
+            offline,
+            pending,
+            replicating,
+            overcommitted,
+            deleting,
+            void,
+            unique,
+            lossy,
+            misplaced,
+        } = other;
+        for (sum, more) in [
+            (&mut self.total, total),
+            (&mut self.healthy, healthy),
+            (&mut self.standby, standby),
+            (&mut self.degraded, degraded),
+            (&mut self.urgent, urgent),
+            (&mut self.blocked, blocked),
+            (&mut self.offline, offline),
+            (&mut self.pending, pending),
+            (&mut self.replicating, replicating),
+            (&mut self.overcommitted, overcommitted),
+            (&mut self.deleting, deleting),
+            (&mut self.void, void),
+            (&mut self.unique, unique),
+            (&mut self.lossy, lossy),
+            (&mut self.misplaced, misplaced),
+        ] {
+            *sum += more;
+        }
+    }
+}
+
 /// One replica, as `explain` shows it.
 #[derive(
     Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize,

@@ -29,6 +29,7 @@ impl Server {
         self.retry_parked(io);
         self.repair(io);
         let now = io.now();
+        self.count_on(now);
         let Some(master) = &mut self.master else { return };
         if now < master.slow_at {
             return;

@@ -7,6 +7,7 @@
 //! a client repeats its request under the same id and gets the first answer.
 
 use super::server::Server;
+use super::stat::Counting;
 use crate::chunk_state::Reported;
 use crate::cs_registry::{CsRegistry, Registration};
 use crate::reads::Reads;
@@ -97,6 +98,7 @@ pub struct Master {
     pub sets: SetQueue,
     pub repair: Repair,
     pub reported: Reported,
+    pub counting: Counting,
     /// Servers that were dropped since this mastership began.
     pub dropped_at: BTreeMap<CsId, Timestamp>,
     pub parked: Vec<Parked>,
@@ -125,6 +127,7 @@ impl Master {
             sets: SetQueue::default(),
             repair: Repair::default(),
             reported: Reported::default(),
+            counting: Counting::default(),
             dropped_at: BTreeMap::new(),
             parked: Vec::new(),
             revoking_since: BTreeMap::new(),

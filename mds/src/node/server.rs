@@ -8,9 +8,9 @@ use super::{HAND_OVER, MdsConfig};
 use crate::consensus::{Batch, Consensus, TICK};
 use crate::log_file::{LogEvent, LogFile};
 use crate::net::{Net, NetEvent};
-use crate::raft_log::SnapshotFile;
+use crate::snapshot_file::SnapshotMeta;
 use crate::state::{Command, Effect, Outcome, State, config};
-use crate::transfer::{Inbox, Outbox};
+use crate::transfer::{Inbox, Outbox, TRANSFER_OP};
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType, Snapshot};
 use shards::{Buf, ConnId, Event, Io, TimerId, Timestamp};
@@ -22,8 +22,8 @@ use wire::{Frame, Head, Kind, MdsId};
 
 const TICK_TIMER: TimerId = TimerId(0x04 << 56 | 1);
 
-/// A snapshot made for sending is kept in memory so long after its last use.
-const OFFER_KEPT: Duration = Duration::from_secs(60);
+/// So many files and chunks put off the next snapshot by one log entry.
+const ROWS_PER_ENTRY: u64 = 4;
 /// Pause after a snapshot file could not be written.
 const SNAPSHOT_RETRY: Duration = Duration::from_secs(5);
 
@@ -44,9 +44,9 @@ pub struct Server {
     log: LogFile,
     outbox: Outbox,
     inbox: Inbox,
-    /// The snapshot that raft may send: its index and file, and when it was last of use.
-    offered: Option<(u64, Buf)>,
-    offered_used: Timestamp,
+    /// Raft asked for a newer snapshot than there is.
+    wants_newer: bool,
+    was_leader: bool,
     stopping: Option<Timestamp>,
     snapshot_not_before: Timestamp,
 }
@@ -78,8 +78,8 @@ impl Server {
             log,
             outbox: Outbox::default(),
             inbox: Inbox::default(),
-            offered: None,
-            offered_used: Timestamp(0),
+            wants_newer: false,
+            was_leader: false,
             stopping: None,
             snapshot_not_before: Timestamp(0),
         };
@@ -98,7 +98,7 @@ impl Server {
     }
 
     pub fn log_range(&self) -> (u64, u64) {
-        (self.consensus.first_index(), self.log.snapshot_index)
+        (self.consensus.first_index(), self.log.snapshot_index())
     }
 
     /// An error means that the server can't go on.
@@ -113,8 +113,14 @@ impl Server {
                 let events = self.net.on_closed(conn, &why, io.now());
                 self.on_net(events, io);
             }
+            Event::Disk { op, result } if op.0 >> 56 == TRANSFER_OP >> 56 => {
+                if let Some(broken) = self.outbox.on_disk(op, result, io) {
+                    self.consensus.snapshot_failed(broken);
+                }
+            }
             Event::Disk { op, result } => {
                 let events = self.log.on_disk(op, result, io);
+                self.inbox.tell(&self.log.snapshots, io);
                 self.on_log(events, io)?;
             }
             Event::Timer { id: TICK_TIMER } => {
@@ -142,7 +148,6 @@ impl Server {
         self.watch_rules(io);
         let events = self.net.tick(io);
         self.on_net(events, io);
-        self.outbox.pump(io);
         let consensus = &self.consensus;
         for late in self.outbox.sweep(io.now(), &|id| consensus.awaits_snapshot(id)) {
             self.consensus.snapshot_failed(late);
@@ -184,6 +189,8 @@ impl Server {
             self.carry_out(batch, io)?;
         }
         self.serve_reads(io);
+        // What raft wanted of it, it has taken.
+        self.inbox.settle(&mut self.log.snapshots, io);
         self.snapshots(io);
         Ok(())
     }
@@ -191,7 +198,7 @@ impl Server {
     fn carry_out(&mut self, batch: Batch, io: &mut dyn Io) -> Result<(), String> {
         self.send_raft(batch.messages, io);
         if let Some(snapshot) = batch.snapshot {
-            self.install(snapshot, io)?;
+            self.install(&snapshot, io)?;
         }
         if let Some(persist) = batch.persist {
             self.log.append(persist, io);
@@ -217,12 +224,16 @@ impl Server {
                     let messages = self.consensus.durable(number);
                     self.send_raft(messages, io);
                 }
-                LogEvent::SnapshotStored { index, installed } => {
+                LogEvent::SnapshotStored { installed } => {
+                    let index = self.log.snapshot_index();
+                    tracing::info!(name: "snapshot_stored", index, installed);
+                    self.offer();
                     if installed {
                         let messages = self.consensus.installed();
                         self.send_raft(messages, io);
                     }
-                    self.consensus.compact(index.saturating_sub(self.config.keep_entries));
+                    let needed = self.outbox.oldest_index().map_or(index, |oldest| oldest.min(index));
+                    self.consensus.compact(needed.saturating_sub(self.config.keep_entries));
                 }
                 // It would only gather in memory what it can't record.
                 LogEvent::SnapshotFailed(why) if self.log.is_full() => {
@@ -233,6 +244,10 @@ impl Server {
                 }
                 LogEvent::SnapshotFailed(why) => {
                     tracing::error!(name: "snapshot_failed", why, "free some space: the raft log can't be cut");
+                    if let Some(conn) = self.inbox.give_up() {
+                        let events = self.net.drop_conn(conn, &why, io);
+                        self.on_net(events, io);
+                    }
                     self.snapshot_not_before = io.now().after(SNAPSHOT_RETRY);
                 }
                 LogEvent::Broken(why) => return Err(why),
@@ -258,9 +273,9 @@ impl Server {
 
     fn send_snapshot(&mut self, to: MdsId, message: Message, io: &mut dyn Io) -> bool {
         let index = message.get_snapshot().get_metadata().index;
-        match (&self.offered, self.net.line(to)) {
-            (Some((offered, bytes)), Some(conn)) if *offered == index => {
-                self.outbox.begin(to, conn, bytes.clone(), message, io);
+        match (self.log.snapshots.newest(), self.net.line(to)) {
+            (Some(newest), Some(conn)) if newest.meta.index == index => {
+                self.outbox.begin(to, conn, newest, self.log.snapshots.file(newest.slot), message, io);
                 true
             }
             _ => {
@@ -272,52 +287,68 @@ impl Server {
 
     /// Makes snapshots: for the journal's sake, and for servers that lag behind the log in memory.
     fn snapshots(&mut self, io: &mut dyn Io) {
-        let since = self.applied.saturating_sub(self.log.snapshot_index);
-        let due = self.log.wants_snapshot() || since >= self.config.snapshot_entries;
-        let may = !self.log.is_writing_snapshot() && io.now() >= self.snapshot_not_before;
-        if due && since > 0 && may {
-            let bytes = self.snapshot_file().encode();
-            tracing::info!(name: "snapshot_made", index = self.applied, bytes = bytes.len());
-            self.log.store_snapshot(self.applied, bytes, false, io);
+        let is_leader = self.consensus.is_leader();
+        if self.consensus.wants_snapshot() && is_leader {
+            self.wants_newer = !self.offer();
         }
-        if self.consensus.wants_snapshot() && self.consensus.is_leader() {
-            let file = self.snapshot_file();
-            self.consensus.offer_snapshot(Some((file.index, file.term, file.conf.clone())));
-            self.offered = Some((file.index, Buf::from_slice(&file.encode())));
-            self.offered_used = io.now();
-        } else if self.offered.is_some() && !self.consensus.is_leader() {
+        if !is_leader && self.was_leader {
             self.outbox.clear();
-            self.withdraw_offer();
-        } else if !self.outbox.is_idle() {
-            self.offered_used = io.now();
-        } else if self.offered.is_some() && io.now().since(self.offered_used) > OFFER_KEPT {
-            self.withdraw_offer();
+            self.consensus.offer_snapshot(None);
         }
+        self.was_leader = is_leader;
+        let since = self.applied.saturating_sub(self.log.snapshot_index());
+        let due = self.log.wants_snapshot() || since >= self.snapshot_entries() || self.wants_newer;
+        let store = &self.log.snapshots;
+        if !due || since == 0 || store.is_writing() || io.now() < self.snapshot_not_before {
+            return;
+        }
+        if self.outbox.uses(store.next_slot()) {
+            // The file that is being sent stays as it is, unless nothing can be recorded otherwise.
+            if !self.log.is_full() {
+                return;
+            }
+            for cut_off in self.outbox.clear() {
+                self.consensus.snapshot_failed(cut_off);
+            }
+        }
+        self.wants_newer = false;
+        let meta = self.snapshot_meta();
+        tracing::info!(name: "snapshot_begun", index = meta.index);
+        self.log.snapshots.begin(meta, self.state.snapshot(), io);
     }
 
-    fn withdraw_offer(&mut self) {
-        self.offered = None;
-        self.consensus.offer_snapshot(None);
+    /// A large state is not written anew for few changes.
+    fn snapshot_entries(&self) -> u64 {
+        let rows = self.state.file_count() + self.state.chunk_count();
+        self.config.snapshot_entries.max(rows / ROWS_PER_ENTRY)
     }
 
-    fn snapshot_file(&self) -> SnapshotFile {
-        SnapshotFile {
+    /// Lets raft send the newest snapshot. False if it could before.
+    fn offer(&mut self) -> bool {
+        let newest = self.log.snapshots.newest().filter(|_| self.consensus.is_leader());
+        let Some(meta) = newest.map(|newest| newest.meta.for_raft()) else { return false };
+        self.consensus.offer_snapshot(Some(meta))
+    }
+
+    fn snapshot_meta(&self) -> SnapshotMeta {
+        SnapshotMeta {
             index: self.applied,
             term: self.consensus.term_of(self.applied).expect("the term of an applied entry is kept"),
             conf: self.consensus.conf(),
             removed: self.removed.iter().copied().collect(),
-            state: self.state.snapshot(),
         }
     }
 
     /// Replaces the state by the master's.
-    fn install(&mut self, snapshot: Snapshot, io: &mut dyn Io) -> Result<(), String> {
-        let file = SnapshotFile::decode(snapshot.get_data()).map_err(|why| format!("snapshot: {why}"))?;
-        self.state = State::restore(&file.state).map_err(|why| format!("snapshot from the master: {why}"))?;
-        tracing::info!(name: "snapshot_installed", mds = self.me.0, index = file.index);
-        self.applied = file.index;
-        self.removed = file.removed.iter().copied().collect();
-        self.log.store_snapshot(file.index, snapshot.get_data().to_vec(), true, io);
+    fn install(&mut self, snapshot: &Snapshot, io: &mut dyn Io) -> Result<(), String> {
+        let index = snapshot.get_metadata().index;
+        let arrived = self.inbox.accept(index).ok_or_else(|| format!("no snapshot {index} has arrived"))?;
+        let (meta, state) = arrived;
+        self.state = state;
+        tracing::info!(name: "snapshot_installed", mds = self.me.0, index);
+        self.applied = index;
+        self.removed = meta.removed.iter().copied().collect();
+        self.log.snapshots.seal(meta, io);
         self.update_members(io);
         Ok(())
     }
@@ -374,7 +405,7 @@ impl Server {
     }
 
     fn gone(&mut self, conn: ConnId, peer: Peer, why: &str, io: &mut dyn Io) {
-        self.inbox.forget(conn);
+        self.inbox.forget(conn, &mut self.log.snapshots, io);
         if let Some(master) = &mut self.master {
             master.sessions.disconnected(conn);
         }
@@ -387,7 +418,14 @@ impl Server {
     fn on_frame(&mut self, conn: ConnId, peer: Peer, frame: Frame, io: &mut dyn Io) {
         let outcome = match (frame.head.kind, peer) {
             (Kind::Raft, Peer::Mds { mds, .. }) => self.on_raft(mds, &frame, io),
-            (Kind::RaftSnapshot, Peer::Mds { .. }) => self.inbox.piece(conn, &frame),
+            (Kind::RaftSnapshot, Peer::Mds { .. }) => {
+                self.raft_heard = io.now();
+                self.inbox.piece(conn, &frame, &mut self.log.snapshots, io)
+            }
+            (Kind::RaftSnapshotTaken, Peer::Mds { mds, .. }) => {
+                self.outbox.taken(mds, &frame, io);
+                Ok(())
+            }
             (Kind::RaftSnapshotDone, Peer::Mds { mds, .. }) => {
                 self.inbox.done(conn, &frame).map(|message| self.step(mds, message))
             }

@@ -10,11 +10,38 @@ use crate::state::{ChunkView, Liveness};
 use shards::Timestamp;
 use std::collections::BTreeSet;
 use std::time::Duration;
-use wire::CsId;
 use wire::mds_api::{ChunkCounts, ClusterStat, CsInfo, FsStat, MdsInfo};
+use wire::{ChunkId, CsId};
 
+/// So many chunks are counted when somebody asks: 5 ms. Of more the counts are made by and by, as many at each tick, and are a
+/// pass old: 40 s with 8 million.
+const COUNTED_AT_ONCE: u32 = 10_000;
+const COUNTING_PAUSE: Duration = Duration::from_secs(10);
 /// A server that was dropped is listed for so long (by one master).
 const SHOW_DROPPED: Duration = Duration::from_secs(600);
+
+/// Counts of chunks that are made by and by.
+#[derive(Default)]
+pub struct Counting {
+    /// Of the last whole pass.
+    counts: Option<ChunkCounts>,
+    /// Of this one so far, up to this chunk.
+    pass: ChunkCounts,
+    after: ChunkId,
+    not_before: Timestamp,
+}
+
+impl Counting {
+    /// `last`: the last chunk counted, `None` at the end.
+    fn add(&mut self, counts: ChunkCounts, last: Option<ChunkId>, now: Timestamp) {
+        self.pass.add(&counts);
+        self.after = last.unwrap_or_default();
+        if last.is_none() {
+            self.counts = Some(std::mem::take(&mut self.pass));
+            self.not_before = now.after(COUNTING_PAUSE);
+        }
+    }
+}
 
 impl Server {
     /// Healthy, degraded, failure or unknown, and the sentence for the event log.
@@ -99,8 +126,28 @@ impl Server {
     }
 
     fn chunk_counts(&self, now: Timestamp) -> ChunkCounts {
-        let counts = self.count(self.state.all_chunks(), now);
+        let counts = match self.master.as_ref().map(|m| &m.counting) {
+            Some(counting) if self.counts_by_and_by() => counting.counts.unwrap_or(counting.pass),
+            _ => self.count(self.state.all_chunks(), now),
+        };
         ChunkCounts { deleting: self.state.deleting(), ..counts }
+    }
+
+    fn counts_by_and_by(&self) -> bool {
+        self.state.chunk_count() > u64::from(COUNTED_AT_ONCE)
+    }
+
+    /// Counts on, in a cluster of many chunks.
+    pub(super) fn count_on(&mut self, now: Timestamp) {
+        let is_due = |counting: &&Counting| now >= counting.not_before && self.counts_by_and_by();
+        let Some(counting) = self.master.as_ref().map(|m| &m.counting).filter(is_due) else { return };
+        let after = counting.after;
+        let next = self.state.list_chunks(after, COUNTED_AT_ONCE);
+        let last = next.last().map(|view| view.chunk).filter(|_| next.len() == COUNTED_AT_ONCE as usize);
+        let counts = self.count(next.into_iter(), now);
+        if let Some(master) = &mut self.master {
+            master.counting.add(counts, last, now);
+        }
     }
 
     /// In which states chunks are.

@@ -1,7 +1,7 @@
 //! Administration: policies, settings, registries, the event log, and the service's own commands.
 
 use super::answer::{Effect, Refusal, Reply, refuse};
-use super::data::Body;
+use super::data::{Body, MOST_CS};
 use super::{CsRecord, Internal, MdsRecord, Op, State, config};
 use wire::cs_api::ChunkReport;
 use wire::mds_api::{Event, FailureDomain, MdsReply, Setting, Severity};
@@ -18,8 +18,11 @@ impl State {
     ) -> Result<MdsReply, Refusal> {
         match op {
             Op::NewCs { host_id, host } => {
-                let cs = CsId(self.data.next_cs);
-                self.data.next_cs += 1;
+                if self.data.counters.next_cs >= MOST_CS {
+                    return refuse(Status::NoSpace, "no more numbers for chunk servers");
+                }
+                let cs = CsId(self.data.counters.next_cs);
+                self.data.counters.next_cs += 1;
                 let record = CsRecord {
                     host_id: *host_id,
                     host: host.clone(),
@@ -29,7 +32,7 @@ impl State {
                     dropped: false,
                     draining: false,
                 };
-                self.data.cs.insert(cs, record);
+                self.data.small.cs.insert(cs, record);
                 Ok(MdsReply::NewCs { cs })
             }
             Op::SetPolicy { file, name, value, recursive } => {
@@ -37,18 +40,18 @@ impl State {
                 Ok(MdsReply::Done)
             }
             Op::AddMds { addr, raft_addr } => {
-                let known = self.data.mds.iter().find(|(_, r)| r.addr == *addr).map(|(id, _)| *id);
+                let known = self.data.small.mds.iter().find(|(_, r)| r.addr == *addr).map(|(id, _)| *id);
                 if let Some(id) = known {
                     return refuse(Status::Exists, format!("{addr} is MDS#{id} already"));
                 }
-                let id = MdsId(self.data.next_mds);
+                let id = MdsId(self.data.counters.next_mds);
                 self.set_mds(id, MdsRecord { addr: *addr, raft_addr: *raft_addr });
                 effects.push(Effect::MdsChanged { id, removed: false });
                 self.log(now, "MDS", Severity::Info, format!("MDS#{id} at {addr} was added"), effects);
                 Ok(MdsReply::Mds { id })
             }
             Op::RemoveMds { id } => {
-                let Some(gone) = self.data.mds.remove(id) else {
+                let Some(gone) = self.data.small.mds.remove(id) else {
                     return refuse(Status::NotFound, format!("there is no MDS#{id}"));
                 };
                 effects.push(Effect::MdsChanged { id: *id, removed: true });
@@ -63,7 +66,7 @@ impl State {
             }
             Op::SetConfig { key, value } => {
                 config::check(key, value).or_else(|why| refuse(Status::InvalidArgument, why))?;
-                self.data.config.insert(key.clone(), value.clone());
+                self.data.small.config.insert(key.clone(), value.clone());
                 effects.push(Effect::ConfigChanged { key: key.clone() });
                 self.log(now, "MDS", Severity::Info, format!("{key} was set to {value}"), effects);
                 Ok(MdsReply::Done)
@@ -73,8 +76,8 @@ impl State {
     }
 
     fn set_mds(&mut self, id: MdsId, record: MdsRecord) {
-        self.data.next_mds = self.data.next_mds.max(id.0 + 1);
-        self.data.mds.insert(id, record);
+        self.data.counters.next_mds = self.data.counters.next_mds.max(id.0 + 1);
+        self.data.small.mds.insert(id, record);
     }
 
     fn set_policy(
@@ -131,7 +134,7 @@ impl State {
         let mut targets = vec![file];
         let mut changed = Vec::new();
         while let Some(at) = targets.pop() {
-            let Some(inode) = self.data.inodes.get_mut(&at) else { continue };
+            let Some(inode) = self.data.inodes.get_mut(at) else { continue };
             let holds_chunks = matches!(&inode.body, Body::File { chunks, .. } if !chunks.is_empty());
             match chunk_bytes {
                 Some(_) if holds_chunks && at == file => {
@@ -145,8 +148,10 @@ impl State {
                 None => inode.policy = policy,
             }
             match &inode.body {
-                Body::Directory { entries, .. } if recursive => targets.extend(entries.values()),
-                Body::File { chunks, .. } => changed.extend(chunks.values()),
+                Body::Directory { .. } if recursive => {
+                    targets.extend(self.entries(at, "").map(|(_, file)| file))
+                }
+                Body::File { chunks, .. } => changed.extend(chunks.chunks()),
                 _ => {}
             }
         }
@@ -160,8 +165,8 @@ impl State {
             Internal::Noop => {}
             Internal::RegisterCs { cs, host_id, host, location, tier, shards } => {
                 let (dropped, draining) =
-                    self.data.cs.get(cs).map_or((false, false), |r| (r.dropped, r.draining));
-                if dropped || cs.0 >= self.data.next_cs {
+                    self.data.small.cs.get(cs).map_or((false, false), |r| (r.dropped, r.draining));
+                if dropped || cs.0 >= self.data.counters.next_cs {
                     let detail = format!("CS#{cs} was dropped or never made");
                     return Refusal { status: Status::StaleHandle, detail }.into();
                 }
@@ -174,7 +179,7 @@ impl State {
                     dropped: false,
                     draining,
                 };
-                self.data.cs.insert(*cs, record);
+                self.data.small.cs.insert(*cs, record);
             }
             Internal::DropCs { cs, force } => return self.drop_cs(now, *cs, *force, effects),
             Internal::DrainCs { cs, draining } => return self.drain_cs(now, *cs, *draining, effects),
@@ -182,13 +187,8 @@ impl State {
                 return Reply::Sets(changes.iter().map(|c| self.change_set(c, effects)).collect());
             }
             Internal::Deleted { cs, chunks } => {
-                if let Some(pending) = self.data.pending_deletes.get_mut(cs) {
-                    chunks.iter().for_each(|c| {
-                        pending.remove(c);
-                    });
-                    if pending.is_empty() {
-                        self.data.pending_deletes.remove(cs);
-                    }
+                for chunk in chunks {
+                    self.data.pending_deletes.remove(&(*cs, *chunk));
                 }
             }
             Internal::DeleteStrays { cs, chunks } => {
@@ -237,7 +237,7 @@ impl State {
     }
 
     fn drain_cs(&mut self, now: u64, cs: CsId, draining: bool, effects: &mut Vec<Effect>) -> Reply {
-        let Some(record) = self.data.cs.get_mut(&cs).filter(|r| !r.dropped) else {
+        let Some(record) = self.data.small.cs.get_mut(&cs).filter(|r| !r.dropped) else {
             return Refusal { status: Status::NotFound, detail: format!("there is no CS#{cs}") }.into();
         };
         if std::mem::replace(&mut record.draining, draining) == draining {
@@ -270,7 +270,7 @@ impl State {
             };
             return Refusal { status: Status::InvalidArgument, detail }.into();
         }
-        let Some(record) = self.data.cs.get_mut(&cs) else {
+        let Some(record) = self.data.small.cs.get_mut(&cs) else {
             return Refusal { status: Status::NotFound, detail: format!("there is no CS#{cs}") }.into();
         };
         (record.dropped, record.draining) = (true, false);
@@ -279,7 +279,10 @@ impl State {
             let action = super::SetAction::Remove { cs, force: true };
             self.change_set(&super::SetChange { chunk, epoch: view.epoch, action }, effects);
         }
-        self.data.pending_deletes.remove(&cs);
+        let deletes: Vec<ChunkId> = self.pending_deletes(cs).collect();
+        deletes.into_iter().for_each(|chunk| {
+            self.data.pending_deletes.remove(&(cs, chunk));
+        });
         effects.push(Effect::CsDropped { cs });
         self.log(now, "MDS", Severity::Info, format!("CS#{cs} was dropped"), effects);
         Reply::Wire(MdsReply::Done)
@@ -293,11 +296,11 @@ impl State {
         message: String,
         effects: &mut Vec<Effect>,
     ) {
-        let number = self.data.next_event;
-        self.data.next_event += 1;
+        let number = self.data.counters.next_event;
+        self.data.counters.next_event += 1;
         self.data.events.insert(number, Event { number, time_ms, system: system.into(), severity, message });
         if self.data.events.len() > MOST_EVENTS {
-            self.data.events.pop_first();
+            super::pop_first(&mut self.data.events);
         }
         effects.push(Effect::Logged { event: number });
     }
@@ -313,13 +316,14 @@ impl State {
 
     /// What the CS has still to delete: send at registration (those of the shard) and again from time to time.
     pub fn pending_deletes(&self, cs: CsId) -> Box<dyn Iterator<Item = ChunkId> + '_> {
-        Box::new(self.data.pending_deletes.get(&cs).into_iter().flatten().copied())
+        let from = self.data.pending_deletes.range((cs, ChunkId(0))..);
+        Box::new(from.take_while(move |(on, _)| *on == cs).map(|(_, chunk)| *chunk))
     }
 
     /// Value of a configuration key in its own unit; see [`config`] for the keys. 0 for an unknown one.
     pub fn config_number(&self, key: &str) -> u64 {
         let Some(key) = config::find(key) else { return 0 };
-        let set = self.data.config.get(key.name).and_then(|value| key.number(value));
+        let set = self.data.small.config.get(key.name).and_then(|value| key.number(value));
         set.unwrap_or(key.default)
     }
 

@@ -1,8 +1,9 @@
 //! Chunks: placement of new ones, changes of replica sets, deletion, what repair should do next.
 
 use super::answer::{ChunkView, Effect, Refusal, SetOutcome, SetResult, refuse};
-use super::data::{Body, ChunkRecord};
+use super::data::{Body, ChunkRecord, Replicas};
 use super::{Liveness, Placement, RepairStep, SetAction, SetChange, State};
+use roaring::RoaringTreemap;
 use shards::sabotage::{Sabotage, on};
 use std::collections::BTreeMap;
 use wire::data::MAX_REPLICAS;
@@ -15,13 +16,13 @@ const ORDER: [Role; 3] = [Role::InSync, Role::Learner, Role::Stale];
 
 impl State {
     pub(super) fn view(&self, chunk: ChunkId, record: &ChunkRecord) -> ChunkView {
-        let policy = self.data.inodes.get(&record.file).map_or(super::DEFAULT_POLICY, |i| i.policy);
+        let policy = self.data.inodes.get(record.file).map_or(super::DEFAULT_POLICY, |i| i.policy);
         ChunkView {
             chunk,
             file: record.file,
             index: record.index,
             epoch: record.epoch,
-            replicas: record.replicas.clone(),
+            replicas: record.replicas.iter().collect(),
             in_sync_until: self.in_sync_until(chunk),
             min_replicas: policy.minimum,
             normal_replicas: policy.normal,
@@ -29,20 +30,20 @@ impl State {
     }
 
     fn in_sync_until(&self, chunk: ChunkId) -> Vec<(CsId, Epoch)> {
-        let until = self.data.in_sync_until.get(&chunk);
-        until.into_iter().flatten().map(|(cs, epoch)| (*cs, *epoch)).collect()
+        let from = self.data.in_sync_until.range((chunk, CsId(0))..);
+        from.take_while(|((of, _), _)| *of == chunk).map(|((_, cs), epoch)| (*cs, *epoch)).collect()
     }
 
     /// Since when fewer replicas of a chunk have been in sync than its minimum, and nobody came in: nothing was
     /// acknowledged at this epoch and later.
     pub fn below_minimum_since(&self, chunk: ChunkId) -> Option<Epoch> {
-        self.later.below_minimum_since.get(&chunk).copied()
+        self.data.below_minimum_since.get(&chunk).copied()
     }
 
     /// Whether a replica that is not in sync has all that was ever acknowledged, as far as is known here: it left with the
     /// epoch after which nothing was (docs/replication.md, "Nothing was missed").
     pub fn missed_nothing(&self, chunk: ChunkId, cs: CsId) -> bool {
-        let until = self.data.in_sync_until.get(&chunk).and_then(|until| until.get(&cs));
+        let until = self.data.in_sync_until.get(&(chunk, cs));
         until.zip(self.below_minimum_since(chunk)).is_some_and(|(until, since)| until.0 + 1 >= since.0)
     }
 
@@ -79,7 +80,7 @@ impl State {
 
     /// A set has changed.
     fn note_minimum(&mut self, chunk: ChunkId, epoch: Epoch, is_below: bool, came_in: bool) {
-        let below = &mut self.later.below_minimum_since;
+        let below = &mut self.data.below_minimum_since;
         if !is_below || came_in {
             below.remove(&chunk);
         }
@@ -90,29 +91,23 @@ impl State {
 
     /// The minimum may have been another one.
     pub(super) fn forget_minimum(&mut self, chunk: ChunkId) {
-        self.later.below_minimum_since.remove(&chunk);
+        self.data.below_minimum_since.remove(&chunk);
     }
 
     /// From now on a replica may hold anything, or is in sync, or gone.
     fn forget_in_sync_until(&mut self, chunk: ChunkId, cs: CsId) {
-        if let Some(until) = self.data.in_sync_until.get_mut(&chunk) {
-            until.remove(&cs);
-            if until.is_empty() {
-                self.data.in_sync_until.remove(&chunk);
-            }
-        }
+        self.data.in_sync_until.remove(&(chunk, cs));
     }
 
     pub fn chunk(&self, chunk: ChunkId) -> Option<ChunkView> {
-        self.data.chunks.get(&chunk).map(|record| self.view(chunk, record))
+        self.data.chunks.get(chunk).map(|record| self.view(chunk, record))
     }
 
     pub fn map(&self, file: FileId, first: u32, count: u32) -> Result<Vec<ChunkView>, Refusal> {
         let Body::File { chunks, .. } = &self.inode(file)?.body else {
             return refuse(Status::IsDirectory, format!("file {file} has no chunks"));
         };
-        let range = chunks.range(first..first.saturating_add(count));
-        Ok(range.filter_map(|(_, chunk)| self.chunk(*chunk)).collect())
+        Ok(chunks.range(first, count).filter_map(|(_, chunk)| self.chunk(chunk)).collect())
     }
 
     pub fn missing_chunks(
@@ -132,7 +127,7 @@ impl State {
         if count > 1024 {
             return refuse(Status::InvalidArgument, "at most 1,024 chunks at once");
         }
-        Ok((first..first.saturating_add(count)).filter(|index| !chunks.contains_key(index)).collect())
+        Ok((first..first.saturating_add(count)).filter(|index| !chunks.contains(*index)).collect())
     }
 
     pub(super) fn allocate(
@@ -151,12 +146,13 @@ impl State {
             return refuse(Status::Busy, format!("chunk {index} of file {file} vanished meanwhile"));
         }
         for index in missing {
-            let chunk = ChunkId(self.data.next_chunk);
-            self.data.next_chunk += 1;
+            let chunk = ChunkId(self.data.counters.next_chunk);
+            self.data.counters.next_chunk += 1;
             let replicas: Vec<(CsId, Role)> = placed[&index].iter().map(|&cs| (cs, Role::InSync)).collect();
             for (cs, _) in &replicas {
-                self.on_cs.entry(*cs).or_default().insert(chunk);
+                self.on_cs.entry(*cs).or_default().insert(chunk.0);
             }
+            let replicas = Replicas::new(&replicas);
             self.data.chunks.insert(chunk, ChunkRecord { file, index, epoch: Epoch(1), replicas });
             if let Body::File { chunks, .. } = &mut self.inode_mut(file)?.body {
                 chunks.insert(index, chunk);
@@ -169,11 +165,16 @@ impl State {
     pub(super) fn delete_chunks(&mut self, chunks: &[ChunkId], effects: &mut Vec<Effect>) {
         let mut by_cs: BTreeMap<CsId, Vec<ChunkId>> = BTreeMap::new();
         for chunk in chunks {
-            let Some(record) = self.data.chunks.remove(chunk) else { continue };
-            self.data.in_sync_until.remove(chunk);
+            let Some(record) = self.data.chunks.remove(*chunk) else { continue };
+            for (cs, _) in self.in_sync_until(*chunk) {
+                self.forget_in_sync_until(*chunk, cs);
+            }
             self.forget_minimum(*chunk);
-            self.data.gone.remove(chunk);
-            for (cs, _) in record.replicas {
+            let gone: Vec<u32> = self.gone_blocks(*chunk).map(|(first, _)| first).collect();
+            gone.into_iter().for_each(|first| {
+                self.data.gone.remove(&(*chunk, first));
+            });
+            for (cs, _) in record.replicas.iter() {
                 self.forget_on(cs, *chunk);
                 by_cs.entry(cs).or_default().push(*chunk);
             }
@@ -185,15 +186,15 @@ impl State {
 
     fn forget_on(&mut self, cs: CsId, chunk: ChunkId) {
         if let Some(there) = self.on_cs.get_mut(&cs) {
-            there.remove(&chunk);
+            there.remove(chunk.0);
         }
     }
 
     pub(super) fn must_delete(&mut self, cs: CsId, chunks: Vec<ChunkId>, effects: &mut Vec<Effect>) {
-        if chunks.is_empty() || self.data.cs.get(&cs).is_none_or(|r| r.dropped) {
+        if chunks.is_empty() || self.data.small.cs.get(&cs).is_none_or(|r| r.dropped) {
             return;
         }
-        self.data.pending_deletes.entry(cs).or_default().extend(&chunks);
+        self.data.pending_deletes.extend(chunks.iter().map(|chunk| (cs, *chunk)));
         effects.push(Effect::DeleteChunks { cs, chunks });
     }
 
@@ -254,8 +255,8 @@ impl State {
                 replicas.iter_mut().filter(|r| r.0 == *cs).for_each(|r| r.1 = Role::Stale);
             }
             SetAction::AddLearner { cs } => {
-                let pending = self.data.pending_deletes.get(cs).is_some_and(|d| d.contains(&change.chunk));
-                let known = self.data.cs.get(cs).is_some_and(|r| !r.dropped);
+                let pending = self.data.pending_deletes.contains(&(*cs, change.chunk));
+                let known = self.data.small.cs.get(cs).is_some_and(|r| !r.dropped);
                 match view.role_of(*cs) {
                     _ if !known => return SetOutcome::WrongReplica,
                     _ if pending => return SetOutcome::DeletePending,
@@ -291,35 +292,38 @@ impl State {
             }
         }
         for cs in left {
-            self.data.in_sync_until.entry(change.chunk).or_default().insert(cs, view.epoch);
+            self.data.in_sync_until.insert((change.chunk, cs), view.epoch);
         }
         // A stable sort: the primary stays in front while it is in sync.
         replicas.sort_by_key(|r| ORDER.iter().position(|o| *o == r.1));
         for (cs, _) in &replicas {
-            self.on_cs.entry(*cs).or_default().insert(change.chunk);
+            self.on_cs.entry(*cs).or_default().insert(change.chunk.0);
         }
         let (is_below, epoch) =
             (in_sync(&replicas) < usize::from(view.min_replicas), Epoch(view.epoch.0 + 1));
         let came_in = matches!(change.action, SetAction::Joined { .. });
         self.note_minimum(change.chunk, epoch, is_below, came_in);
-        let record = self.data.chunks.get_mut(&change.chunk).expect("seen above");
-        (record.replicas, record.epoch) = (replicas, epoch);
+        let record = self.data.chunks.get_mut(change.chunk).expect("seen above");
+        (record.replicas, record.epoch) = (Replicas::new(&replicas), epoch);
         SetOutcome::Changed
     }
 
     pub fn list_chunks(&self, after: ChunkId, limit: u32) -> Vec<ChunkView> {
-        let behind = self.data.chunks.range(ChunkId(after.0.saturating_add(1))..);
-        behind.take(limit as usize).map(|(chunk, record)| self.view(*chunk, record)).collect()
+        let behind = self.data.chunks.range(ChunkId(after.0.saturating_add(1)));
+        behind.take(limit as usize).map(|(chunk, record)| self.view(chunk, record)).collect()
     }
 
     /// Chunks with a replica (of any role) on the CS, in order of id, above `after`.
     pub fn chunks_on(&self, cs: CsId, after: ChunkId) -> Box<dyn Iterator<Item = ChunkId> + '_> {
-        let from = ChunkId(after.0.saturating_add(1));
-        Box::new(self.on_cs.get(&cs).into_iter().flat_map(move |set| set.range(from..).copied()))
+        let mut chunks = self.on_cs.get(&cs).map(RoaringTreemap::iter);
+        if let Some(chunks) = &mut chunks {
+            chunks.advance_to(after.0.saturating_add(1));
+        }
+        Box::new(chunks.into_iter().flatten().map(ChunkId))
     }
 
     pub fn replica_count(&self, cs: CsId) -> u64 {
-        self.on_cs.get(&cs).map_or(0, |set| set.len() as u64)
+        self.on_cs.get(&cs).map_or(0, RoaringTreemap::len)
     }
 
     /// What repair should do next for a chunk.
@@ -348,7 +352,7 @@ impl State {
         let stale: Vec<CsId> = view.with_role(Role::Stale).collect();
         // Rather one that needs only what was written since, and stays: the copy of another would be ended in its favour
         // (repair.rs, `needless_learner`), and begun again.
-        let is_leaving = |cs: &CsId| self.data.cs.get(cs).is_some_and(|record| record.draining);
+        let is_leaving = |cs: &CsId| self.data.small.cs.get(cs).is_some_and(|record| record.draining);
         let needs_all = |cs: &CsId| view.in_sync_until.iter().all(|(known, _)| known != cs);
         let back = stale.iter().filter(|cs| live(**cs) == Liveness::Active);
         let missed_nothing = |cs: &CsId| self.missed_nothing(chunk, *cs);
@@ -380,37 +384,37 @@ impl State {
 
     /// Notes blocks that no replica holds any more. Whether that is news.
     pub(super) fn note_gone(&mut self, chunk: ChunkId, first_block: u32, blocks: u32) -> bool {
-        if !self.data.chunks.contains_key(&chunk) {
+        if !self.data.chunks.contains(chunk) {
             return false;
         }
-        let ranges = self.data.gone.entry(chunk).or_default();
-        let known = ranges
-            .range(..=first_block)
-            .next_back()
-            .is_some_and(|(first, count)| first.saturating_add(*count) >= first_block.saturating_add(blocks));
-        if !known && ranges.len() < MOST_GONE {
-            let longest = ranges.get(&first_block).map_or(blocks, |count| blocks.max(*count));
-            ranges.insert(first_block, longest);
+        let before = self.gone_blocks(chunk).take_while(|(first, _)| *first <= first_block).last();
+        let known = before
+            .is_some_and(|(first, count)| first.saturating_add(count) >= first_block.saturating_add(blocks));
+        if !known && self.gone_blocks(chunk).count() < MOST_GONE {
+            let here = (chunk, first_block);
+            let longest = self.data.gone.get(&here).map_or(blocks, |count| blocks.max(*count));
+            self.data.gone.insert(here, longest);
         }
         !known
     }
 
     /// Ranges of blocks of a chunk that no replica held any more when they were to be copied: first block and number.
     pub fn gone_blocks(&self, chunk: ChunkId) -> impl Iterator<Item = (u32, u32)> + '_ {
-        self.data.gone.get(&chunk).into_iter().flatten().map(|(first, count)| (*first, *count))
+        let from = self.data.gone.range((chunk, 0)..);
+        from.take_while(move |((of, _), _)| *of == chunk).map(|((_, first), count)| (*first, *count))
     }
 
     /// Chunks of a file, in its order.
     pub fn chunks_of(&self, file: FileId) -> Box<dyn Iterator<Item = ChunkView> + '_> {
-        let chunks = self.data.inodes.get(&file).and_then(|inode| match &inode.body {
+        let chunks = self.data.inodes.get(file).and_then(|inode| match &inode.body {
             Body::File { chunks, .. } => Some(chunks),
             _ => None,
         });
-        Box::new(chunks.into_iter().flat_map(|c| c.values()).filter_map(|c| self.chunk(*c)))
+        Box::new(chunks.into_iter().flat_map(|c| c.chunks()).filter_map(|c| self.chunk(c)))
     }
 
     pub fn all_chunks(&self) -> impl Iterator<Item = ChunkView> + '_ {
-        self.data.chunks.iter().map(|(chunk, record)| self.view(*chunk, record))
+        self.data.chunks.iter().map(|(chunk, record)| self.view(chunk, record))
     }
 
     /// Policy of the file of a chunk.
@@ -420,6 +424,6 @@ impl State {
 
     /// Replicas that servers have yet to delete.
     pub fn deleting(&self) -> u64 {
-        self.data.pending_deletes.values().map(|d| d.len() as u64).sum()
+        self.data.pending_deletes.len() as u64
     }
 }

@@ -2,8 +2,10 @@
 
 use super::answer::{Effect, Refusal, name_refusal, refuse, refuse_name};
 use super::data::{Body, Inode};
+use super::runs::Runs;
 use super::{Op, State};
-use std::collections::BTreeMap;
+use smol_str::SmolStr;
+use std::ops::Bound::{Excluded, Unbounded};
 use wire::mds_api::{AttrChange, FileAttr, FileKind, LeaseMode, MdsReply};
 use wire::{ChunkId, ClientId, FileId, LeaseId, ROOT, Status};
 
@@ -23,32 +25,45 @@ impl State {
     pub(super) fn inode(&self, file: FileId) -> Result<&Inode, Refusal> {
         self.data
             .inodes
-            .get(&file)
+            .get(file)
             .ok_or_else(|| Refusal { status: Status::NotFound, detail: format!("file {file}") })
     }
 
     pub(super) fn inode_mut(&mut self, file: FileId) -> Result<&mut Inode, Refusal> {
         self.data
             .inodes
-            .get_mut(&file)
+            .get_mut(file)
             .ok_or_else(|| Refusal { status: Status::NotFound, detail: format!("file {file}") })
     }
 
-    pub(super) fn entries(&self, directory: FileId) -> Result<&BTreeMap<String, FileId>, Refusal> {
-        match &self.inode(directory)?.body {
+    /// The number of names in a directory.
+    pub(super) fn directory(&self, file: FileId) -> Result<u32, Refusal> {
+        match self.inode(file)?.body {
             Body::Directory { entries, .. } => Ok(entries),
-            _ => refuse(Status::NotDirectory, format!("file {directory}")),
+            _ => refuse(Status::NotDirectory, format!("file {file}")),
         }
     }
 
+    /// What is in a directory, in order of names behind `after`.
+    pub(super) fn entries(&self, directory: FileId, after: &str) -> impl Iterator<Item = (&SmolStr, FileId)> {
+        let from = Excluded((directory, SmolStr::new(after)));
+        let rest = self.data.names.range((from, Unbounded));
+        rest.take_while(move |((parent, _), _)| *parent == directory).map(|((_, name), file)| (name, *file))
+    }
+
+    /// What has this name in a directory.
+    pub(super) fn entry(&self, directory: FileId, name: &str) -> Result<Option<FileId>, Refusal> {
+        self.directory(directory)?;
+        Ok(self.data.names.get(&(directory, SmolStr::new(name))).copied())
+    }
+
     fn child(&self, parent: FileId, name: &str) -> Result<FileId, Refusal> {
-        let found = self.entries(parent)?.get(name).copied();
-        found.ok_or_else(|| name_refusal(Status::NotFound, name))
+        self.entry(parent, name)?.ok_or_else(|| name_refusal(Status::NotFound, name))
     }
 
     /// Puts a name into a directory, or takes it out, and keeps counts and times.
     fn enter(&mut self, parent: FileId, name: &str, child: Option<FileId>, is_directory: bool, now: u64) {
-        let inode = self.data.inodes.get_mut(&parent).expect("looked at before");
+        let inode = self.data.inodes.get_mut(parent).expect("looked at before");
         inode.mtime_ms = now;
         inode.ctime_ms = now;
         let Body::Directory { entries, subdirectories } = &mut inode.body else {
@@ -56,11 +71,13 @@ impl State {
         };
         match child {
             Some(child) => {
-                entries.insert(name.to_string(), child);
+                self.data.names.insert((parent, SmolStr::new(name)), child);
+                *entries += 1;
                 *subdirectories += u32::from(is_directory);
             }
             None => {
-                entries.remove(name);
+                self.data.names.remove(&(parent, SmolStr::new(name)));
+                *entries -= 1;
                 *subdirectories -= u32::from(is_directory);
             }
         }
@@ -77,7 +94,7 @@ impl State {
             Op::SetAttr { file, change } => self.set_attr(*file, change, now, effects),
             Op::Create { parent, name, kind, mode, uid, gid, symlink_target, exclusive, open } => {
                 check_name(name)?;
-                if let Some(existing) = self.entries(*parent)?.get(name).copied() {
+                if let Some(existing) = self.entry(*parent, name)? {
                     let is_file = self.inode(existing)?.kind() == FileKind::File && *kind == FileKind::File;
                     if *exclusive || !is_file {
                         return refuse_name(Status::Exists, name);
@@ -92,25 +109,19 @@ impl State {
                     return refuse(Status::NotFound, "the directory was removed");
                 }
                 let body = match kind {
-                    FileKind::File => Body::File { size_bytes: 0, chunks: BTreeMap::new() },
-                    FileKind::Directory => Body::Directory { entries: BTreeMap::new(), subdirectories: 0 },
-                    FileKind::Symlink => Body::Symlink { target: symlink_target.clone() },
+                    FileKind::File => Body::File { size_bytes: 0, chunks: Runs::default() },
+                    FileKind::Directory => Body::Directory { entries: 0, subdirectories: 0 },
+                    FileKind::Symlink => Body::Symlink { target: symlink_target.as_str().into() },
                 };
-                let file = FileId(self.data.next_file);
-                self.data.next_file += 1;
+                let file = FileId(self.data.counters.next_file);
+                self.data.counters.next_file += 1;
                 let inode = Inode {
-                    body,
                     mode: *mode,
                     uid: *uid,
                     gid: *gid,
                     mtime_ms: now,
                     ctime_ms: now,
-                    policy,
-                    chunk_bytes,
-                    xattrs: BTreeMap::new(),
-                    parent: *parent,
-                    leases: Vec::new(),
-                    last_writer: LeaseId(0),
+                    ..Inode::new(body, policy, chunk_bytes, *parent)
                 };
                 self.data.inodes.insert(file, inode);
                 self.enter(*parent, name, Some(file), *kind == FileKind::Directory, now);
@@ -129,7 +140,7 @@ impl State {
                     (FileKind::File | FileKind::Symlink, true) => {
                         return refuse_name(Status::NotDirectory, name);
                     }
-                    (FileKind::Directory, true) if !self.entries(file)?.is_empty() => {
+                    (FileKind::Directory, true) if self.directory(file)? > 0 => {
                         return refuse_name(Status::NotEmptyDirectory, name);
                     }
                     _ => {}
@@ -154,10 +165,10 @@ impl State {
                     );
                 }
                 let inode = self.inode_mut(*file)?;
-                match (inode.xattrs.contains_key(name), create_only, replace_only) {
+                match (inode.xattr(name).is_some(), create_only, replace_only) {
                     (true, true, _) => return refuse(Status::Exists, name.clone()),
                     (false, _, true) => return refuse(Status::NoAttribute, name.clone()),
-                    _ => inode.xattrs.insert(name.clone(), value.clone()),
+                    _ => inode.change_extras(|extras| extras.xattrs.insert(name.clone(), value.clone())),
                 };
                 inode.ctime_ms = now;
                 Ok(MdsReply::Done)
@@ -165,7 +176,7 @@ impl State {
             Op::RemoveXattr { file, name } => {
                 let inode = self.inode_mut(*file)?;
                 inode.ctime_ms = now;
-                match inode.xattrs.remove(name) {
+                match inode.change_extras(|extras| extras.xattrs.remove(name)) {
                     Some(_) => Ok(MdsReply::Done),
                     None => refuse(Status::NoAttribute, name.clone()),
                 }
@@ -233,7 +244,7 @@ impl State {
         let mut dropped: Vec<ChunkId> = Vec::new();
         if let (Some(size), Body::File { size_bytes, chunks }) = (change.size_bytes, &mut inode.body) {
             let first_gone = size.div_ceil(u64::from(inode.chunk_bytes)).min(u64::from(u32::MAX)) as u32;
-            dropped = chunks.split_off(&first_gone).into_values().collect();
+            dropped = chunks.split_off(first_gone);
             *size_bytes = size;
             inode.mtime_ms = now;
         }
@@ -244,7 +255,7 @@ impl State {
 
     /// The last name is gone: the inode too, unless somebody has it open.
     fn unlinked(&mut self, file: FileId, now: u64, effects: &mut Vec<Effect>) {
-        let Some(inode) = self.data.inodes.get_mut(&file) else { return };
+        let Some(inode) = self.data.inodes.get_mut(file) else { return };
         inode.parent = FileId(0);
         inode.ctime_ms = now;
         self.drop_if_unused(file, effects);
@@ -252,12 +263,12 @@ impl State {
 
     pub(super) fn drop_if_unused(&mut self, file: FileId, effects: &mut Vec<Effect>) {
         let unused =
-            self.data.inodes.get(&file).is_some_and(|i| i.parent == FileId(0) && i.leases.is_empty());
+            self.data.inodes.get(file).is_some_and(|i| i.parent == FileId(0) && i.leases().is_empty());
         if !unused || file == ROOT {
             return;
         }
-        if let Some(Inode { body: Body::File { chunks, .. }, .. }) = self.data.inodes.remove(&file) {
-            let all: Vec<ChunkId> = chunks.into_values().collect();
+        if let Some(Inode { body: Body::File { chunks, .. }, .. }) = self.data.inodes.remove(file) {
+            let all: Vec<ChunkId> = chunks.chunks().collect();
             self.delete_chunks(&all, effects);
         }
     }
@@ -274,7 +285,7 @@ impl State {
         check_name(to.1)?;
         let file = self.child(from.0, from.1)?;
         let is_dir = self.inode(file)?.kind() == FileKind::Directory;
-        let over = self.entries(to.0)?.get(to.1).copied();
+        let over = self.entry(to.0, to.1)?;
         if self.inode(to.0)?.parent == FileId(0) && to.0 != ROOT {
             return refuse(Status::NotFound, "the target directory was removed");
         }
@@ -304,7 +315,7 @@ impl State {
                 _ if no_replace => return refuse_name(Status::Exists, to.1),
                 (true, false) => return refuse_name(Status::NotDirectory, to.1),
                 (false, true) => return refuse_name(Status::IsDirectory, to.1),
-                (true, true) if !self.entries(over)?.is_empty() => {
+                (true, true) if self.directory(over)? > 0 => {
                     return refuse_name(Status::NotEmptyDirectory, to.1);
                 }
                 _ => {}
@@ -326,7 +337,7 @@ impl State {
             if directory == ancestor {
                 return true;
             }
-            match self.data.inodes.get(&directory) {
+            match self.data.inodes.get(directory) {
                 Some(inode) if directory != ROOT && inode.parent != FileId(0) => directory = inode.parent,
                 _ => return false,
             }
@@ -334,8 +345,8 @@ impl State {
     }
 
     pub(super) fn holds(&self, client: ClientId, file: FileId, lease: LeaseId) -> bool {
-        let is_his = |i: &Inode| i.leases.iter().any(|l| l.id == lease && l.client == client);
-        !self.data.revoking.contains_key(&lease) && self.data.inodes.get(&file).is_some_and(is_his)
+        let is_his = |i: &Inode| i.leases().iter().any(|l| l.id == lease && l.client == client);
+        !self.data.revoking.contains_key(&lease) && self.data.inodes.get(file).is_some_and(is_his)
     }
 
     pub fn attr(&self, file: FileId) -> Result<FileAttr, Refusal> {

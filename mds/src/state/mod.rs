@@ -15,8 +15,10 @@ pub mod config;
 mod data;
 mod files;
 mod nodes;
+mod runs;
 mod sessions;
 mod snapshot;
+mod table;
 
 #[cfg(test)]
 mod tests;
@@ -24,11 +26,13 @@ mod tests;
 pub use answer::{ChunkView, Effect, Outcome, Refusal, Reply, SetOutcome, SetResult};
 pub use command::{COMMAND_VERSION, Command, Internal, Op, Placement, SetAction, SetChange};
 pub use nodes::NodeRecord;
+pub use snapshot::{StateReader, StateWriter};
 
 use answer::{refuse, refuse_name};
 use data::{Answer, Body, Data};
 use rkyv::{Archive, Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use roaring::RoaringTreemap;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use wire::mds_api::{
     DirEntry, Event, FailureDomain, FileAttr, LeaseMode, MdsReply, MdsRequest, ReplicaPolicy,
@@ -93,9 +97,8 @@ pub enum RepairStep {
 
 pub struct State {
     data: Data,
-    later: data::Later,
     /// Derived: which chunks have a replica on a CS.
-    on_cs: BTreeMap<CsId, BTreeSet<ChunkId>>,
+    on_cs: BTreeMap<CsId, RoaringTreemap>,
 }
 
 impl Default for State {
@@ -106,7 +109,7 @@ impl Default for State {
 
 impl State {
     pub fn apply(&mut self, index: u64, command: &Command) -> Outcome {
-        self.data.applied = index;
+        self.data.counters.applied = index;
         let mut effects = Vec::new();
         let reply = match command {
             Command::Client { client, request, time_ms, op } => {
@@ -135,9 +138,9 @@ impl State {
         };
         match session.answers.get(&request) {
             Some(Answer::Wire(reply)) => return Reply::Wire(reply.clone()),
-            Some(Answer::Maps(views)) => {
+            Some(Answer::Maps(chunks)) => {
                 // The sets may have moved on since; what holds now is as good an answer.
-                return Reply::Maps(views.iter().filter_map(|v| self.chunk(v.chunk)).collect());
+                return Reply::Maps(chunks.iter().filter_map(|chunk| self.chunk(*chunk)).collect());
             }
             None => {}
         }
@@ -145,12 +148,12 @@ impl State {
         if let Some(session) = self.data.sessions.get_mut(&client) {
             let answer = match &reply {
                 Reply::Wire(reply) => Answer::Wire(reply.clone()),
-                Reply::Maps(views) => Answer::Maps(views.clone()),
+                Reply::Maps(views) => Answer::Maps(views.iter().map(|view| view.chunk).collect()),
                 Reply::Sets(_) => return reply,
             };
             session.answers.insert(request, answer);
             if session.answers.len() > MOST_ANSWERS {
-                session.answers.pop_first();
+                pop_first(&mut session.answers);
             }
         }
         reply
@@ -199,18 +202,18 @@ impl State {
                 .read_dir(*directory, after, *limit)
                 .map(|(entries, more)| MdsReply::Entries { entries, more }),
             MdsRequest::ReadLink { file } => self.inode(*file).and_then(|inode| match &inode.body {
-                Body::Symlink { target } => Ok(MdsReply::Link { target: target.clone() }),
+                Body::Symlink { target } => Ok(MdsReply::Link { target: target.to_string() }),
                 _ => refuse(Status::InvalidArgument, "not a symbolic link"),
             }),
             MdsRequest::GetXattr { file, name } => {
-                self.inode(*file).and_then(|inode| match inode.xattrs.get(name) {
+                self.inode(*file).and_then(|inode| match inode.xattr(name) {
                     Some(value) => Ok(MdsReply::Xattr { value: value.clone() }),
                     None => refuse(Status::NoAttribute, name.clone()),
                 })
             }
             MdsRequest::ListXattr { file } => self
                 .inode(*file)
-                .map(|inode| MdsReply::XattrNames { names: inode.xattrs.keys().cloned().collect() }),
+                .map(|inode| MdsReply::XattrNames { names: inode.xattr_names().cloned().collect() }),
             MdsRequest::Map { file, first, count } => match self.map(*file, *first, *count) {
                 Ok(views) => return Some(Reply::Maps(views)),
                 Err(refusal) => Err(refusal),
@@ -234,7 +237,7 @@ impl State {
 
     /// Index of the last applied command.
     pub fn applied(&self) -> u64 {
-        self.data.applied
+        self.data.counters.applied
     }
 
     pub fn lookup(&self, parent: FileId, name: &str) -> Result<FileAttr, Refusal> {
@@ -242,8 +245,8 @@ impl State {
             let above = self.inode(parent)?.parent;
             return self.attr(if parent == ROOT { ROOT } else { above });
         }
-        match self.entries(parent)?.get(name) {
-            Some(file) => self.attr(*file),
+        match self.entry(parent, name)? {
+            Some(file) => self.attr(file),
             None => refuse_name(Status::NotFound, name),
         }
     }
@@ -262,12 +265,11 @@ impl State {
         after: &str,
         limit: u32,
     ) -> Result<(Vec<DirEntry>, bool), Refusal> {
-        use std::ops::Bound::{Excluded, Unbounded};
-        let from = if after.is_empty() { Unbounded } else { Excluded(after) };
-        let mut rest = self.entries(directory)?.range::<str, _>((from, Unbounded));
+        self.directory(directory)?;
+        let mut rest = self.entries(directory, after);
         let mut entries = Vec::new();
         for (name, file) in rest.by_ref().take(limit.clamp(1, 10_000) as usize) {
-            entries.push(DirEntry { name: name.clone(), attr: self.attr(*file)? });
+            entries.push(DirEntry { name: name.to_string(), attr: self.attr(file)? });
         }
         Ok((entries, rest.next().is_some()))
     }
@@ -277,14 +279,15 @@ impl State {
         let mut names = Vec::new();
         let mut at = file;
         while at != ROOT {
-            let Some(inode) = self.data.inodes.get(&at) else { return format!("file {file}") };
-            let above = self.data.inodes.get(&inode.parent).map(|i| &i.body);
-            let Some(Body::Directory { entries, .. }) = above else {
-                return format!("file {file} (unlinked)");
+            let Some(parent) = self.data.inodes.get(at).map(|i| i.parent) else {
+                return format!("file {file}");
             };
-            let name = entries.iter().find(|(_, child)| **child == at).map_or("?", |(name, _)| name);
+            if !self.data.inodes.contains(parent) {
+                return format!("file {file} (unlinked)");
+            }
+            let name = self.entries(parent, "").find(|(_, child)| *child == at).map_or("?", |(name, _)| name);
             names.push(name.to_string());
-            at = inode.parent;
+            at = parent;
         }
         names.reverse();
         format!("/{}", names.join("/"))
@@ -300,36 +303,43 @@ impl State {
     }
 
     pub fn file_count(&self) -> u64 {
-        self.data.inodes.len() as u64
+        self.data.inodes.len()
     }
 
     pub fn chunk_count(&self) -> u64 {
-        self.data.chunks.len() as u64
+        self.data.chunks.len()
     }
 
     /// The largest id of a chunk that was ever given, 0 when there was none.
     pub fn newest_chunk(&self) -> ChunkId {
-        ChunkId(self.data.next_chunk - 1)
+        ChunkId(self.data.counters.next_chunk - 1)
     }
 
     pub fn cs(&self, cs: CsId) -> Option<&CsRecord> {
-        self.data.cs.get(&cs)
+        self.data.small.cs.get(&cs)
     }
 
     pub fn cs_list(&self) -> Box<dyn Iterator<Item = (CsId, &CsRecord)> + '_> {
-        Box::new(self.data.cs.iter().map(|(cs, record)| (*cs, record)))
+        Box::new(self.data.small.cs.iter().map(|(cs, record)| (*cs, record)))
     }
 
     pub fn mds_list(&self) -> Box<dyn Iterator<Item = (MdsId, &MdsRecord)> + '_> {
-        Box::new(self.data.mds.iter().map(|(id, record)| (*id, record)))
+        Box::new(self.data.small.mds.iter().map(|(id, record)| (*id, record)))
     }
 
     pub fn events(&self, after: u64, limit: u32) -> (Vec<Event>, u64) {
         let found = self.data.events.range(after.saturating_add(1)..).take(limit.min(10_000) as usize);
-        (found.map(|(_, e)| e.clone()).collect(), self.data.next_event - 1)
+        (found.map(|(_, e)| e.clone()).collect(), self.data.counters.next_event - 1)
     }
 
     pub fn event(&self, number: u64) -> Option<&Event> {
         self.data.events.get(&number)
+    }
+}
+
+/// Takes out what has the smallest key.
+fn pop_first<K: Ord + Copy, V: Clone>(map: &mut imbl::OrdMap<K, V>) {
+    if let Some(first) = map.get_min().map(|(key, _)| *key) {
+        map.remove(&first);
     }
 }

@@ -33,26 +33,26 @@ pub struct NodeRecord {
 impl State {
     /// The digest of the password; `None` in a cluster without one, and before the first master has entered it.
     pub fn password(&self) -> Option<&PasswordDigest> {
-        self.later.membership.as_ref().map(|m| &m.password)
+        self.data.small.membership.as_ref().map(|m| &m.password)
     }
 
     /// Nodes that belong to the cluster no more.
     pub fn taken_out(&self) -> BTreeSet<NodeId> {
-        self.later.membership.as_ref().map_or_else(BTreeSet::new, |m| m.taken_out.clone())
+        self.data.small.membership.as_ref().map_or_else(BTreeSet::new, |m| m.taken_out.clone())
     }
 
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &NodeRecord)> {
-        self.later.membership.iter().flat_map(|m| m.nodes.iter().map(|(node, record)| (*node, record)))
+        self.data.small.membership.iter().flat_map(|m| m.nodes.iter().map(|(node, record)| (*node, record)))
     }
 
     /// The first master's doing; a repetition changes nothing.
     pub(super) fn found(&mut self, now: u64, foundation: &Foundation) {
-        if self.later.membership.is_some() {
+        if self.data.small.membership.is_some() {
             return;
         }
         let Foundation { cluster, authority, password, founder } = foundation.clone();
         let record = NodeRecord { name: founder.name, public_key: founder.public_key, added_ms: now };
-        self.later.membership = Some(Membership {
+        self.data.small.membership = Some(Membership {
             cluster,
             authority,
             password,
@@ -68,7 +68,7 @@ impl State {
         op: &Op,
         effects: &mut Vec<Effect>,
     ) -> Result<MdsReply, Refusal> {
-        let Some(membership) = &mut self.later.membership else {
+        let Some(membership) = &mut self.data.small.membership else {
             return refuse(Status::NotSupported, "this cluster has no password: every node belongs to it");
         };
         let (reply, severity, message) = match op {

@@ -3,8 +3,8 @@
 use super::answer::{Effect, Refusal, refuse};
 use super::data::{LeaseRecord, Session};
 use super::{Lease, State};
+use imbl::{OrdMap, OrdSet};
 use shards::sabotage::{Sabotage, on};
-use std::collections::{BTreeMap, BTreeSet};
 use wire::mds_api::{ClientInfo, LeaseMode, MdsReply};
 use wire::{ClientId, FileId, LeaseId, Status};
 
@@ -18,14 +18,14 @@ impl State {
         if let Some((client, _)) = same {
             return *client;
         }
-        let client = ClientId(self.data.next_client);
-        self.data.next_client += 1;
+        let client = ClientId(self.data.counters.next_client);
+        self.data.counters.next_client += 1;
         let session = Session {
             host: host.into(),
             mount_point: mount_point.into(),
             nonce,
-            files: BTreeSet::new(),
-            answers: BTreeMap::new(),
+            files: OrdSet::new(),
+            answers: OrdMap::new(),
         };
         self.data.sessions.insert(client, session);
         client
@@ -35,10 +35,10 @@ impl State {
     pub(super) fn end_session(&mut self, client: ClientId, revoke: bool, effects: &mut Vec<Effect>) {
         let Some(session) = self.data.sessions.remove(&client) else { return };
         for file in session.files {
-            let Some(inode) = self.data.inodes.get_mut(&file) else { continue };
-            let gone: Vec<LeaseId> =
-                inode.leases.iter().filter(|l| l.client == client).map(|l| l.id).collect();
-            inode.leases.retain(|l| l.client != client);
+            let Some(inode) = self.data.inodes.get_mut(file) else { continue };
+            let gone: Vec<LeaseId> = inode.change_extras(|extras| {
+                extras.leases.extract_if(.., |l| l.client == client).map(|l| l.id).collect()
+            });
             gone.iter().for_each(|lease| {
                 self.data.revoking.remove(lease);
             });
@@ -54,9 +54,9 @@ impl State {
         if leases.is_empty() {
             return;
         }
-        self.data.revoked.extend(&leases);
-        let surplus = self.data.revoked.len().saturating_sub(MOST_REVOKED);
-        self.data.revoked.drain(..surplus);
+        self.data.small.revoked.extend(&leases);
+        let surplus = self.data.small.revoked.len().saturating_sub(MOST_REVOKED);
+        self.data.small.revoked.drain(..surplus);
         effects.push(Effect::RevokeLeases { file, leases });
     }
 
@@ -70,7 +70,7 @@ impl State {
         if !self.data.sessions.contains_key(&client) {
             return refuse(Status::StaleHandle, format!("session {client} has ended"));
         }
-        let leases = &self.inode(file)?.leases;
+        let leases = self.inode(file)?.leases();
         let is_revoked = |l: &&LeaseRecord| self.data.revoking.contains_key(&l.id);
         let mut conflicts = leases.iter().filter(|l| l.excludes(client, mode));
         // Those that hold are named first.
@@ -89,13 +89,15 @@ impl State {
         if let Some(mine) = mine.filter(|l| l.mode == LeaseMode::Write || mode == LeaseMode::Read) {
             return Ok(mine.id);
         }
-        let id = LeaseId(self.data.next_lease);
-        self.data.next_lease += 1;
+        let id = LeaseId(self.data.counters.next_lease);
+        self.data.counters.next_lease += 1;
         let inode = self.inode_mut(file)?;
         // An upgrade replaces the weaker lease, and the new one of a client that of which it was deprived.
-        let replaced: Vec<LeaseId> =
-            inode.leases.extract_if(.., |l| l.client == client).map(|l| l.id).collect();
-        inode.leases.push(LeaseRecord { id, client, mode });
+        let replaced: Vec<LeaseId> = inode.change_extras(|extras| {
+            let replaced = extras.leases.extract_if(.., |l| l.client == client).map(|l| l.id).collect();
+            extras.leases.push(LeaseRecord { id, client, mode });
+            replaced
+        });
         if mode == LeaseMode::Write {
             inode.last_writer = id;
         }
@@ -115,7 +117,7 @@ impl State {
         file: FileId,
         mode: LeaseMode,
     ) -> impl Iterator<Item = ClientId> {
-        let leases = self.data.inodes.get(&file).map_or(&[][..], |i| &i.leases);
+        let leases = self.data.inodes.get(file).map_or(&[][..], |i| i.leases());
         leases.iter().filter(move |l| l.excludes(client, mode)).map(|l| l.client)
     }
 
@@ -139,13 +141,13 @@ impl State {
         lease: LeaseId,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(inode) = self.data.inodes.get_mut(&file) else { return };
-        let before = inode.leases.len();
-        inode.leases.retain(|l| !(l.id == lease && l.client == client));
-        if inode.leases.len() < before {
+        let Some(inode) = self.data.inodes.get_mut(file) else { return };
+        let before = inode.leases().len();
+        inode.change_extras(|extras| extras.leases.retain(|l| !(l.id == lease && l.client == client)));
+        if inode.leases().len() < before {
             self.data.revoking.remove(&lease);
         }
-        if inode.leases.iter().all(|l| l.client != client)
+        if inode.leases().iter().all(|l| l.client != client)
             && let Some(session) = self.data.sessions.get_mut(&client)
         {
             session.files.remove(&file);
@@ -156,7 +158,7 @@ impl State {
     /// Takes away all leases of a file. They keep others away until their holders have released them, their sessions have
     /// ended, or [`super::Internal::EndRevoked`] says that nobody can believe in them any more.
     pub(super) fn revoke(&mut self, file: FileId, effects: &mut Vec<Effect>) -> Result<MdsReply, Refusal> {
-        let all: Vec<_> = self.inode(file)?.leases.iter().map(|l| (l.id, l.client)).collect();
+        let all: Vec<_> = self.inode(file)?.leases().iter().map(|l| (l.id, l.client)).collect();
         let fresh = all.iter().filter(|(lease, _)| self.data.revoking.insert(*lease, file).is_none());
         let fresh: Vec<_> = fresh.copied().collect();
         self.note_revoked(file, fresh, effects);
@@ -166,7 +168,7 @@ impl State {
 
     /// Which of these leases of a file still keep others away.
     pub(super) fn revoke_stat(&self, file: FileId, leases: &[LeaseId]) -> MdsReply {
-        let keeps = |lease: &&LeaseId| self.data.revoking.get(lease) == Some(&file);
+        let keeps = |lease: &&LeaseId| self.data.revoking.get(*lease) == Some(&file);
         match leases.iter().filter(keeps).copied().collect::<Vec<_>>() {
             none if none.is_empty() => MdsReply::Done,
             leases => MdsReply::Revoking { leases },
@@ -204,17 +206,17 @@ impl State {
     }
 
     pub fn leases_of_file(&self, file: FileId) -> Vec<Lease> {
-        let leases = self.data.inodes.get(&file).map_or(&[][..], |i| &i.leases);
+        let leases = self.data.inodes.get(file).map_or(&[][..], |i| i.leases());
         leases.iter().map(|l| Lease { id: l.id, client: l.client, mode: l.mode }).collect()
     }
 
     /// Recently revoked leases of a session, for KeepAlive.
     pub fn revoked_of(&self, client: ClientId) -> Vec<LeaseId> {
-        self.data.revoked.iter().filter(|(_, c)| *c == client).map(|(l, _)| *l).collect()
+        self.data.small.revoked.iter().filter(|(_, c)| *c == client).map(|(l, _)| *l).collect()
     }
 
     /// All recently revoked leases, for CsReply::Registered.
     pub fn revoked(&self) -> Vec<LeaseId> {
-        self.data.revoked.iter().map(|(l, _)| *l).collect()
+        self.data.small.revoked.iter().map(|(l, _)| *l).collect()
     }
 }

@@ -4,6 +4,12 @@ use super::*;
 use wire::mds_api::{AttrChange, FileKind};
 use wire::{Epoch, Role};
 
+fn restored(state: &State) -> State {
+    let mut reader = StateReader::default();
+    state.snapshot().for_each(|block| reader.take(&block).unwrap());
+    reader.finish().unwrap()
+}
+
 struct Bench {
     state: State,
     index: u64,
@@ -247,7 +253,7 @@ fn the_last_epoch_in_sync_is_remembered_while_a_replica_may_return() {
     assert_eq!(until(9, damaged(2)), [], "a damaged copy is as good as none");
     assert_eq!(until(10, drop(3)), [(CsId(3), Epoch(10))]);
     assert_eq!(until(11, SetAction::Remove { cs: CsId(3), force: true }), []);
-    assert!(b.state.snapshot() == State::restore(&b.state.snapshot()).unwrap().snapshot());
+    assert_eq!(restored(&b.state).digest(), b.state.digest());
 }
 
 #[test]
@@ -270,30 +276,8 @@ fn who_left_a_set_below_its_minimum_missed_nothing() {
     b.set(chunk, 3, learn(1));
     b.set(chunk, 4, drop(1));
     assert_eq!((whole(&b), b.state.below_minimum_since(chunk)), (vec![2], Some(Epoch(3))), "still");
-    let again = State::restore(&b.state.snapshot()).unwrap();
+    let again = restored(&b.state);
     assert!(again.missed_nothing(chunk, CsId(2)) && again.digest() == b.state.digest());
-
-    // A snapshot of the version before knows nothing of it.
-    let bytes = b.state.snapshot();
-    let later = u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
-    let body = &bytes[16..bytes.len() - later];
-    let old = [b"PSMDSTA3".as_slice(), &wire::crc(body).to_le_bytes(), &[0; 4], body].concat();
-    let mut old = State::restore(&old).unwrap();
-    assert_eq!(old.chunk(chunk), b.state.chunk(chunk));
-    assert!(!old.missed_nothing(chunk, CsId(2)));
-
-    // The one between knows of it, and of no nodes.
-    let later = super::data::Later4 { below_minimum_since: b.state.later.below_minimum_since.clone() };
-    let later = wire::encode!(&later);
-    let parts = [body, &later[..]].concat();
-    let between = [
-        b"PSMDSTA4".as_slice(),
-        &wire::crc(&parts).to_le_bytes(),
-        &(later.len() as u32).to_le_bytes(),
-        &parts,
-    ];
-    let between = State::restore(&between.concat()).unwrap();
-    assert!(between.missed_nothing(chunk, CsId(2)) && between.digest() == b.state.digest());
 
     // The minimum becomes another one, and back: writes may have gone on in between.
     let policy = |value: &str| {
@@ -305,7 +289,7 @@ fn who_left_a_set_below_its_minimum_missed_nothing() {
             op: Op::SetPolicy { file, name, value, recursive: false },
         }
     };
-    old.apply(1000, &policy("3:1"));
+    b.apply(policy("3:1"));
     b.apply(policy("3:2"));
     assert_eq!(whole(&b), [0; 0], "{:?}", b.state.chunk(chunk));
     assert_eq!(give_up(&b, 5, Liveness::Offline), Ok(()));
@@ -336,7 +320,7 @@ fn a_revoked_lease_keeps_others_away_until_its_holder_has_stopped() {
         assert_eq!(status(&b.ask(ClientId(2), open(file, LeaseMode::Read))), Status::HolderAway);
         let extend = Op::Extend { file, lease, size_bytes: 9, mtime_ms: 1 };
         assert_eq!(status(&b.ask(ClientId(1), extend)), Status::LeaseLost);
-        assert_eq!(State::restore(&b.state.snapshot()).unwrap().revoking().collect::<Vec<_>>(), [lease]);
+        assert_eq!(restored(&b.state).revoking().collect::<Vec<_>>(), [lease]);
         match way {
             0 => {
                 b.ask(ClientId(1), Op::Release { file, lease, size_bytes: Some(7), mtime_ms: None });
@@ -410,8 +394,7 @@ fn a_snapshot_is_the_whole_state() {
     let mut b = Bench::new();
     b.chunk();
     b.create(ROOT, "d", FileKind::Directory);
-    let bytes = b.state.snapshot();
-    let mut again = State::restore(&bytes).unwrap();
+    let mut again = restored(&b.state);
     assert_eq!(again.digest(), b.state.digest());
     let next = Command::Client {
         client: ClientId(1),
@@ -422,9 +405,43 @@ fn a_snapshot_is_the_whole_state() {
     b.state.apply(100, &next);
     again.apply(100, &next);
     assert_eq!(again.digest(), b.state.digest());
-    let mut torn = bytes.clone();
-    torn[100] ^= 1;
-    assert!(State::restore(&torn).is_err());
+    assert_eq!(again.digest(), b.state.digest());
+
+    // Blocks missing, twice, in another order.
+    let blocks: Vec<Vec<u8>> = b.state.snapshot().collect();
+    let read = |order: &[usize]| {
+        let mut reader = StateReader::default();
+        order.iter().try_for_each(|at| reader.take(&blocks[*at]))?;
+        reader.finish().map(|state| state.digest())
+    };
+    let all: Vec<usize> = (0..blocks.len()).collect();
+    assert_eq!(read(&all), Ok(b.state.digest()));
+    assert!(read(&all[1..]).is_err() && read(&all[..all.len() - 1]).is_err() && read(&[]).is_err());
+    assert!(read(&[&all[..], &all[..1]].concat()).is_err() && read(&[&all[..1], &all[..]].concat()).is_err());
+}
+
+#[test]
+fn a_snapshot_is_of_the_moment_it_was_begun() {
+    let mut b = Bench::new();
+    let (_, chunk) = b.chunk();
+    let dir = match b.create(ROOT, "d", FileKind::Directory) {
+        Reply::Wire(MdsReply::Created { attr, .. }) => attr.file,
+        other => panic!("{other:?}"),
+    };
+    (0..100)
+        .for_each(|i| drop(b.create(dir, &format!("a name longer than fits in place {i}"), FileKind::File)));
+    let (digest, writer) = (b.state.digest(), b.state.snapshot());
+    // Everything changes while it is written.
+    b.set(chunk, 1, SetAction::Drop { cs: vec![CsId(1)], force: true });
+    for i in 0..100 {
+        let name = format!("a name longer than fits in place {i}");
+        b.ask(ClientId(1), Op::Unlink { parent: dir, name, directory: false });
+    }
+    b.ask(ClientId(2), Op::CloseSession);
+    assert_ne!(b.state.digest(), digest);
+    let mut reader = StateReader::default();
+    writer.for_each(|block| reader.take(&block).unwrap());
+    assert_eq!(reader.finish().unwrap().digest(), digest);
 }
 
 #[test]
@@ -506,7 +523,7 @@ fn nodes_come_in_once_go_and_get_another_number() {
     assert_eq!(b.state.taken_out(), [NodeId(2)].into());
     assert_eq!(admitted(b.ask(nobody, new("second", 2))).certificate.node, NodeId(3), "not the old number");
     b.ask(nobody, Op::SetPassword(Box::new(digest("new"))));
-    let again = State::restore(&b.state.snapshot()).unwrap();
+    let again = restored(&b.state);
     assert_eq!((again.digest(), again.password()), (b.state.digest(), Some(&digest("new"))));
     let names: Vec<_> = again.nodes().map(|(node, record)| (node.0, record.name.clone())).collect();
     assert_eq!(names, [(1, "first".to_string()), (2, "second".into()), (3, "second".into())]);
