@@ -60,6 +60,20 @@ impl Civil {
     }
 }
 
+/// The beginning of a day in UTC, `2026-11-28`, in seconds since 1970.
+pub fn parse_day(text: &str) -> Result<u64, String> {
+    let unclear = || format!("'{text}' is not a day such as 2026-11-28");
+    let parts: Vec<u64> = text.split('-').map_while(|part| part.parse().ok()).collect();
+    let [year @ 1970..=9999, month, day] = parts[..] else { return Err(unclear()) };
+    // The day is between these; the calendar says which it is.
+    let (first, days) = ((year - 1970) * 365, (year - 1970) / 4 + 1 + 366);
+    let is_it = |seconds: &u64| {
+        let at = Civil::from_unix_s(*seconds);
+        (at.year as u64, u64::from(at.month), u64::from(at.day)) == (year, month, day)
+    };
+    (first..first + days).map(|day| day * 86_400).find(is_it).ok_or_else(unclear)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,5 +107,15 @@ mod tests {
         assert_eq!(at(951_782_400), (2000, 2, 29, 0, 0, 0));
         assert_eq!(at(1_349_184_606), (2012, 10, 2, 13, 30, 6));
         assert_eq!(at(1_795_558_380), (2026, 11, 24, 22, 13, 0));
+        for seconds in [0, 951_782_400, 1_795_478_400, 4_102_444_800 - 86_400, 253_402_214_400] {
+            let c = Civil::from_unix_s(seconds);
+            let text = format!("{:04}-{:02}-{:02}", c.year, c.month, c.day);
+            assert_eq!(parse_day(&text), Ok(seconds), "{text}");
+        }
+        for bad in
+            ["", "2026", "2026-13-01", "2026-02-29", "1969-12-31", "2026-11-28-1", "x-y-z", "2026-11-0"]
+        {
+            assert!(parse_day(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -95,7 +95,7 @@ impl Authority {
     /// Says that a node belongs to the cluster. The same arguments always give the same certificate.
     pub fn certify(&self, cluster: &str, node: NodeId, name: &str, public_key: [u8; 32]) -> Certificate {
         let signed = certified(cluster, node, name, &public_key);
-        let signature = SigningKey::from_bytes(&self.secret).sign(&signed).to_bytes();
+        let signature = sign(&self.secret, &signed);
         Certificate { node, name: name.into(), public_key, signature }
     }
 }
@@ -302,8 +302,12 @@ fn certified(cluster: &str, node: NodeId, name: &str, public_key: &[u8; 32]) -> 
     listed("pstorage certificate 1", &parts)
 }
 
+pub(crate) fn sign(secret: &[u8; 32], message: &[u8]) -> [u8; 64] {
+    SigningKey::from_bytes(secret).sign(message).to_bytes()
+}
+
 /// The strict check: no weak keys, one signature per message.
-fn is_signed(public_key: &[u8; 32], message: &[u8], signature: &[u8; 64]) -> bool {
+pub(crate) fn is_signed(public_key: &[u8; 32], message: &[u8], signature: &[u8; 64]) -> bool {
     VerifyingKey::from_bytes(public_key)
         .is_ok_and(|key| key.verify_strict(message, &Signature::from_bytes(signature)).is_ok())
 }
@@ -318,11 +322,11 @@ fn listed(purpose: &str, parts: &[&[u8]]) -> Vec<u8> {
     all
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+pub(crate) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let text = text.trim();
     if text.len() != 2 * N || !text.is_ascii() {
         return None;

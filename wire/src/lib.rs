@@ -14,6 +14,7 @@ pub mod frame;
 pub mod hello;
 pub mod ids;
 pub mod join;
+pub mod license;
 pub mod mds_api;
 pub mod status;
 

@@ -6,6 +6,7 @@
 
 use crate::auth::{Certificate, PasswordDigest};
 use crate::cs_api::LatencyStat;
+use crate::license::{LicenseStatus, SignedLicense};
 use crate::{ChunkId, ClientId, CsId, Epoch, FileId, Grant, LeaseId, MdsId, NodeId, Status};
 use rkyv::{Archive, Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -326,6 +327,13 @@ pub enum MdsRequest {
     TakeOut {
         node: NodeId,
     },
+    /// The cluster's licence from now on is this one ([`SignedLicense::parse`]). With `renew` only one of the same number that
+    /// was issued later than that there is.
+    LoadLicense {
+        text: String,
+        renew: bool,
+    },
+    GetLicense,
 }
 
 /// A node that wants to belong to the cluster.
@@ -446,6 +454,19 @@ pub enum MdsReply {
     Nodes {
         nodes: Vec<NodeInfo>,
     },
+    License(Box<LicenseInfo>),
+}
+
+/// How it stands with the cluster's licence.
+#[derive(
+    Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize,
+)]
+pub struct LicenseInfo {
+    pub status: LicenseStatus,
+    /// `None`: the cluster has none and needs none.
+    pub license: Option<SignedLicense>,
+    /// Of users' data.
+    pub used_bytes: u64,
 }
 
 /// Where the removal of a chunk server stands.

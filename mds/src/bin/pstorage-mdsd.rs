@@ -65,6 +65,7 @@ fn run(args: &Args) -> Result<(), String> {
     ring.core = args.core;
     let mut config = MdsConfig::new(control.clone(), credentials);
     config.foundation = control::read_foundation(&args.dir).map_err(|e| e.to_string())?;
+    config.license_makers = license_makers(&args.etc)?;
     config.memory_bytes = shards::host::resident_bytes;
     let shard =
         ring::spawn(ring, move || MdsNode::new(config)).map_err(|e| format!("starting a thread: {e}"))?;
@@ -75,6 +76,23 @@ fn run(args: &Args) -> Result<(), String> {
         mailbox.shutdown();
     });
     shard.join().map_err(|e| e.to_string())
+}
+
+/// Those whose licences are believed: one public key of 64 hexadecimal digits on each line of ETC/license-makers; what stands behind
+/// `#` is for people. Without the file nobody's are.
+fn license_makers(etc: &Path) -> Result<Vec<[u8; 32]>, String> {
+    let path = etc.join("license-makers");
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(format!("{}: {error}", path.display())),
+    };
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or("").trim());
+    let keys = lines.filter(|line| !line.is_empty()).map(|line| {
+        wire::license::parse_maker(line)
+            .ok_or_else(|| format!("{}: '{line}' is not a maker's key", path.display()))
+    });
+    keys.collect()
 }
 
 /// Shows the server to the network of its address, until dropped. Without it the cluster works, but is found by other ways only.

@@ -52,6 +52,7 @@ impl Server {
         self.reconcile_members(io);
         self.repeat_deletes(io);
         self.drop_drained(io);
+        self.watch_license(io);
     }
 
     /// Revoked leases in which nobody believes any more: who has not heard of it has had no answer to a KeepAlive since,

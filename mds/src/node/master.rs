@@ -22,6 +22,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use wire::cs_api::{ChunkSet, CsCommand, CsReply, CsRequest};
 use wire::frame::MAX_META_BYTES;
+use wire::license::LicenseStatus;
 use wire::mds_api::{MdsReply, MdsRequest, Severity};
 use wire::{ChunkId, ClientId, CsId, Frame, Head, Kind, LeaseId, MdsId, Status};
 
@@ -99,6 +100,7 @@ pub struct Master {
     pub repair: Repair,
     pub reported: Reported,
     pub counting: Counting,
+    pub license: LicenseStatus,
     /// Servers that were dropped since this mastership began.
     pub dropped_at: BTreeMap<CsId, Timestamp>,
     pub parked: Vec<Parked>,
@@ -128,6 +130,7 @@ impl Master {
             repair: Repair::default(),
             reported: Reported::default(),
             counting: Counting::default(),
+            license: LicenseStatus::Free,
             dropped_at: BTreeMap::new(),
             parked: Vec::new(),
             revoking_since: BTreeMap::new(),

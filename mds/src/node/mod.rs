@@ -5,7 +5,7 @@
 //! - [`master`]: what only the master knows; [`outcomes`], [`duties`]: what it does after each command and by the clock;
 //! - [`requests`], [`cs_requests`]: what clients and chunk servers ask;
 //! - [`nodes`]: nodes that come into the cluster and leave it; [`members`]: the quorum's members;
-//! - [`stat`], [`explain`]: what administrators see.
+//! - [`stat`], [`explain`], [`license`]: what administrators see.
 //!
 //! The way of a mutation: frame → `requests` → proposal → raft → journals of a majority → `server` applies it to
 //! the state → reply. Of a read: frame → `reads` → the quorum confirms the master → reply from the state.
@@ -14,6 +14,7 @@ mod boot;
 mod cs_requests;
 mod duties;
 mod explain;
+mod license;
 mod master;
 mod members;
 mod nodes;
@@ -38,6 +39,8 @@ pub struct MdsConfig {
     pub credentials: Credentials,
     /// What a new cluster with a password begins with, as its first servers were given it.
     pub foundation: Option<Box<Foundation>>,
+    /// Public keys of those whose licences are believed.
+    pub license_makers: Vec<[u8; 32]>,
     /// Size of the raft journal when it is made.
     pub journal_bytes: u64,
     /// A snapshot is made after so many entries (or when a quarter of the journal is in use).
@@ -54,6 +57,7 @@ impl MdsConfig {
             control,
             credentials,
             foundation: None,
+            license_makers: Vec::new(),
             journal_bytes: 64 << 20,
             snapshot_entries: 100_000,
             keep_entries: 10_000,

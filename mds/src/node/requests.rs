@@ -13,6 +13,7 @@ use crate::state::{ChunkView, Command, Op, Placement, Reply, SetAction, SetChang
 use shards::{Channel, ConnId, Io};
 use std::time::Duration;
 use wire::cs_api::{CsReply, CsRequest};
+use wire::license::LicenseStatus;
 use wire::mds_api::{MdsReply, MdsRequest, Severity};
 use wire::{ChunkId, ClientId, CsId, Epoch, FileId, Frame, Head, LeaseId, Status};
 
@@ -67,6 +68,7 @@ impl Server {
                 self.heard(client, conn, io);
                 self.allocate(conn, head, Asked { client, file, lease, first, count }, patience, io);
             }
+            MdsRequest::LoadLicense { text, renew } => self.load_license(conn, head, &text, renew, io),
             MdsRequest::RemoveCs { cs, force } => self.remove_cs(conn, head, cs, force, patience, io),
             MdsRequest::CancelRemoval { cs } => self.cancel_removal(conn, head, cs, io),
             MdsRequest::TakeOut { node } if self.refuse_taking_out(conn, head, node, io) => {}
@@ -106,7 +108,7 @@ impl Server {
         true
     }
 
-    fn mutate(&mut self, conn: ConnId, head: Head, command: &Command, io: &mut dyn Io) {
+    pub(super) fn mutate(&mut self, conn: ConnId, head: Head, command: &Command, io: &mut dyn Io) {
         if let Command::Client { client, .. } = command {
             self.heard(*client, conn, io);
         }
@@ -179,6 +181,7 @@ impl Server {
                 Err(refusal) => failed(refusal.status, refusal.detail),
             },
             MdsRequest::ListNodes => self.list_nodes(),
+            MdsRequest::GetLicense => self.get_license(io),
             MdsRequest::RemovalStat { cs } => self.removal_stat(*cs),
             MdsRequest::Refresh { chunk, .. } => self.map_of(*chunk),
             request => match self.state.query(request) {
@@ -300,6 +303,11 @@ impl Server {
             let request = Request::Mds(MdsRequest::Map { file, first, count });
             return self.read(conn, head, request, patience, io);
         }
+        let license = self.master.as_ref().map_or(LicenseStatus::Free, |m| m.license);
+        if !license.lets_grow() {
+            let detail = format!("the license is {}", license.explained());
+            return self.refuse(conn, head, false, Status::NoSpace, detail, None, io);
+        }
         match self.place(file, &missing, io) {
             Ok(placements) => {
                 let op = Op::Allocate { file, lease, first, count, placements };
@@ -324,12 +332,15 @@ impl Server {
         let policy = self.state.policy(file).unwrap_or_else(|_| self.state.root_policy());
         let registered = self.state.cs_list().filter(|(_, r)| !r.dropped && r.shards > 0).count();
         let mut placements = Vec::with_capacity(missing.len());
+        let mut candidates = self.candidates(io.now());
         for &index in missing {
-            let candidates = self.candidates(io.now());
-            let candidates: Vec<&CsView> = candidates.iter().collect();
+            let views: Vec<&CsView> = candidates.iter().collect();
             let (count, least) = (usize::from(policy.normal), usize::from(policy.minimum));
             let chosen =
-                placement::choose(&candidates, &policy, count, least, &[], registered, &mut || io.random())?;
+                placement::choose(&views, &policy, count, least, &[], registered, &mut || io.random())?;
+            for view in candidates.iter_mut().filter(|view| chosen.contains(&view.cs)) {
+                view.load += 1;
+            }
             if let Some(master) = &mut self.master {
                 chosen.iter().for_each(|cs| master.registry.given(*cs));
             }

@@ -10,6 +10,7 @@ use crate::state::{ChunkView, Liveness};
 use shards::Timestamp;
 use std::collections::BTreeSet;
 use std::time::Duration;
+use wire::license::{LicenseStatus, size_text};
 use wire::mds_api::{ChunkCounts, ClusterStat, CsInfo, FsStat, MdsInfo};
 use wire::{ChunkId, CsId};
 
@@ -174,7 +175,19 @@ impl Server {
             chunks: self.chunk_counts(now),
             repair: self.master.as_ref().map(|m| m.repair.stat(now)).unwrap_or_default(),
             epoch_uptime_ms: now.since(self.started_at).as_millis() as u64,
-            license: "none".to_string(),
+            license: self.license_line(now),
+        }
+    }
+
+    /// The status, and what limits there are.
+    fn license_line(&self, now: Timestamp) -> String {
+        let status = self.master.as_ref().map_or(LicenseStatus::Free, |m| m.license);
+        match self.state.license() {
+            None => format!("{} (free, without limits)", status.name()),
+            Some(signed) => {
+                let used_bytes = self.fs_stat(now).used_bytes;
+                format!("{} ({}, used: {})", status.name(), signed.license.limits(), size_text(used_bytes))
+            }
         }
     }
 

@@ -71,6 +71,35 @@ impl State {
                 self.log(now, "MDS", Severity::Info, format!("{key} was set to {value}"), effects);
                 Ok(MdsReply::Done)
             }
+            Op::LoadLicense { license, renew } => {
+                let (new, old) = (&license.license, self.data.small.license.as_ref().map(|l| &l.license));
+                match old {
+                    _ if !renew => {}
+                    None => {
+                        return refuse(
+                            Status::NotFound,
+                            "there is no licence to be updated: use load-license",
+                        );
+                    }
+                    Some(old) if old.key_number != new.key_number => {
+                        let detail = format!(
+                            "licence {} is not a newer one of {}: use load-license to replace it",
+                            new.key_number, old.key_number
+                        );
+                        return refuse(Status::InvalidArgument, detail);
+                    }
+                    Some(old) if old.issued_s >= new.issued_s => {
+                        let detail =
+                            format!("licence {} was issued no later than the one there is", new.key_number);
+                        return refuse(Status::InvalidArgument, detail);
+                    }
+                    Some(_) => {}
+                }
+                let message = format!("License {} of {} was loaded", new.key_number, new.owner);
+                self.data.small.license = Some((**license).clone());
+                self.log(now, "MDS", Severity::Info, message, effects);
+                Ok(MdsReply::Done)
+            }
             other => refuse(Status::BadRequest, format!("{other:?} is not an administrator's operation")),
         }
     }

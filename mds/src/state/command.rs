@@ -13,6 +13,7 @@
 use rkyv::{Archive, Deserialize, Serialize};
 use std::net::SocketAddr;
 use wire::auth::{Foundation, PasswordDigest};
+use wire::license::SignedLicense;
 use wire::mds_api::{AttrChange, FileKind, LeaseMode, MdsRequest, NewNode, Severity};
 use wire::{ChunkId, ClientId, CsId, Epoch, FileId, LeaseId, MdsId, NodeId};
 
@@ -132,6 +133,11 @@ pub enum Op {
     SetPassword(Box<PasswordDigest>),
     TakeOut {
         node: NodeId,
+    },
+    /// The master knows the maker of the licence.
+    LoadLicense {
+        license: Box<SignedLicense>,
+        renew: bool,
     },
 }
 

@@ -14,6 +14,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 use smol_str::SmolStr;
 use std::collections::BTreeMap;
 use wire::data::MAX_REPLICAS;
+use wire::license::SignedLicense;
 use wire::mds_api::{Event, FileAttr, FileKind, LeaseMode, MdsReply, ReplicaPolicy};
 use wire::{ChunkId, ClientId, CsId, Epoch, FileId, LeaseId, MdsId, Role};
 
@@ -63,6 +64,7 @@ pub(super) struct Small {
     pub config: BTreeMap<String, String>,
     /// Of clusters with a password.
     pub membership: Option<Membership>,
+    pub license: Option<SignedLicense>,
 }
 
 #[derive(Clone, PartialEq, Debug, Archive, Serialize, Deserialize)]

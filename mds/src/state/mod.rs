@@ -34,6 +34,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 use roaring::RoaringTreemap;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use wire::license::SignedLicense;
 use wire::mds_api::{
     DirEntry, Event, FailureDomain, FileAttr, LeaseMode, MdsReply, MdsRequest, ReplicaPolicy,
 };
@@ -181,7 +182,8 @@ impl State {
             | Op::SetPolicy { .. }
             | Op::AddMds { .. }
             | Op::RemoveMds { .. }
-            | Op::SetConfig { .. } => self.admin_op(now, op, effects),
+            | Op::SetConfig { .. }
+            | Op::LoadLicense { .. } => self.admin_op(now, op, effects),
             Op::AddNode(_) | Op::SetPassword(_) | Op::TakeOut { .. } => self.node_op(now, op, effects),
             _ => self.file_op(client, now, op, effects),
         };
@@ -330,6 +332,10 @@ impl State {
     pub fn events(&self, after: u64, limit: u32) -> (Vec<Event>, u64) {
         let found = self.data.events.range(after.saturating_add(1)..).take(limit.min(10_000) as usize);
         (found.map(|(_, e)| e.clone()).collect(), self.data.counters.next_event - 1)
+    }
+
+    pub fn license(&self) -> Option<&SignedLicense> {
+        self.data.small.license.as_ref()
     }
 
     pub fn event(&self, number: u64) -> Option<&Event> {

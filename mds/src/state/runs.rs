@@ -94,7 +94,13 @@ impl Runs {
             Runs::One(run) => *self = Runs::Many(if at == 0 { vec![new, *run] } else { vec![*run, new] }),
             Runs::Many(runs) => match at.checked_sub(1).map(|before| &mut runs[before]) {
                 Some(before) if follows(before) => before.count += 1,
-                _ => runs.insert(at, new),
+                _ => {
+                    // To double would leave a quarter of all memory for runs empty.
+                    if runs.len() == runs.capacity() {
+                        runs.reserve_exact((runs.len() / 4).max(1));
+                    }
+                    runs.insert(at, new);
+                }
             },
         }
     }

@@ -141,7 +141,7 @@ fn of_set(set: OrdSet<(CsId, ChunkId)>, block: fn(Vec<(CsId, ChunkId)>) -> Block
 }
 
 fn of_table<K: super::table::Id + 'static, V: Clone + 'static>(
-    table: super::table::Table<K, V>,
+    mut table: super::table::Table<K, V>,
     block: fn(Vec<(K, V)>) -> Block,
 ) -> Section {
     let mut next = 0;
@@ -149,6 +149,7 @@ fn of_table<K: super::table::Id + 'static, V: Clone + 'static>(
         let rows: Vec<_> =
             table.range(K::of(next)).take(ROWS).map(|(id, value)| (id, value.clone())).collect();
         next = rows.last()?.0.number() + 1;
+        table.forget_before(K::of(next));
         Some(block(rows))
     })
 }
@@ -168,8 +169,14 @@ fn session_row(client: &ClientId, session: &Session) -> SessionRow {
 #[derive(Default)]
 pub struct StateReader {
     state: Option<State>,
+    /// Replicas that are not in `State::on_cs` yet: entered many at a time, or each would find its server's part of it out of
+    /// the cache.
+    replicas: Vec<(CsId, ChunkId)>,
     is_whole: bool,
 }
+
+/// Replicas entered at once.
+const REPLICAS: usize = 200_000;
 
 impl StateReader {
     pub fn take(&mut self, block: &[u8]) -> Result<(), String> {
@@ -194,9 +201,7 @@ impl StateReader {
                 data.names.extend(rows.into_iter().map(|(p, name, file)| ((p, name), file)))
             }
             Block::Chunks(rows) => rows.into_iter().for_each(|(chunk, record)| {
-                for (cs, _) in record.replicas.iter() {
-                    state.on_cs.entry(cs).or_default().insert(chunk.0);
-                }
+                self.replicas.extend(record.replicas.iter().map(|(cs, _)| (cs, chunk)));
                 data.chunks.insert(chunk, record);
             }),
             Block::InSyncUntil(rows) => {
@@ -224,6 +229,14 @@ impl StateReader {
                 }
                 self.is_whole = true;
             }
+        }
+        if self.is_whole || self.replicas.len() >= REPLICAS {
+            self.replicas.sort_unstable();
+            for of_one in self.replicas.chunk_by(|a, b| a.0 == b.0) {
+                let on_cs = state.on_cs.entry(of_one[0].0).or_default();
+                on_cs.extend(of_one.iter().map(|(_, chunk)| chunk.0));
+            }
+            self.replicas.clear();
         }
         Ok(())
     }

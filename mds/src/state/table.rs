@@ -148,6 +148,13 @@ impl<K: Id, V: Clone> Table<K, V> {
         Some(value)
     }
 
+    /// Lets go of what stands in front of `id`, as far as that is whole shelves: the table is not used for that any more. To let
+    /// go of all at once takes a tenth of a second for 100 million ids, if another copy has changed everywhere.
+    pub fn forget_before(&mut self, id: K) {
+        let (shelf, ..) = place(id.number());
+        self.shelves.iter_mut().take(shelf).for_each(|shelf| *shelf = None);
+    }
+
     /// Ids from `from` on with their values, in order.
     pub fn range(&self, from: K) -> impl Iterator<Item = (K, &V)> + '_ {
         let from = from.number();

@@ -31,6 +31,9 @@ struct Args {
     /// Virtual seconds during which faults begin. Another number is another plan.
     #[arg(long, default_value_t = 10)]
     chaos_s: u64,
+    /// So many chunk servers instead of those of the plan, if these are fewer.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(..=10_000))]
+    servers: Option<u16>,
     /// Plans with more kinds of faults.
     #[arg(long)]
     harsh: bool,
@@ -96,6 +99,7 @@ fn options(args: &Args) -> Result<Options, String> {
         shrink_runs: if as_it_is { 0 } else { SHRINK_RUNS },
         #[cfg(feature = "sabotage")]
         sabotage: args.sabotage.as_deref().and_then(shards::sabotage::Sabotage::by_name),
+        servers: args.servers.map(usize::from),
         trace: args.trace,
     })
 }

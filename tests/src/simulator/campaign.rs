@@ -126,7 +126,8 @@ fn run_once(seed: u64, options: &Options) -> Result<Report, Failure> {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text");
         let faults = options.plan(seed).chosen(options);
-        Err(Failure { seed, harsh: options.harsh, why: format!("panicked: {text}"), faults })
+        let (harsh, servers) = (options.harsh, options.servers);
+        Err(Failure { seed, harsh, servers, why: format!("panicked: {text}"), faults })
     })
 }
 

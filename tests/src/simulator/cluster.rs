@@ -73,7 +73,11 @@ enum Then {
 }
 
 fn ip(kind: u8, n: usize) -> IpAddr {
-    IpAddr::from([10, 0, kind, n as u8 + 1])
+    IpAddr::from([10, (n / 250) as u8, kind, (n % 250) as u8 + 1])
+}
+
+fn host_id(n: usize) -> [u8; 16] {
+    (n as u128 + 1).to_le_bytes()
 }
 
 /// How fast that is what the cluster runs on. Each kind leaves other things under way at the same time.
@@ -270,7 +274,7 @@ impl Cluster {
             ip: ip(2, n),
             mds: self.mds_addrs(),
             incarnation: self.cs[n].incarnation,
-            host_id: [n as u8 + 1; 16],
+            host_id: host_id(n),
             host: format!("host{}", n + 1),
             location: format!("room.row.{}", n % self.shape.racks),
             tier: 0,
@@ -312,8 +316,9 @@ impl Cluster {
     /// Lets the next thing happen and the clients go on.
     pub fn step(&mut self) -> Result<(), String> {
         self.world.step();
-        if self.world.events() > MOST_EVENTS {
-            return Err(format!("more than {MOST_EVENTS} events: something spins"));
+        let most = MOST_EVENTS * self.shape.cs.div_ceil(10) as u64;
+        if self.world.events() > most {
+            return Err(format!("more than {most} events: something spins"));
         }
         for host in self.world.take_stops() {
             self.stopped(host)?;
@@ -575,7 +580,7 @@ impl Cluster {
         self.world.start(self.prober, Prober::new(CLUSTER));
         self.admin("first contact", |done| Call::Ready { done })?;
         for n in 0..self.cs.len() {
-            let (host_id, host) = ([n as u8 + 1; 16], format!("host{}", n + 1));
+            let (host_id, host) = (host_id(n), format!("host{}", n + 1));
             match self.ask(MdsRequest::NewCs { host_id, host })? {
                 MdsReply::NewCs { cs } => self.cs[n].id = cs,
                 other => return Err(format!("make-cs: {other:?}")),

@@ -39,6 +39,8 @@ pub struct Options {
     /// A deliberate defect, to see whether the checks find it.
     #[cfg(feature = "sabotage")]
     pub sabotage: Option<shards::sabotage::Sabotage>,
+    /// So many chunk servers instead of those of the plan.
+    pub servers: Option<usize>,
     /// Print everything that happens.
     pub trace: bool,
 }
@@ -52,6 +54,7 @@ impl Default for Options {
             shrink_runs: 0,
             #[cfg(feature = "sabotage")]
             sabotage: None,
+            servers: None,
             trace: false,
         }
     }
@@ -60,7 +63,10 @@ impl Default for Options {
 impl Options {
     /// What a seed means with these options.
     pub fn plan(&self, seed: u64) -> Plan {
-        if self.harsh { Plan::harsh(seed, self.chaos) } else { Plan::of_seed(seed, self.chaos) }
+        let mut plan =
+            if self.harsh { Plan::harsh(seed, self.chaos) } else { Plan::of_seed(seed, self.chaos) };
+        plan.shape.cs = self.servers.map_or(plan.shape.cs, |servers| servers.max(plan.shape.cs));
+        plan
     }
 }
 
@@ -108,6 +114,8 @@ pub struct Failure {
     pub seed: u64,
     /// Of a plan of [`Plan::harsh`].
     pub harsh: bool,
+    /// As [`Options::servers`].
+    pub servers: Option<usize>,
     pub why: String,
     /// The faults it needs, with their numbers in the plan; all if it was not shrunk.
     pub faults: Vec<(usize, Fault)>,
@@ -118,9 +126,10 @@ impl Failure {
     pub fn command(&self) -> String {
         let numbers: Vec<String> = self.faults.iter().map(|(n, _)| n.to_string()).collect();
         format!(
-            "cargo run -p pstorage-tests --bin simulator -- --seed {}{} --faults {} --trace",
+            "cargo run -p pstorage-tests --bin simulator -- --seed {}{}{} --faults {} --trace",
             self.seed,
             if self.harsh { " --harsh" } else { "" },
+            self.servers.map(|servers| format!(" --servers {servers}")).unwrap_or_default(),
             if numbers.is_empty() { "none".into() } else { numbers.join(",") }
         )
     }
@@ -150,6 +159,7 @@ pub fn run_plan(plan: &Plan, options: &Options) -> Result<Report, Failure> {
     outcome.map_err(|why| Failure {
         seed: plan.seed,
         harsh: plan.shape.harsh,
+        servers: options.servers,
         why,
         faults: plan.chosen(options),
     })

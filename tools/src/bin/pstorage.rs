@@ -2,7 +2,7 @@
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use pstorage_tools::commands::{
-    advise, attributes, auth, check, check_flush, configure, discover, explain, local, make, remove,
+    advise, attributes, auth, check, check_flush, configure, discover, explain, license, local, make, remove,
     services, stat, top,
 };
 use pstorage_tools::conf::Conf;
@@ -267,6 +267,22 @@ enum Command {
         /// Number of the node (list-nodes shows it).
         id: u32,
     },
+    /// Gives the cluster a licence. It needs none: without one there are no limits.
+    ///
+    /// Example: pstorage -c pcs1 load-license -f license.txt
+    LoadLicense {
+        #[command(flatten)]
+        given: license::Given,
+    },
+    /// Replaces the cluster's licence by a newer one of the same number.
+    UpdateLicense {
+        #[command(flatten)]
+        given: license::Given,
+    },
+    /// Shows what the cluster's licence says.
+    ViewLicense,
+    /// Shows how it stands with the cluster's licence.
+    StatLicense,
     /// Finds the clusters of this network by DNS records, DNS zone transfer, Avahi and bs.list; or where the metadata
     /// servers of one are.
     ///
@@ -464,6 +480,10 @@ fn run(context: &Context, command: Command) -> Outcome {
         Command::Passwd { password_file } => auth::passwd(context, password_file.as_deref()),
         Command::ListNodes => auth::list_nodes(context),
         Command::DeauthNode { id } => auth::deauth_node(context, id),
+        Command::LoadLicense { given } => license::load(context, &given, false),
+        Command::UpdateLicense { given } => license::load(context, &given, true),
+        Command::ViewLicense => license::view(context),
+        Command::StatLicense => license::stat(context),
         Command::Discover { name: None, verbose } => discover::clusters(context, verbose),
         Command::Discover { name: Some(name), verbose } => discover::servers(context, &name, verbose),
         Command::Stat { look, xml } => stat::stat(context, &look.conf(context)?, xml),

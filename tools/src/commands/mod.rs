@@ -8,6 +8,7 @@ pub mod check_flush;
 pub mod configure;
 pub mod discover;
 pub mod explain;
+pub mod license;
 pub mod local;
 pub mod make;
 pub mod remove;

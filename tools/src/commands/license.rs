@@ -1,0 +1,212 @@
+//! The cluster's licence: `load-license`, `update-license`, `view-license`, `stat-license`. And what `pstorage-license`, the
+//! tool of those who make licences, does.
+
+use crate::{Context, Outcome};
+use clap::Args;
+use shards::text::{parse_day, parse_size};
+use std::path::{Path, PathBuf};
+use wire::license::{License, SignedLicense, date, maker_text, size_text};
+use wire::mds_api::{LicenseInfo, MdsReply, MdsRequest};
+
+const DAY_S: u64 = 86_400;
+
+/// Where a licence comes from.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+pub struct Given {
+    /// The licence as one word.
+    #[arg(short = 'p', long = "key", value_name = "KEY")]
+    key: Option<String>,
+    /// A file with the licence; '-' is standard input.
+    #[arg(short = 'f', long = "file", value_name = "FILE")]
+    file: Option<PathBuf>,
+}
+
+impl Given {
+    fn text(&self) -> Outcome<String> {
+        match (&self.key, &self.file) {
+            (Some(key), _) => Ok(key.clone()),
+            (None, Some(file)) if file == Path::new("-") => {
+                std::io::read_to_string(std::io::stdin()).map_err(|e| format!("standard input: {e}"))
+            }
+            (None, Some(file)) => {
+                std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))
+            }
+            (None, None) => Err("name a licence: -p KEY or -f FILE".into()),
+        }
+    }
+}
+
+/// Gives the cluster a licence; with `renew` only a newer one of the same number.
+pub fn load(context: &Context, given: &Given, renew: bool) -> Outcome {
+    let text = given.text()?;
+    // What is plainly wrong is told without the cluster.
+    let license =
+        SignedLicense::parse(&text).map_err(|why| format!("this is no valid licence: {why}"))?.license;
+    context.link()?.ask(&MdsRequest::LoadLicense { text, renew })?;
+    let done = if renew { "updated" } else { "loaded" };
+    println!("License {} was {done} ({}).", license.key_number, license.limits());
+    Ok(())
+}
+
+fn info(context: &Context) -> Outcome<LicenseInfo> {
+    match context.link()?.ask(&MdsRequest::GetLicense)? {
+        MdsReply::License(info) => Ok(*info),
+        _ => Err("unexpected answer of the metadata server".into()),
+    }
+}
+
+fn days(seconds: u64) -> String {
+    match seconds % DAY_S {
+        0 => format!("{} days", seconds / DAY_S),
+        _ => format!("{seconds} seconds"),
+    }
+}
+
+fn print_license(license: &License) {
+    let (expiration, capacity) = (license.expires_s, license.capacity_bytes);
+    let size = |bytes| if bytes == 0 { "none".to_string() } else { size_text(bytes) };
+    for (name, value) in [
+        ("key number", license.key_number.clone()),
+        ("product", license.product.clone()),
+        ("owner", license.owner.clone()),
+        ("cluster", if license.cluster.is_empty() { "any".into() } else { license.cluster.clone() }),
+        ("issued", date(license.issued_s)),
+        ("expiration", if expiration == 0 { "never".into() } else { date(expiration) }),
+        ("graceperiod", days(license.grace_s)),
+        ("capacity", if capacity == 0 { "unlimited".into() } else { size_text(capacity) }),
+        ("grace capacity", size(license.grace_capacity_bytes)),
+    ] {
+        println!("  {name:<15} {value}");
+    }
+}
+
+/// What the licence says.
+pub fn view(context: &Context) -> Outcome {
+    let info = info(context)?;
+    if context.json {
+        return crate::print_json(&info);
+    }
+    match &info.license {
+        Some(signed) => {
+            println!("License of cluster '{}':", context.cluster()?);
+            print_license(&signed.license);
+        }
+        None => println!(
+            "Cluster '{}' has no license and needs none: the software is free, without limits.",
+            context.cluster()?
+        ),
+    }
+    Ok(())
+}
+
+/// How it stands.
+pub fn stat(context: &Context) -> Outcome {
+    let info = info(context)?;
+    if context.json {
+        return crate::print_json(&info);
+    }
+    println!("Status:     {}", info.status.explained());
+    if let Some(License { expires_s, capacity_bytes, .. }) = info.license.as_ref().map(|l| &l.license) {
+        println!("Expiration: {}", if *expires_s == 0 { "never".into() } else { date(*expires_s) });
+        let capacity = if *capacity_bytes == 0 { "unlimited".into() } else { size_text(*capacity_bytes) };
+        println!("Capacity:   {capacity}");
+    }
+    println!("Used:       {}", size_text(info.used_bytes));
+    Ok(())
+}
+
+/// What a maker says of a licence.
+#[derive(Args)]
+pub struct Terms {
+    /// File with the maker's secret key.
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+    /// Number of the licence; a renewed one has the same.
+    #[arg(long)]
+    number: String,
+    #[arg(long)]
+    owner: String,
+    #[arg(long, default_value = "pstorage")]
+    product: String,
+    /// Name of the cluster it is for. [default: any]
+    #[arg(long, default_value = "", hide_default_value = true)]
+    cluster: String,
+    /// Of users' data, such as 10T. [default: unlimited]
+    #[arg(long, value_parser = |s: &str| parse_size(s, 1))]
+    capacity: Option<u64>,
+    /// Tolerated on top of it.
+    #[arg(long, value_parser = |s: &str| parse_size(s, 1))]
+    grace_capacity: Option<u64>,
+    /// The day on which it ends (UTC), such as 2027-12-31. [default: never]
+    #[arg(long, value_name = "DAY", value_parser = |s: &str| parse_day(s))]
+    expires: Option<u64>,
+    /// Tolerated after that.
+    #[arg(long, default_value_t = 14)]
+    grace_days: u64,
+    /// Write it there instead of to standard output.
+    #[arg(short, long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// Makes a maker's key and says its public half.
+pub fn new_key(file: &Path) -> Outcome {
+    if file.exists() {
+        return Err(format!("{} exists: a maker's key is never replaced by accident", file.display()));
+    }
+    let secret: [u8; 32] = shards::host::random_bytes();
+    let text: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+    shards::ring::replace_secret(file, format!("{text}\n").as_bytes())
+        .map_err(|e| format!("{}: {e}", file.display()))?;
+    println!("{}", maker_text(&secret));
+    eprintln!(
+        "The public key above belongs into ETC/license-makers of the metadata servers' hosts. {} stays with you.",
+        file.display()
+    );
+    Ok(())
+}
+
+/// Makes a licence.
+pub fn sign(terms: Terms) -> Outcome {
+    let key = std::fs::read_to_string(&terms.key).map_err(|e| format!("{}: {e}", terms.key.display()))?;
+    let secret = wire::license::parse_maker(&key)
+        .ok_or_else(|| format!("{}: 64 hexadecimal digits are expected", terms.key.display()))?;
+    if !terms.cluster.is_empty() {
+        wire::check_cluster_name(&terms.cluster)?;
+    }
+    let license = License {
+        key_number: terms.number,
+        product: terms.product,
+        owner: terms.owner,
+        cluster: terms.cluster,
+        capacity_bytes: terms.capacity.unwrap_or(0),
+        grace_capacity_bytes: terms.grace_capacity.unwrap_or(0),
+        issued_s: now_s(),
+        expires_s: terms.expires.unwrap_or(0),
+        grace_s: terms.grace_days.saturating_mul(DAY_S),
+    };
+    let signed = license.sign(&secret)?;
+    match &terms.out {
+        Some(file) => {
+            std::fs::write(file, signed.text()).map_err(|e| format!("{}: {e}", file.display()))?;
+            println!("{}", signed.key());
+        }
+        None => print!("{}", signed.text()),
+    }
+    Ok(())
+}
+
+/// What a file with a licence says.
+pub fn show(file: &Path) -> Outcome {
+    let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
+    let signed = SignedLicense::parse(&text).map_err(|why| format!("{}: {why}", file.display()))?;
+    println!("{}: the signature is right.", file.display());
+    print_license(&signed.license);
+    println!("As one word, for load-license -p:\n{}", signed.key());
+    Ok(())
+}
+
+fn now_s() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |since| since.as_secs())
+}
