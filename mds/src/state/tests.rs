@@ -1,6 +1,7 @@
 //! Names, leases, sets, exactly-once, snapshots.
 
 use super::*;
+use wire::license::License;
 use wire::mds_api::{AttrChange, FileKind};
 use wire::{Epoch, Role};
 
@@ -545,4 +546,118 @@ fn golden_command() {
     assert_eq!(bytes.len(), 1 + 80);
     assert!(Command::decode(&[9, 1, 2]).unwrap_err().contains("version 9"));
     assert!(Command::decode(&[]).is_err());
+}
+
+/// Commands as release 0.1 writes them to its log, and blocks of its snapshots: a later release must read them. As
+/// `wire/tests/golden.rs`.
+#[test]
+fn commands_and_snapshots_are_those_of_the_release() {
+    const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/state/golden-0.1.txt");
+    let client = |op| Command::Client { client: ClientId(1), request: 2, time_ms: 3, op };
+    let internal = |op| Command::internal(3, op);
+    let text = |text: &str| text.to_string();
+    let addr = "10.1.2.3:2510".parse().unwrap();
+    let change = SetChange {
+        chunk: ChunkId(4),
+        epoch: Epoch(5),
+        action: SetAction::Drop { cs: vec![CsId(6)], force: true },
+    };
+    let samples = [
+        ("first", client(Op::OpenSession { host: text("h"), mount_point: text("/m"), nonce: 4 })),
+        ("set-attr", client(Op::SetAttr { file: ROOT, change: AttrChange::default() })),
+        ("unlink", client(Op::Unlink { parent: ROOT, name: text("n"), directory: true })),
+        (
+            "allocate",
+            client(Op::Allocate {
+                file: FileId(2),
+                lease: LeaseId(3),
+                first: 4,
+                count: 1,
+                placements: vec![Placement { index: 4, replicas: vec![CsId(5), CsId(6)] }],
+            }),
+        ),
+        ("add-mds", client(Op::AddMds { addr, raft_addr: addr })),
+        ("take-out", client(Op::TakeOut { node: wire::NodeId(7) })),
+        (
+            "last",
+            client(Op::LoadLicense { license: Box::new(license().sign(&[7; 32]).unwrap()), renew: true }),
+        ),
+        ("internal first", internal(Internal::Noop)),
+        ("internal sets", Command::change_sets(3, vec![change])),
+        ("internal deleted", internal(Internal::Deleted { cs: CsId(1), chunks: vec![ChunkId(2)] })),
+        ("internal revoked", internal(Internal::EndRevoked { leases: vec![LeaseId(1)] })),
+        ("internal mds", internal(Internal::SetMds { id: MdsId(1), addr, raft_addr: addr })),
+    ];
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let line = |(name, command): &(&str, Command)| {
+        assert_eq!(Command::decode(&command.encode()).as_ref(), Ok(command), "{name}");
+        format!("{name}: {}\n", hex(&command.encode()))
+    };
+    let mut now: String = samples.iter().map(line).collect();
+    let state = state_with_all();
+    now.extend(state.snapshot().enumerate().map(|(n, block)| format!("snapshot {n}: {}\n", hex(&block))));
+    if std::env::var_os("PSTORAGE_WRITE_GOLDEN").is_some() {
+        std::fs::write(FILE, &now).unwrap();
+    }
+    let golden = std::fs::read_to_string(FILE).unwrap();
+    for (now, golden) in now.lines().zip(golden.lines()) {
+        assert_eq!(now, golden, "what the release before this one wrote could not be read");
+    }
+    assert_eq!(now.lines().count(), golden.lines().count());
+}
+
+/// Something of each kind.
+fn state_with_all() -> State {
+    let mut b = Bench::new();
+    let (file, chunk) = b.chunk();
+    b.create(ROOT, "d", FileKind::Directory);
+    b.create(ROOT, "l", FileKind::Symlink);
+    let (name, value) = ("user.a".to_string(), vec![1, 2]);
+    b.ask(ClientId(1), Op::SetXattr { file, name, value, create_only: false, replace_only: false });
+    b.ask(ClientId(0), Op::SetConfig { key: "net.encrypt".into(), value: "off".into() });
+    b.ask(ClientId(0), Op::Revoke { file });
+    b.set(chunk, 1, SetAction::Drop { cs: vec![CsId(1), CsId(2)], force: true });
+    b.set(chunk, 2, SetAction::Remove { cs: CsId(1), force: true });
+    b.apply(Command::internal(9, Internal::BlocksGone { cs: CsId(3), chunk, first_block: 4, blocks: 5 }));
+    let license = Box::new(license().sign(&[7; 32]).unwrap());
+    b.ask(ClientId(0), Op::LoadLicense { license, renew: false });
+    let kinds = b.state.snapshot().count();
+    assert_eq!(kinds, 12, "a block of each kind");
+    b.state
+}
+
+fn license() -> License {
+    License {
+        key_number: "PS.1".into(),
+        product: "pstorage".into(),
+        owner: "Example Hosting".into(),
+        cluster: String::new(),
+        capacity_bytes: 0,
+        grace_capacity_bytes: 0,
+        issued_s: 10,
+        expires_s: 0,
+        grace_s: 0,
+    }
+}
+
+#[test]
+fn a_licence_is_renewed_by_a_newer_one_of_its_number() {
+    let mut b = Bench::new();
+    let mut load = |number: &str, issued_s, renew| {
+        let license = License { key_number: number.into(), issued_s, ..license() };
+        let license = Box::new(license.sign(&[7; 32]).unwrap());
+        match b.ask(ClientId(0), Op::LoadLicense { license, renew }) {
+            Reply::Wire(MdsReply::Done) => Ok(b.state.license().unwrap().license.issued_s),
+            Reply::Wire(MdsReply::Failed { status, .. }) => Err(status),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(load("A", 10, true), Err(Status::NotFound));
+    assert_eq!(load("A", 10, false), Ok(10));
+    assert_eq!(load("A", 10, true), Err(Status::InvalidArgument));
+    assert_eq!(load("B", 11, true), Err(Status::InvalidArgument));
+    assert_eq!(load("A", 11, true), Ok(11));
+    assert_eq!(load("A", 5, false), Ok(5), "whoever says so may go back");
+    let again = restored(&b.state);
+    assert_eq!((again.license(), again.digest()), (b.state.license(), b.state.digest()));
 }
