@@ -3,6 +3,7 @@
 //! - [`core::ClientCore`]: the state machine (a [`shards::Node`]): sessions, leases, chunk maps, data path;
 //! - [`Cluster`]: the library for programs, blocking and with callbacks, around a core on its own thread;
 //! - [`fuse`]: the mount on top of it;
+//! - [`nbd`]: files as block devices, for qemu;
 //! - [`mount_helper`]: what mount(8) says for a line of `/etc/fstab`;
 //! - [`setup`]: finds a cluster and reads its key.
 //!
@@ -16,6 +17,7 @@ pub mod core;
 pub mod error;
 pub mod fuse;
 pub mod mount_helper;
+pub mod nbd;
 pub mod setup;
 
 pub use self::core::{CacheCounts, ClientCore};

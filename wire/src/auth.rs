@@ -9,6 +9,7 @@
 //! the metadata service keeps a copy; the password itself is neither stored nor sent.
 
 use crate::NodeId;
+use ed25519_dalek::pkcs8::DecodePrivateKey;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use rkyv::{Archive, Deserialize, Serialize};
 use std::fmt;
@@ -85,6 +86,14 @@ impl Authority {
     /// From 32 random bytes.
     pub fn new(secret: [u8; 32]) -> Authority {
         Authority { secret }
+    }
+
+    /// From an Ed25519 key as OpenSSL writes it (PKCS#8, PEM): `openssl genpkey -algorithm ed25519`.
+    pub fn from_pem(text: &str) -> Result<Authority, String> {
+        let key = SigningKey::from_pkcs8_pem(text).map_err(|e| {
+            format!("not an Ed25519 key in PEM ('openssl genpkey -algorithm ed25519' makes one): {e}")
+        })?;
+        Ok(Authority { secret: key.to_bytes() })
     }
 
     /// What everybody may know of it.
@@ -341,6 +350,18 @@ pub(crate) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_administrators_own_authority_is_read() {
+        // The example of RFC 8410.
+        let pem = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n\
+                   -----END PRIVATE KEY-----\n";
+        let public = "19bf44096984cdfe8541bac167dc3b96c85086aa30b6b6cb0c5c38ad703166e1";
+        assert_eq!(hex(&Authority::from_pem(pem).unwrap().public_key()), public);
+        for bad in ["", "x", &pem[..90], &pem.replace("BlcA", "BlcB"), &pem.replace("K2Vw", "K2Vx")] {
+            assert!(Authority::from_pem(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn key_file_round_trips_and_says_what_is_wrong() {

@@ -2,8 +2,8 @@
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use pstorage_tools::commands::{
-    advise, attributes, auth, check, check_flush, configure, discover, explain, license, local, make, remove,
-    services, stat, top,
+    advise, attributes, auth, check, check_flush, configure, discover, explain, license, local, make, nbd,
+    remove, services, stat, top,
 };
 use pstorage_tools::conf::Conf;
 use pstorage_tools::{Context, Outcome, parse_replicas};
@@ -129,6 +129,9 @@ enum Command {
         /// Read the password from a file.
         #[arg(long)]
         password_file: Option<PathBuf>,
+        /// Sign the certificates of nodes with this key (Ed25519, PEM) instead of with a new one. With a password only.
+        #[arg(long, value_name = "FILE")]
+        authority: Option<PathBuf>,
     },
     /// Makes one more metadata server for a running cluster.
     AddMds {
@@ -267,6 +270,10 @@ enum Command {
         /// Number of the node (list-nodes shows it).
         id: u32,
     },
+    /// Serves a file as a block device (NBD), for qemu and others, without a mount.
+    ///
+    /// Example: pstorage -c pcs1 nbd /vm1.raw --create 20G --socket /run/vm1.sock
+    Nbd(nbd::Arguments),
     /// Gives the cluster a licence. It needs none: without one there are no limits.
     ///
     /// Example: pstorage -c pcs1 load-license -f license.txt
@@ -404,12 +411,17 @@ fn shape_of(s: &LocalShape) -> local::Shape {
 
 fn run(context: &Context, command: Command) -> Outcome {
     match command {
-        Command::MakeMds { init: true, new, password, password_file } => {
+        Command::MakeMds { init: true, new, password, password_file, authority } => {
+            if authority.is_some() && !password && password_file.is_none() {
+                return Err("--authority is for a cluster with a password: add -p".into());
+            }
+            let authority = authority.map(|file| auth::read_authority(&file)).transpose()?;
             let prompt = "Please enter password for cluster: ";
             let password = (password || password_file.is_some())
                 .then(|| auth::new_password(prompt, password_file.as_deref()))
                 .transpose()?;
-            make::make_first_mds(context, make::parse_addr(&new.address)?, &new.dir, password.as_deref())
+            let addr = make::parse_addr(&new.address)?;
+            make::make_first_mds(context, addr, &new.dir, password.as_deref(), authority)
         }
         Command::MakeMds { new, .. } | Command::AddMds { new } => {
             make::add_mds(context, make::parse_addr(&new.address)?, &new.dir, &new.bootstrap)
@@ -480,6 +492,7 @@ fn run(context: &Context, command: Command) -> Outcome {
         Command::Passwd { password_file } => auth::passwd(context, password_file.as_deref()),
         Command::ListNodes => auth::list_nodes(context),
         Command::DeauthNode { id } => auth::deauth_node(context, id),
+        Command::Nbd(arguments) => nbd::nbd(context, &arguments),
         Command::LoadLicense { given } => license::load(context, &given, false),
         Command::UpdateLicense { given } => license::load(context, &given, true),
         Command::ViewLicense => license::view(context),

@@ -50,14 +50,24 @@ fn new_digest(password: &str) -> Outcome<PasswordDigest> {
 }
 
 /// What a new cluster with this password begins with, and what its first node proves itself with.
-pub fn found(cluster: &str, password: &str) -> Outcome<(Foundation, Credentials)> {
-    let authority = Authority::new(shards::host::random_bytes());
+pub fn found(
+    cluster: &str,
+    password: &str,
+    authority: Option<Authority>,
+) -> Outcome<(Foundation, Credentials)> {
+    let authority = authority.unwrap_or_else(|| Authority::new(shards::host::random_bytes()));
     let secret = shards::host::random_bytes();
     let founder = authority.certify(cluster, NodeId(1), &name_of_host(), public_key(&secret));
     let credentials = Credentials::node(cluster, authority.public_key(), founder.clone(), secret);
     let foundation =
         Foundation { cluster: cluster.into(), authority, password: new_digest(password)?, founder };
     Ok((foundation, credentials))
+}
+
+/// The administrator's own authority.
+pub fn read_authority(file: &Path) -> Outcome<Authority> {
+    let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
+    Authority::from_pem(&text).map_err(|why| format!("{}: {why}", file.display()))
 }
 
 /// The host's name, without what would not stand on one line.

@@ -330,7 +330,7 @@ fn make_parts(c: &Cluster, mds: u32) -> Outcome {
         fs::create_dir_all(c.dir.join(sub)).map_err(|e| format!("{}: {e}", c.path(sub)))?;
     }
     let password = crate::random_hex::<16>();
-    let (foundation, credentials) = super::auth::found(CLUSTER, &password)?;
+    let (foundation, credentials) = super::auth::found(CLUSTER, &password, None)?;
     super::auth::store_key(&c.context, &credentials)?;
     let mut taken = Vec::new();
     let mut peers = Vec::new();

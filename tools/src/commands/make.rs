@@ -7,6 +7,7 @@ use mds::control::{MdsControl, MdsPeer, new_uuid};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use wire::MdsId;
+use wire::auth::Authority;
 use wire::mds_api::{MdsReply, MdsRequest};
 
 /// `IP` or `IP:PORT`.
@@ -19,13 +20,20 @@ pub fn parse_addr(text: &str) -> Outcome<SocketAddr> {
 }
 
 /// The first metadata server, and with it the cluster.
-pub fn make_first_mds(context: &Context, addr: SocketAddr, dir: &Path, password: Option<&str>) -> Outcome {
+pub fn make_first_mds(
+    context: &Context,
+    addr: SocketAddr,
+    dir: &Path,
+    password: Option<&str>,
+    authority: Option<Authority>,
+) -> Outcome {
     let cluster = context.cluster()?;
     let peer = MdsPeer::at(MdsId(1), addr).map_err(|e| e.to_string())?;
     mds::control::check_free(dir).map_err(|e| e.to_string())?;
     refuse_known_cluster(context)?;
     let control = MdsControl::first_quorum(cluster, new_uuid(), MdsId(1), &[peer]);
-    let founding = password.map(|password| super::auth::found(cluster, password)).transpose()?;
+    let found = |password| super::auth::found(cluster, password, authority);
+    let founding = password.map(found).transpose()?;
     let foundation = founding.as_ref().map(|(foundation, _)| foundation);
     mds::control::create(dir, &control, foundation).map_err(|e| e.to_string())?;
     services::register(context, dir)?;

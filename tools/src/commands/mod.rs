@@ -11,6 +11,7 @@ pub mod explain;
 pub mod license;
 pub mod local;
 pub mod make;
+pub mod nbd;
 pub mod remove;
 pub mod services;
 pub mod stat;

@@ -1,8 +1,6 @@
 //! Journals and read caches on SSDs, with real processes: moved, resized, killed on the way, lost.
 
-mod common;
-
-use common::{Cluster, Load, Running, pattern, run, wait_until, write_synced};
+use crate::common::{Cluster, Load, Running, pattern, run, wait_until, write_synced};
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};

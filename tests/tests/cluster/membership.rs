@@ -1,9 +1,7 @@
 //! The metadata servers of a running cluster, all replaced: nothing stops, what was removed can't disturb, and chunk servers and
 //! mounts follow, though they were started with the addresses of the old ones.
 
-mod common;
-
-use common::{Cluster, Load, Running, free_ports, wait_until};
+use crate::common::{self, Cluster, Load, Running, free_ports, wait_until};
 use std::fs;
 use std::time::Duration;
 

@@ -1,7 +1,6 @@
 //! Licences: made by a maker, loaded, renewed, shown; and what stops when one has ended, and what does not.
 
-mod common;
-use common::{Cluster, pattern, run, wait_until};
+use crate::common::{self, Cluster, pattern, run, wait_until};
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;

@@ -1,8 +1,6 @@
 //! Removal of chunk servers with real processes, under writes: drained, cancelled, refused, forced.
 
-mod common;
-
-use common::{Cluster, Load, pattern, read, run, wait_until, write_synced};
+use crate::common::{Cluster, Load, pattern, read, run, wait_until, write_synced};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 

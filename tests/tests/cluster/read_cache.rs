@@ -1,8 +1,6 @@
 //! The read cache of a mount, through FUSE: hits, what goes past it, two mounts of one file, and a damaged cache file.
 
-mod common;
-
-use common::{Cluster, pattern, run, wait_until, write_synced};
+use crate::common::{Cluster, pattern, run, wait_until, write_synced};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;

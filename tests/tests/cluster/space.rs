@@ -1,8 +1,7 @@
 //! Space comes back: holes punched into files, ranges zeroed, files cut short, and what a file system inside an image
 //! discards. Seen as physical space in `stat`.
 
-mod common;
-use common::{Cluster, pattern, read, wait_until, write_synced};
+use crate::common::{Cluster, pattern, read, wait_until, write_synced};
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;

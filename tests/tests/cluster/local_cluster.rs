@@ -1,8 +1,6 @@
 //! A whole cluster of real processes with a real mount: `pstorage local`, kill -9, and what must survive.
 
-mod common;
-
-use common::{Cluster, Load, pattern, programs, read, run, run_command, wait_until, write_synced};
+use crate::common::{Cluster, Load, pattern, programs, read, run, run_command, wait_until, write_synced};
 use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};

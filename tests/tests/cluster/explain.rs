@@ -1,7 +1,6 @@
 //! States of chunks in `stat` and `get-attr`, and `explain` of files, chunks and servers, on a cluster that loses servers.
 
-mod common;
-use common::{Cluster, pattern, wait_until, write_synced};
+use crate::common::{self, Cluster, pattern, wait_until, write_synced};
 use serde_json::Value;
 use std::time::Duration;
 

@@ -1,7 +1,6 @@
 //! `stat` in its forms, and `top` on a real terminal, of a real cluster.
 
-mod common;
-use common::{Cluster, wait_until};
+use crate::common::{self, Cluster, wait_until};
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};

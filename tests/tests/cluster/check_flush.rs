@@ -1,8 +1,6 @@
 //! `pstorage check-flush` as an administrator runs it: a server, a client that is cut off, and drives that lose data.
 
-mod common;
-
-use common::{Dir, Ended, Running, free_ports, run, wait_until};
+use crate::common::{Dir, Ended, Running, free_ports, run, wait_until};
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;

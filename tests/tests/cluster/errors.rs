@@ -1,10 +1,8 @@
 //! Errors as a user meets them, with the real programs: each must say what happened, to what, and what to do next, end
 //! with a failure, and lose nothing.
 
-mod common;
-
-use common::{
-    Cluster, Dir, Ended, Running, free_ports, pattern, read, run, run_command, wait_until, write_synced,
+use crate::common::{
+    self, Cluster, Dir, Ended, Running, free_ports, pattern, read, run, run_command, wait_until, write_synced,
 };
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};

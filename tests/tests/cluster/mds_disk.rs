@@ -1,9 +1,7 @@
 //! A metadata server whose disk is full takes itself out before it forgets anything, says why, and comes back when there is
 //! room; the others go on.
 
-mod common;
-
-use common::{Cluster, run_command, wait_until};
+use crate::common::{Cluster, run_command, wait_until};
 use pstorage_tests::real::{Disk, is_running};
 use std::os::unix::fs::symlink;
 use std::process::Command;

@@ -1,8 +1,6 @@
 //! Chunk servers in made-up racks, with real processes: replicas keep apart, and move when the policy or the racks change.
 
-mod common;
-
-use common::{Cluster, pattern, read, wait_until, write_synced};
+use crate::common::{self, Cluster, pattern, read, wait_until, write_synced};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 

@@ -1,0 +1,20 @@
+//! What a cluster does for its administrators and users: real processes and mounts on this machine. One program, as most of these
+//! tests wait most of the time and two can do so at once; those that measure times are programs of their own.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod check_flush;
+mod errors;
+mod explain;
+mod failure_domains;
+mod license;
+mod local_cluster;
+mod mds_disk;
+mod membership;
+mod monitoring;
+mod nbd;
+mod read_cache;
+mod rm_cs;
+mod space;
+mod ssd;
