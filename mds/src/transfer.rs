@@ -19,8 +19,8 @@ use std::time::Duration;
 use wire::{Frame, Head, Kind, MdsId};
 
 pub const PIECE_BYTES: u64 = 512 << 10;
-/// Pieces sent beyond those the receiver has written.
-const WINDOW_PIECES: u32 = 8;
+/// Pieces sent beyond those the receiver has written: heartbeats wait behind them.
+const WINDOW_PIECES: u32 = 4;
 /// Bytes of a snapshot that the receiver has not written when it takes no more.
 const WINDOW_BYTES: usize = (WINDOW_PIECES as u64 * PIECE_BYTES) as usize;
 /// A transfer in which nothing moves for so long, or whose end the receiver has not taken by then, is given up.

@@ -14,8 +14,9 @@ pub fn programs() -> PathBuf {
     static BUILD: Once = Once::new();
     BUILD.call_once(|| {
         let mut cargo = Command::new(env!("CARGO"));
+        // With a test among the targets, libraries have the same features as in `cargo test --workspace`, and are not built anew.
         cargo
-            .args(["build", "--workspace", "--bins"])
+            .args(["build", "--workspace", "--bins", "--test", "golden"])
             .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
         if !cfg!(debug_assertions) {
             cargo.arg("--release");

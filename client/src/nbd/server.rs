@@ -217,8 +217,9 @@ fn hand_in(export: &Arc<Export>, request: Request, payload: Buf, cost_bytes: usi
                 (Some(errno(&error)), Buf::empty())
             }
         };
-        let _ = tell.send(Answer { cookie, error, data, cost_bytes }); // The writer takes all until the last.
+        // Before the connection knows that nothing is under way any more.
         drop(holder);
+        let _ = tell.send(Answer { cookie, error, data, cost_bytes }); // The writer takes all until the last.
     };
     if length_bytes == 0 && command != Command::Flush {
         return answer(Ok(Buf::empty()));
