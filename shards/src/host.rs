@@ -72,6 +72,11 @@ pub fn cpu_time() -> Duration {
     us(usage.user_time()) + us(usage.system_time())
 }
 
+/// The time by this machine's clock, milliseconds since 1970.
+pub fn unix_ms() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
 /// Resident memory of this process, bytes; 0 when /proc is not there.
 pub fn resident_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();

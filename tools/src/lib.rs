@@ -21,6 +21,11 @@ pub struct Context {
 /// Errors of commands are sentences for the administrator.
 pub type Outcome<T = ()> = Result<T, String>;
 
+/// A file that the administrator named.
+pub fn read_text(path: &std::path::Path) -> Outcome<String> {
+    std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))
+}
+
 impl Context {
     pub fn cluster(&self) -> Outcome<&str> {
         let name = self

@@ -134,17 +134,17 @@ impl License {
         Ok(SignedLicense { license: self, maker, text })
     }
 
+    pub fn expiration_text(&self) -> String {
+        if self.expires_s == 0 { "never".into() } else { date(self.expires_s) }
+    }
+
+    pub fn capacity_text(&self) -> String {
+        if self.capacity_bytes == 0 { "unlimited".into() } else { size_text(self.capacity_bytes) }
+    }
+
     /// Expiration and capacity in words.
     pub fn limits(&self) -> String {
-        let expiration = match self.expires_s {
-            0 => "never".to_string(),
-            at => date(at),
-        };
-        let capacity = match self.capacity_bytes {
-            0 => "unlimited".to_string(),
-            bytes => size_text(bytes),
-        };
-        format!("expiration: {expiration}, capacity: {capacity}")
+        format!("expiration: {}, capacity: {}", self.expiration_text(), self.capacity_text())
     }
 
     /// How it stands with it, `now_s` seconds after 1970 and with so much stored.
@@ -224,14 +224,14 @@ impl SignedLicense {
     }
 }
 
-/// A maker's public key, from 64 hexadecimal digits.
-pub fn parse_maker(text: &str) -> Option<[u8; 32]> {
+/// A maker's key, either half, from 64 hexadecimal digits.
+pub fn parse_key(text: &str) -> Option<[u8; 32]> {
     unhex(text)
 }
 
-/// The public key of a maker, as [`parse_maker`] reads it.
-pub fn maker_text(secret: &[u8; 32]) -> String {
-    hex(&public_key(secret))
+/// A maker's key as [`parse_key`] reads it.
+pub fn key_text(key: &[u8; 32]) -> String {
+    hex(key)
 }
 
 /// `2026-11-28` or, within a day, `2026-11-28 09:15:00`; UTC.

@@ -25,7 +25,6 @@ const REP_INFO: u32 = 3;
 const REP_ERR_UNSUPPORTED: u32 = 1 << 31 | 1;
 const REP_ERR_INVALID: u32 = 1 << 31 | 3;
 const REP_ERR_UNKNOWN: u32 = 1 << 31 | 6;
-const REP_ERR_TOO_BIG: u32 = 1 << 31 | 9;
 
 const INFO_EXPORT: u16 = 0;
 const INFO_BLOCK_SIZE: u16 = 3;
@@ -150,11 +149,6 @@ pub fn option(offer: &Offer, option: u32, data: &[u8], zeroes: bool) -> (Vec<u8>
         },
         _ => (reply(option, REP_ERR_UNSUPPORTED, &[]), Next::Option),
     }
-}
-
-/// The answer to an option whose data is too long to be read.
-pub fn option_too_long(option: u32) -> Vec<u8> {
-    reply(option, REP_ERR_TOO_BIG, &[])
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -89,7 +89,7 @@ fn license_makers(etc: &Path) -> Result<Vec<[u8; 32]>, String> {
     };
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or("").trim());
     let keys = lines.filter(|line| !line.is_empty()).map(|line| {
-        wire::license::parse_maker(line)
+        wire::license::parse_key(line)
             .ok_or_else(|| format!("{}: '{line}' is not a maker's key", path.display()))
     });
     keys.collect()

@@ -3,7 +3,7 @@
 use super::server::Server;
 use crate::state::{Command, Op};
 use shards::{ConnId, Io};
-use wire::license::{LicenseStatus, SignedLicense};
+use wire::license::{LicenseStatus, SignedLicense, key_text};
 use wire::mds_api::{LicenseInfo, MdsReply, Severity};
 use wire::{ClientId, Head, Status};
 
@@ -33,7 +33,7 @@ impl Server {
             return Err(format!(
                 "this licence was made by somebody unknown here, with key {}. If that is who provides your software, put the key \
                  into ETC/license-makers on the hosts of the metadata servers, and restart these one by one",
-                signed.maker.map(|byte| format!("{byte:02x}")).concat()
+                key_text(&signed.maker)
             ));
         }
         let (cluster, mine) = (&signed.license.cluster, &self.config.control.cluster);

@@ -46,7 +46,6 @@ pub struct Server {
     inbox: Inbox,
     /// Raft asked for a newer snapshot than there is.
     wants_newer: bool,
-    was_leader: bool,
     stopping: Option<Timestamp>,
     snapshot_not_before: Timestamp,
 }
@@ -79,7 +78,6 @@ impl Server {
             outbox: Outbox::default(),
             inbox: Inbox::default(),
             wants_newer: false,
-            was_leader: false,
             stopping: None,
             snapshot_not_before: Timestamp(0),
         };
@@ -291,11 +289,10 @@ impl Server {
         if self.consensus.wants_snapshot() && is_leader {
             self.wants_newer = !self.offer();
         }
-        if !is_leader && self.was_leader {
+        if !is_leader {
             self.outbox.clear();
             self.consensus.offer_snapshot(None);
         }
-        self.was_leader = is_leader;
         let since = self.applied.saturating_sub(self.log.snapshot_index());
         let due = self.log.wants_snapshot() || since >= self.snapshot_entries() || self.wants_newer;
         let store = &self.log.snapshots;

@@ -164,10 +164,12 @@ impl Server {
 
     /// With `all_servers` those dropped long ago are listed too.
     pub(super) fn cluster_stat(&self, all_servers: bool, now: Timestamp) -> ClusterStat {
+        let fs = self.fs_stat(now);
         ClusterStat {
             cluster: self.config.control.cluster.clone(),
             status: self.cluster_health(now).0.to_string(),
-            fs: self.fs_stat(now),
+            license: self.license_line(fs.used_bytes),
+            fs,
             default_policy: self.state.root_policy(),
             mds: self.mds_infos(now),
             cs: self.servers(all_servers, now),
@@ -175,17 +177,15 @@ impl Server {
             chunks: self.chunk_counts(now),
             repair: self.master.as_ref().map(|m| m.repair.stat(now)).unwrap_or_default(),
             epoch_uptime_ms: now.since(self.started_at).as_millis() as u64,
-            license: self.license_line(now),
         }
     }
 
     /// The status, and what limits there are.
-    fn license_line(&self, now: Timestamp) -> String {
+    fn license_line(&self, used_bytes: u64) -> String {
         let status = self.master.as_ref().map_or(LicenseStatus::Free, |m| m.license);
         match self.state.license() {
             None => format!("{} (free, without limits)", status.name()),
             Some(signed) => {
-                let used_bytes = self.fs_stat(now).used_bytes;
                 format!("{} ({}, used: {})", status.name(), signed.license.limits(), size_text(used_bytes))
             }
         }

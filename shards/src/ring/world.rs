@@ -231,7 +231,7 @@ impl Io for World {
     }
 
     fn wall_ms(&self) -> u64 {
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+        crate::host::unix_ms()
     }
 
     fn random(&mut self) -> u64 {

@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// From a file, the terminal, or the first line of standard input.
 pub fn ask_password(prompt: &str, file: Option<&Path>) -> Outcome<String> {
     let password = if let Some(path) = file {
-        std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?
+        crate::read_text(path)?
     } else if std::io::stdin().is_terminal() {
         rpassword::prompt_password(prompt).map_err(|e| format!("reading the password: {e}"))?
     } else {
@@ -66,8 +66,7 @@ pub fn found(
 
 /// The administrator's own authority.
 pub fn read_authority(file: &Path) -> Outcome<Authority> {
-    let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
-    Authority::from_pem(&text).map_err(|why| format!("{}: {why}", file.display()))
+    Authority::from_pem(&crate::read_text(file)?).map_err(|why| format!("{}: {why}", file.display()))
 }
 
 /// The host's name, without what would not stand on one line.

@@ -5,7 +5,8 @@ use crate::{Context, Outcome};
 use clap::Args;
 use shards::text::{parse_day, parse_size};
 use std::path::{Path, PathBuf};
-use wire::license::{License, SignedLicense, date, maker_text, size_text};
+use wire::auth::public_key;
+use wire::license::{License, SignedLicense, date, key_text, parse_key, size_text};
 use wire::mds_api::{LicenseInfo, MdsReply, MdsRequest};
 
 const DAY_S: u64 = 86_400;
@@ -29,9 +30,7 @@ impl Given {
             (None, Some(file)) if file == Path::new("-") => {
                 std::io::read_to_string(std::io::stdin()).map_err(|e| format!("standard input: {e}"))
             }
-            (None, Some(file)) => {
-                std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))
-            }
+            (None, Some(file)) => crate::read_text(file),
             (None, None) => Err("name a licence: -p KEY or -f FILE".into()),
         }
     }
@@ -64,7 +63,6 @@ fn days(seconds: u64) -> String {
 }
 
 fn print_license(license: &License) {
-    let (expiration, capacity) = (license.expires_s, license.capacity_bytes);
     let size = |bytes| if bytes == 0 { "none".to_string() } else { size_text(bytes) };
     for (name, value) in [
         ("key number", license.key_number.clone()),
@@ -72,9 +70,9 @@ fn print_license(license: &License) {
         ("owner", license.owner.clone()),
         ("cluster", if license.cluster.is_empty() { "any".into() } else { license.cluster.clone() }),
         ("issued", date(license.issued_s)),
-        ("expiration", if expiration == 0 { "never".into() } else { date(expiration) }),
+        ("expiration", license.expiration_text()),
         ("graceperiod", days(license.grace_s)),
-        ("capacity", if capacity == 0 { "unlimited".into() } else { size_text(capacity) }),
+        ("capacity", license.capacity_text()),
         ("grace capacity", size(license.grace_capacity_bytes)),
     ] {
         println!("  {name:<15} {value}");
@@ -107,10 +105,9 @@ pub fn stat(context: &Context) -> Outcome {
         return crate::print_json(&info);
     }
     println!("Status:     {}", info.status.explained());
-    if let Some(License { expires_s, capacity_bytes, .. }) = info.license.as_ref().map(|l| &l.license) {
-        println!("Expiration: {}", if *expires_s == 0 { "never".into() } else { date(*expires_s) });
-        let capacity = if *capacity_bytes == 0 { "unlimited".into() } else { size_text(*capacity_bytes) };
-        println!("Capacity:   {capacity}");
+    if let Some(signed) = &info.license {
+        println!("Expiration: {}", signed.license.expiration_text());
+        println!("Capacity:   {}", signed.license.capacity_text());
     }
     println!("Used:       {}", size_text(info.used_bytes));
     Ok(())
@@ -155,10 +152,9 @@ pub fn new_key(file: &Path) -> Outcome {
         return Err(format!("{} exists: a maker's key is never replaced by accident", file.display()));
     }
     let secret: [u8; 32] = shards::host::random_bytes();
-    let text: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
-    shards::ring::replace_secret(file, format!("{text}\n").as_bytes())
+    shards::ring::replace_secret(file, format!("{}\n", key_text(&secret)).as_bytes())
         .map_err(|e| format!("{}: {e}", file.display()))?;
-    println!("{}", maker_text(&secret));
+    println!("{}", key_text(&public_key(&secret)));
     eprintln!(
         "The public key above belongs into ETC/license-makers of the metadata servers' hosts. {} stays with you.",
         file.display()
@@ -168,8 +164,7 @@ pub fn new_key(file: &Path) -> Outcome {
 
 /// Makes a licence.
 pub fn sign(terms: Terms) -> Outcome {
-    let key = std::fs::read_to_string(&terms.key).map_err(|e| format!("{}: {e}", terms.key.display()))?;
-    let secret = wire::license::parse_maker(&key)
+    let secret = parse_key(&crate::read_text(&terms.key)?)
         .ok_or_else(|| format!("{}: 64 hexadecimal digits are expected", terms.key.display()))?;
     if !terms.cluster.is_empty() {
         wire::check_cluster_name(&terms.cluster)?;
@@ -181,7 +176,7 @@ pub fn sign(terms: Terms) -> Outcome {
         cluster: terms.cluster,
         capacity_bytes: terms.capacity.unwrap_or(0),
         grace_capacity_bytes: terms.grace_capacity.unwrap_or(0),
-        issued_s: now_s(),
+        issued_s: shards::host::unix_ms() / 1000,
         expires_s: terms.expires.unwrap_or(0),
         grace_s: terms.grace_days.saturating_mul(DAY_S),
     };
@@ -198,15 +193,10 @@ pub fn sign(terms: Terms) -> Outcome {
 
 /// What a file with a licence says.
 pub fn show(file: &Path) -> Outcome {
-    let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
-    let signed = SignedLicense::parse(&text).map_err(|why| format!("{}: {why}", file.display()))?;
+    let signed =
+        SignedLicense::parse(&crate::read_text(file)?).map_err(|why| format!("{}: {why}", file.display()))?;
     println!("{}: the signature is right.", file.display());
     print_license(&signed.license);
     println!("As one word, for load-license -p:\n{}", signed.key());
     Ok(())
-}
-
-fn now_s() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0, |since| since.as_secs())
 }
