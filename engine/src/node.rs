@@ -15,11 +15,11 @@ use shards::{Channel, ConnId, Event, Io, Node, OpId, TimerId, Timestamp};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
-use wire::auth::Credentials;
+use wire::auth::{Certificate, Credentials, Member};
 use wire::cs_api::{ChunkReport, CsCommand, CsReply, CsRequest, Load, ShardStat, Space};
 use wire::hello::{Acceptor, GREETING_TIMEOUT, Initiator, MAX_GREETING, Peer, Rules, Step};
 use wire::mds_api::{Severity, mds_to_try};
-use wire::{ChunkId, CsId, Frame, Head, Kind, NodeId, ShardIndex, Status, decode, encode};
+use wire::{ChunkId, CsId, Frame, Head, Kind, ShardIndex, Status, decode, encode};
 
 const TICK: TimerId = TimerId(0x04 << 56);
 const TICK_EVERY: Duration = Duration::from_millis(20);
@@ -30,6 +30,8 @@ const SAVE_SCRUB_EVERY: Duration = Duration::from_secs(30);
 /// Where a shard's port is chosen from at its first start.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 const PORT_TRIES: u32 = 50;
+/// Wait after a certificate that could not be kept.
+const RENEW_AGAIN: Duration = Duration::from_secs(10);
 const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
 /// Between attempts to reach a peer or a metadata server.
 const RETRY_EVERY: Duration = Duration::from_millis(200);
@@ -86,14 +88,14 @@ pub struct Backlog {
 /// An accepted connection.
 enum Guest {
     Greeting { acceptor: Box<Acceptor>, since: Timestamp },
-    Known { peer: Peer, node: Option<NodeId> },
+    Known { peer: Peer, member: Option<Member> },
 }
 
 /// A connection to another shard.
 struct Link {
     conn: Option<ConnId>,
-    /// Which node has proved to be at the other end.
-    node: Option<NodeId>,
+    /// Who has proved to be at the other end.
+    member: Option<Member>,
     greeting: Option<Initiator>,
     ready: bool,
     waiting: Vec<Frame>,
@@ -125,6 +127,8 @@ struct Session {
     asked_at: VecDeque<Timestamp>,
     /// When chunks that have appeared are told next.
     report_at: Timestamp,
+    /// When to try again to keep this node's certificate.
+    renew_at: Timestamp,
 }
 
 pub struct CsShard {
@@ -296,8 +300,7 @@ impl CsShard {
         greeting
     }
 
-    /// From now on these rules hold. Accepted connections that break them are closed (who may makes them anew), and those to
-    /// nodes that were taken out.
+    /// From now on these rules hold.
     fn set_rules(&mut self, io: &mut dyn Io, rules: Rules) {
         if self.rules == rules {
             return;
@@ -308,10 +311,36 @@ impl CsShard {
         }
         let plain_ends = rules.encrypts && !self.rules.encrypts;
         self.rules = rules;
-        let rules = &self.rules;
+        self.part(io, plain_ends);
+    }
+
+    /// Takes this node's certificate of newer keys.
+    fn renew(&mut self, io: &mut dyn Io, certificate: &Certificate) {
+        if io.now() < self.session.renew_at {
+            return;
+        }
+        match self.config.credentials.renew(certificate) {
+            Ok(true) => {
+                tracing::info!(generation = certificate.generation, "certificate_renewed");
+                self.part(io, false);
+            }
+            Ok(false) => {}
+            Err(why) => {
+                tracing::error!(why, "certificate_not_renewed");
+                self.session.renew_at = io.now().after(RENEW_AGAIN);
+            }
+        }
+    }
+
+    fn is_admitted(&self, member: Option<&Member>) -> bool {
+        self.rules.admit(member).is_ok() && member.is_none_or(|m| self.config.credentials.trusts(m))
+    }
+
+    /// Closes accepted connections that break the rules (who may makes them anew), and those to nodes that are not admitted.
+    fn part(&mut self, io: &mut dyn Io, plain_ends: bool) {
         let breaks_them = |conn: &ConnId, guest: &Guest| {
-            let node = if let Guest::Known { node, .. } = guest { *node } else { None };
-            rules.admit(node).is_err() || plain_ends && io.channel(*conn) == Channel::Plain
+            let member = if let Guest::Known { member, .. } = guest { member.as_ref() } else { None };
+            !self.is_admitted(member) || plain_ends && io.channel(*conn) == Channel::Plain
         };
         let guests: Vec<ConnId> =
             self.guests.iter().filter(|(conn, g)| breaks_them(conn, g)).map(|(conn, _)| *conn).collect();
@@ -319,15 +348,19 @@ impl CsShard {
             self.guests.remove(&conn);
             io.close(conn);
         }
-        let taken_out: Vec<(SocketAddr, ConnId)> = self
+        let outside: Vec<(SocketAddr, ConnId)> = self
             .links
             .iter()
-            .filter(|(_, link)| self.rules.admit(link.node).is_err())
+            .filter(|(_, link)| !self.is_admitted(link.member.as_ref()))
             .filter_map(|(addr, link)| Some((*addr, link.conn?)))
             .collect();
-        for (addr, conn) in taken_out {
+        for (addr, conn) in outside {
             io.close(conn);
-            self.link_lost(io, addr, "its node was taken out of the cluster");
+            self.link_lost(
+                io,
+                addr,
+                "its node was taken out of the cluster, or the cluster's keys have changed",
+            );
         }
     }
 
@@ -363,7 +396,7 @@ impl CsShard {
             Some(Guest::Greeting { acceptor, .. }) => {
                 match acceptor.on_frame(&frame, io.channel(conn), &self.rules) {
                     Ok(Step::Send(reply)) => io.send(conn, reply.encode()),
-                    Ok(Step::Finished { send, peer, node, .. }) => {
+                    Ok(Step::Finished { send, peer, member, .. }) => {
                         let older: Vec<ConnId> = self
                             .guests
                             .iter()
@@ -376,7 +409,7 @@ impl CsShard {
                             self.guests.remove(&old);
                             io.close(old);
                         }
-                        self.guests.insert(conn, Guest::Known { peer, node });
+                        self.guests.insert(conn, Guest::Known { peer, member });
                         if let Some(welcome) = send {
                             io.send(conn, welcome.encode());
                         }
@@ -455,7 +488,7 @@ impl CsShard {
         let now = io.now();
         let link = self.links.entry(addr).or_insert_with(|| Link::new(now));
         link.conn = Some(conn);
-        link.node = None;
+        link.member = None;
         link.greeting = Some(greeting);
         link.ready = false;
         link.last_heard = now;
@@ -469,12 +502,12 @@ impl CsShard {
         if let Some(greeting) = link.greeting.as_mut() {
             match greeting.on_frame(&frame, io.channel(conn)) {
                 Ok(Step::Send(proof)) => io.send(conn, proof.encode()),
-                Ok(Step::Finished { node, .. }) if self.rules.admit(node).is_err() => {
-                    tracing::warn!(%addr, ?node, "a chunk server on a node that was taken out of the cluster");
+                Ok(Step::Finished { member, .. }) if self.rules.admit(member.as_ref()).is_err() => {
+                    tracing::warn!(%addr, ?member, "a chunk server on a node that was taken out of the cluster");
                     io.close(conn);
                 }
-                Ok(Step::Finished { node, .. }) => {
-                    link.node = node;
+                Ok(Step::Finished { member, .. }) => {
+                    link.member = member;
                     link.greeting = None;
                     link.ready = true;
                     link.was_down = false;
@@ -589,7 +622,8 @@ impl CsShard {
         self.session.asked_at.push_back(io.now());
         let space = space(store, io, self.config.shards);
         let load = load(&self.replication, &self.scrub, store, &mut self.disk_waits, io.now());
-        let request = CsRequest::Heartbeat { space, load };
+        let generation = self.config.credentials.generation();
+        let request = CsRequest::Heartbeat { space, load, generation };
         self.send_mds(io, 0, &request);
     }
 
@@ -635,8 +669,8 @@ impl CsShard {
         if let Some(greeting) = self.session.greeting.as_mut() {
             match greeting.on_frame(&frame, io.channel(conn)) {
                 Ok(Step::Send(proof)) => io.send(conn, proof.encode()),
-                Ok(Step::Finished { node, .. }) if self.rules.admit(node).is_err() => {
-                    tracing::error!(?node, "a metadata server on a node that was taken out of the cluster");
+                Ok(Step::Finished { member, .. }) if self.rules.admit(member.as_ref()).is_err() => {
+                    tracing::error!(?member, "a metadata server on a node that was taken out of the cluster");
                     io.close(conn);
                 }
                 Ok(Step::Finished { .. }) => {
@@ -749,7 +783,11 @@ impl CsShard {
                 mds,
                 lease_timeout_ms,
                 taken_out,
+                certificate,
             } => {
+                if let Some(certificate) = certificate {
+                    self.renew(io, &certificate);
+                }
                 self.set_rules(io, Rules { encrypts: encrypt, taken_out: taken_out.into_iter().collect() });
                 self.replication.set_lease_timeout(Duration::from_millis(lease_timeout_ms.into()));
                 self.leases_known();
@@ -924,7 +962,7 @@ impl Link {
     fn new(now: Timestamp) -> Link {
         Link {
             conn: None,
-            node: None,
+            member: None,
             greeting: None,
             ready: false,
             waiting: Vec::new(),

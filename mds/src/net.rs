@@ -17,7 +17,7 @@ use shards::{Channel, ConnId, Io, RawFrame, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
-use wire::auth::{Credentials, PasswordDigest};
+use wire::auth::{Credentials, Member, PasswordDigest};
 use wire::hello::{Acceptor, GREETING_TIMEOUT, HandshakeFailed, Initiator, MAX_GREETING, Peer, Rules, Step};
 use wire::join::{Gate, GateStep};
 use wire::{Frame, Head, Kind, MdsId, NodeId, Status};
@@ -52,8 +52,8 @@ enum Role {
 
 struct Conn {
     role: Role,
-    /// Which node has proved to be at the other end.
-    node: Option<NodeId>,
+    /// Who has proved to be at the other end.
+    member: Option<Member>,
     addr: Option<SocketAddr>,
     since: Timestamp,
     heard: Timestamp,
@@ -110,6 +110,8 @@ pub struct Net {
     /// When an attempt to reach another server, or a line to one, failed last.
     line_lost_at: Timestamp,
     rules: Rules,
+    /// Nodes that have come or shown newer keys, since it was asked for last.
+    shown: BTreeMap<NodeId, Member>,
     /// Another server encrypts already: its log is ahead of this one's.
     others_encrypt: bool,
     /// What gets a node into the cluster.
@@ -134,6 +136,7 @@ impl Net {
             lines: BTreeMap::new(),
             line_lost_at: Timestamp(0),
             rules: Rules::default(),
+            shown: BTreeMap::new(),
             others_encrypt: false,
             password: None,
             master: None,
@@ -156,7 +159,7 @@ impl Net {
         let acceptor = Acceptor::new(self.credentials.clone(), &self.cluster, self.identity(), nonce(io));
         let now = io.now();
         let role = Role::Greeting(Box::new(acceptor));
-        self.conns.insert(conn, Conn { role, node: None, addr: Some(addr), since: now, heard: now });
+        self.conns.insert(conn, Conn { role, member: None, addr: Some(addr), since: now, heard: now });
     }
 
     /// The other servers and where they are; lines to servers that are no longer listed are closed, but for those that
@@ -197,11 +200,26 @@ impl Net {
         for (&conn, entry) in &self.conns {
             if self.rules.encrypts && io.channel(conn) == Channel::Plain {
                 broken.push((conn, "the cluster encrypts from now on".to_string()));
-            } else if let Err(refused) = self.rules.admit(entry.node) {
+            } else if let Err(refused) = self.rules.admit(entry.member.as_ref()) {
                 broken.push((conn, refused.reason));
             }
         }
         broken.into_iter().flat_map(|(conn, why)| self.drop_conn(conn, &why, io)).collect()
+    }
+
+    /// Other keys from now on: who was believed for the sake of an authority that was given up must come anew, and other
+    /// servers are shown the new certificate.
+    pub fn set_credentials(&mut self, credentials: Credentials, io: &mut dyn Io) -> Vec<NetEvent> {
+        self.credentials = credentials;
+        let is_over = |entry: &Conn| {
+            matches!(entry.role, Role::Line(..))
+                || entry.member.as_ref().is_some_and(|m| !self.credentials.trusts(m))
+        };
+        let over: Vec<ConnId> =
+            self.conns.iter().filter(|(_, c)| is_over(c)).map(|(conn, _)| *conn).collect();
+        over.into_iter()
+            .flat_map(|conn| self.drop_conn(conn, "the cluster's keys have changed", io))
+            .collect()
     }
 
     /// What nodes that want to get in need to know, and to meet: the master, which may be this server.
@@ -271,7 +289,7 @@ impl Net {
         line.peer = None;
         let now = io.now();
         let role = Role::Line(id, Box::new(initiator));
-        self.conns.insert(conn, Conn { role, node: None, addr: Some(line.addr), since: now, heard: now });
+        self.conns.insert(conn, Conn { role, member: None, addr: Some(line.addr), since: now, heard: now });
         io.send(conn, hello.encode());
     }
 
@@ -346,15 +364,16 @@ impl Net {
                 let detail = "metadata servers of a cluster with a password connect through TLS";
                 self.refused(conn, HandshakeFailed::new(Status::NotEncrypted, detail.into()), io)
             }
-            Ok(Step::Finished { send, peer, node, .. }) => {
+            Ok(Step::Finished { send, peer, member, .. }) => {
                 let events = self.end_older(conn, &peer, io);
                 if let Some(frame) = send {
                     io.send(conn, frame.encode());
                 }
                 if let Some(entry) = self.conns.get_mut(&conn) {
-                    (entry.role, entry.node) = (Role::Peer(peer), node);
+                    (entry.role, entry.member) = (Role::Peer(peer), member);
                 }
-                tracing::debug!(name: "peer_authenticated", ?peer, ?node);
+                self.shown.extend(member.map(|m| (m.node, m)));
+                tracing::debug!(name: "peer_authenticated", ?peer, node = ?member.map(|m| m.node));
                 events
             }
             Err(failed) => self.refused(conn, failed, io),
@@ -373,13 +392,14 @@ impl Net {
                 io.send(conn, frame.encode());
                 Vec::new()
             }
-            Ok(Step::Finished { peer: peer @ Peer::Mds { mds, .. }, node, .. }) if mds == id => {
-                if let Err(failed) = self.rules.admit(node) {
+            Ok(Step::Finished { peer: peer @ Peer::Mds { mds, .. }, member, .. }) if mds == id => {
+                if let Err(failed) = self.rules.admit(member.as_ref()) {
                     return self.refused(conn, failed, io);
                 }
                 if let Some(entry) = self.conns.get_mut(&conn) {
-                    entry.node = node;
+                    entry.member = member;
                 }
+                self.shown.extend(member.map(|m| (m.node, m)));
                 let Some(line) = self.lines.get_mut(&id).filter(|l| l.conn == Some(conn)) else {
                     return Vec::new();
                 };
@@ -529,22 +549,40 @@ impl Net {
         self.conns.get(&conn).and_then(|c| c.addr)
     }
 
-    /// The node at the other end of a connection.
-    pub fn node_of(&self, conn: ConnId) -> Option<NodeId> {
-        self.conns.get(&conn).and_then(|c| c.node)
+    /// Who is at the other end of a connection.
+    pub fn member_of(&self, conn: ConnId) -> Option<&Member> {
+        self.conns.get(&conn).and_then(|c| c.member.as_ref())
+    }
+
+    /// The peer says that it knows this generation of the cluster's keys.
+    pub fn shows(&mut self, conn: ConnId, generation: u32) {
+        let member = self.conns.get_mut(&conn).and_then(|c| c.member.as_mut());
+        if let Some(member) = member.filter(|m| m.generation < generation) {
+            member.generation = generation;
+            self.shown.insert(member.node, *member);
+        }
+    }
+
+    /// Nodes that have come, or shown newer keys, since the last call.
+    pub fn take_shown(&mut self) -> Vec<Member> {
+        std::mem::take(&mut self.shown).into_values().collect()
     }
 
     /// Nodes that metadata servers run on, this one's first, as far as there are lines to them.
     pub fn mds_nodes(&self) -> impl Iterator<Item = (MdsId, NodeId)> {
-        let others = self.lines.iter().filter_map(|(mds, line)| Some((*mds, self.node_of(line.conn?)?)));
+        let others =
+            self.lines.iter().filter_map(|(mds, line)| Some((*mds, self.member_of(line.conn?)?.node)));
         self.credentials.node_id().map(|node| (self.me, node)).into_iter().chain(others)
     }
 
-    /// How many connections each node has.
-    pub fn connections(&self) -> BTreeMap<NodeId, u32> {
-        let mut count = BTreeMap::new();
-        self.conns.values().filter_map(|c| c.node).for_each(|node| *count.entry(node).or_default() += 1);
-        count
+    /// How many connections each node has, and the oldest generation of keys that one of them knows.
+    pub fn connections(&self) -> BTreeMap<NodeId, (u32, u32)> {
+        let mut nodes = BTreeMap::new();
+        for member in self.conns.values().filter_map(|c| c.member) {
+            let (count, oldest) = nodes.entry(member.node).or_insert((0, member.generation));
+            (*count, *oldest) = (*count + 1, member.generation.min(*oldest));
+        }
+        nodes
     }
 
     /// Authenticated connections of clients.

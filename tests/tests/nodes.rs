@@ -1,8 +1,10 @@
 //! Nodes of a cluster with a password: who comes in, by which password, and who is taken out while all goes on.
 
-use pstorage_tests::processes::wait_until;
+use pstorage_tests::processes::{Ended, wait_until};
 use pstorage_tests::real::{Cluster, Load, NAME, Shape};
 use std::time::Duration;
+use wire::NodeId;
+use wire::auth::{Authority, Credentials, KEY_FILE, public_key};
 
 /// Far longer than it takes on an idle machine.
 const SOON: Duration = Duration::from_secs(60);
@@ -139,5 +141,84 @@ fn nodes_come_and_go_while_the_cluster_works() {
     for said in ["password was changed", "was taken out", "Wrong password from"] {
         assert!(events.contains(said), "the event log lacks '{said}':\n{events}");
     }
+    c.check();
+}
+
+/// Whether each node that is in has its certificate by the newest keys, but for `but`.
+fn all_renewed(c: &Cluster, but: Option<u64>) -> bool {
+    nodes(c).iter().all(|n| n["taken-out"] == true || n["renewed"] == (n["node"].as_u64() != but))
+}
+
+/// A command with a key file that somebody made who has the authority's key.
+fn with_forged_key(c: &Cluster, authority: &Authority, node: u32, args: &[&str]) -> Ended {
+    let admin = c.host("admin");
+    let certificate = authority.certify(NAME, NodeId(node), "forged", public_key(&[9; 32]));
+    let key = Credentials::node(NAME, certificate, [9; 32]).to_text();
+    let below = format!("forged/clusters/{NAME}");
+    admin.copy_in(&admin.dir.join(format!("etc/clusters/{NAME}/bs.list")), &format!("{below}/bs.list"));
+    std::fs::write(admin.dir.join(below).join(KEY_FILE), key).expect("written");
+    admin.run("pstorage", &[&["--etc", &admin.path("forged"), "-c", NAME], args].concat())
+}
+
+#[test]
+fn the_key_of_the_cluster_changes_while_it_works() {
+    let c = Cluster::new("keys", Shape::default());
+    let load = Load::start(vec![c.mnt(2)], 8);
+    assert!(load.progresses(200, SOON), "the load does not begin{}", c.logs());
+    let first = c.host("mds1").path("mds");
+    let stolen = mds::control::read_foundation(first.as_ref()).expect("readable").expect("there").authority;
+    let server = node_of(&c, "cs4");
+    c.admin(&["rotate-key", "--finish"]).refused(&["is not being changed"]);
+
+    // One chunk server is away, and a mount is killed between the two keys.
+    c.kill("cs4");
+    c.admin(&["rotate-key"]).ok();
+    c.admin(&["rotate-key"]).refused(&["being changed already"]);
+    wait_until("new certificates for all but one", SOON, || all_renewed(&c, Some(server)));
+    let early = c.admin(&["rotate-key", "--finish"]);
+    early.refused(&[&format!("node {server} "), "--force"]);
+    assert_eq!(early.text.matches("node ").count(), 1, "{}", early.text);
+    with_forged_key(&c, &stolen, 99, &["stat"]).ok();
+    with_forged_key(&c, &stolen, server as u32, &["list-nodes"]).ok();
+    for name in ["client1", &format!("mds{}", c.master())] {
+        c.kill(name);
+        c.start(name);
+    }
+    c.start("cs4");
+    wait_until("a new certificate for the one that was away", SOON, || all_renewed(&c, None));
+    load.reset_longest();
+    c.admin(&["rotate-key", "--finish"]).ok();
+    wait_until("all nodes to know that the old key is over", SOON, || all_renewed(&c, None));
+    for node in [99, server as u32] {
+        let forged = with_forged_key(&c, &stolen, node, &["stat"]);
+        forged.refused(&["certificate is not of this cluster", "auth-node"]);
+    }
+    assert!(load.progresses(500, SOON), "nothing goes on with the new key{}", c.logs());
+    c.wait_healthy(SOON);
+    println!("while the key was changed: {:?}", load.report());
+
+    std::fs::write(c.mnt(1).join("late"), "here").expect("written");
+
+    // All find their way who start anew; who comes in gets a certificate by the new key.
+    for name in ["cs2", &format!("mds{}", c.master())] {
+        c.kill(name);
+        assert!(load.progresses(200, SOON), "nothing goes on without {name}{}", c.logs());
+        c.start(name);
+    }
+    c.wait_healthy(SOON);
+
+    // Who was shut out must be authenticated anew.
+    c.kill("cs4");
+    c.admin(&["rotate-key"]).ok();
+    wait_until("new certificates for all but one", SOON, || all_renewed(&c, Some(server)));
+    c.admin(&["rotate-key", "--finish", "--force"]).ok();
+    wait_until("all others to know that the old key is over", SOON, || all_renewed(&c, Some(server)));
+    c.command("cs4", &["stat"]).refused(&["certificate is not of this cluster", "auth-node"]);
+    c.command("cs4", &["auth-node", "--password-file", c.password_file().to_str().expect("plain")]).ok();
+    c.start("cs4");
+    c.wait_healthy(SOON);
+    let report = load.finish().unwrap_or_else(|why| panic!("{why}\nlogs are in {}", c.keep_logs().display()));
+    println!("{report:?}");
+    assert_eq!(report.errors, 0, "{report:?}");
     c.check();
 }

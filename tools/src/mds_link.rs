@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-use wire::auth::Credentials;
+use wire::auth::{Credentials, Member};
 use wire::hello::{Initiator, Peer, Step};
 use wire::mds_api::{MdsReply, MdsRequest};
 use wire::{Frame, Head, Kind, Status, decode, encode};
@@ -31,12 +31,11 @@ impl From<String> for ConnectError {
     }
 }
 
+/// A connection and who is at its other end; `None` without a password.
+type Reached = (BlockingConn, Option<Member>);
+
 /// Connects and authenticates; encrypted where the cluster wants it so.
-pub fn connect(
-    cluster: &str,
-    credentials: &Credentials,
-    to: SocketAddr,
-) -> Result<BlockingConn, ConnectError> {
+fn connect(cluster: &str, credentials: &Credentials, to: SocketAddr) -> Result<Reached, ConnectError> {
     let plain = BlockingConn::connect(to, wire::framing, CONNECT).map_err(|e| e.to_string())?;
     match authenticate(cluster, credentials, plain) {
         Err(ConnectError { status: Some(Status::NotEncrypted), .. }) => sealed(cluster, credentials, to),
@@ -45,7 +44,7 @@ pub fn connect(
 }
 
 /// The same, encrypted whatever the cluster wants.
-fn sealed(cluster: &str, credentials: &Credentials, to: SocketAddr) -> Result<BlockingConn, ConnectError> {
+fn sealed(cluster: &str, credentials: &Credentials, to: SocketAddr) -> Result<Reached, ConnectError> {
     authenticate(cluster, credentials, connect_encrypted(to, CONNECT)?)
 }
 
@@ -57,7 +56,7 @@ fn authenticate(
     cluster: &str,
     credentials: &Credentials,
     mut conn: BlockingConn,
-) -> Result<BlockingConn, ConnectError> {
+) -> Result<Reached, ConnectError> {
     let (mut greeting, hello) =
         Initiator::new(credentials.clone(), cluster, Peer::Tool, shards::host::random_bytes());
     conn.send(&hello.encode()).map_err(|e| e.to_string())?;
@@ -66,7 +65,7 @@ fn authenticate(
         let step = greeting.on_frame(&frame, conn.channel());
         match step.map_err(|failed| ConnectError { status: Some(failed.status), why: failed.reason })? {
             Step::Send(proof) => conn.send(&proof.encode()).map_err(|e| e.to_string())?,
-            Step::Finished { .. } => return Ok(conn),
+            Step::Finished { member, .. } => return Ok((conn, member)),
         }
     }
 }
@@ -88,6 +87,8 @@ pub struct MdsLink {
     credentials: Credentials,
     known: Vec<SocketAddr>,
     master: Option<(SocketAddr, BlockingConn)>,
+    /// Of the cluster's keys, as far as the servers that were asked know them.
+    newest_generation: u32,
     shards: HashMap<SocketAddr, BlockingConn>,
     next_request: u64,
     answer: Duration,
@@ -105,6 +106,7 @@ impl MdsLink {
             credentials,
             known: known.to_vec(),
             master: None,
+            newest_generation: 0,
             shards: HashMap::new(),
             next_request,
             answer: ANSWER,
@@ -148,7 +150,12 @@ impl MdsLink {
                     Ok(MdsReply::Failed { status, detail, .. }) => {
                         return Err(if detail.is_empty() { status.to_string() } else { detail });
                     }
-                    Ok(reply) => return Ok(reply),
+                    Ok(reply) => {
+                        if self.credentials.generation() < self.newest_generation {
+                            self.renew(addr);
+                        }
+                        return Ok(reply);
+                    }
                     Err(error) => {
                         match error.status {
                             Some(
@@ -173,6 +180,19 @@ impl MdsLink {
         }
     }
 
+    /// Fetches this node's certificate of newer keys, and shows it. On a host without services nobody else does.
+    fn renew(&mut self, master: SocketAddr) {
+        let Ok(MdsReply::Admitted(certificate)) = self.ask_one(master, &MdsRequest::Renew) else { return };
+        match self.credentials.renew(&certificate) {
+            Ok(true) => {
+                self.master = None;
+                self.ask_one(master, &MdsRequest::Renew).ok();
+            }
+            Ok(false) => {}
+            Err(why) => eprintln!("pstorage: this node's certificate is not renewed: {why}"),
+        }
+    }
+
     fn nobody(&self, tried: &[String], refused: Option<Status>) -> String {
         let cluster = &self.cluster;
         let advice = match refused {
@@ -194,11 +214,12 @@ impl MdsLink {
     }
 
     fn ask_one(&mut self, addr: SocketAddr, request: &MdsRequest) -> Result<MdsReply, ConnectError> {
-        let mut conn = match self.master.take() {
-            Some((at, conn)) if at == addr => conn,
+        let (mut conn, member) = match self.master.take() {
+            Some((at, conn)) if at == addr => (conn, None),
             _ if self.seals => sealed(&self.cluster, &self.credentials, addr)?,
             _ => connect(&self.cluster, &self.credentials, addr)?,
         };
+        self.newest_generation = member.map_or(0, |m| m.generation).max(self.newest_generation);
         self.next_request += 1;
         let head = Head::new(Kind::MdsRequest, self.next_request);
         conn.send(&Frame::new(head, &encode!(request), shards::Buf::empty()).encode())
@@ -225,7 +246,7 @@ impl MdsLink {
         let at = |why: String| format!("{addr}: {why}");
         let mut conn = match self.shards.remove(&addr) {
             Some(conn) => conn,
-            None => connect(&self.cluster, &self.credentials, addr).map_err(|e| at(e.why))?,
+            None => connect(&self.cluster, &self.credentials, addr).map_err(|e| at(e.why))?.0,
         };
         conn.send(&frame.encode()).map_err(|e| at(e.to_string()))?;
         let answer = receive(&mut conn, self.answer).map_err(at)?;

@@ -5,6 +5,11 @@
 //! says that the node belongs to the cluster. Both stand in the node's `auth_digest.key` (mode 0600). Peers prove who they
 //! are by signatures ([`Credentials::prove`]); a node that is taken out of the cluster is refused by its number.
 //!
+//! The authority can be changed while everything runs. For a time there are two, both sign every certificate, and a node
+//! believes what either has signed; then only the new one. Each of these steps is a *generation* of the cluster's keys,
+//! and nodes are given their certificates of it with the answers to what they ask the metadata service anyway
+//! ([`Credentials::renew`]).
+//!
 //! The password is only needed to get a certificate ([`crate::join`]). Argon2id turns it into a [`PasswordDigest`], of which
 //! the metadata service keeps a copy; the password itself is neither stored nor sent.
 
@@ -13,7 +18,7 @@ use ed25519_dalek::pkcs8::DecodePrivateKey;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use rkyv::{Archive, Deserialize, Serialize};
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Name of the file with a node's key, below `ETC/clusters/NAME`.
@@ -101,17 +106,38 @@ impl Authority {
         public_key(&self.secret)
     }
 
-    /// Says that a node belongs to the cluster. The same arguments always give the same certificate.
+    /// The first certificate of a cluster whose only authority this is.
     pub fn certify(&self, cluster: &str, node: NodeId, name: &str, public_key: [u8; 32]) -> Certificate {
-        let signed = certified(cluster, node, name, &public_key);
-        let signature = sign(&self.secret, &signed);
-        Certificate { node, name: name.into(), public_key, signature }
+        certify(std::slice::from_ref(self), 1, cluster, node, name, public_key)
     }
+}
+
+/// Says that a node belongs to the cluster. The same arguments always give the same certificate.
+pub fn certify(
+    authorities: &[Authority],
+    generation: u32,
+    cluster: &str,
+    node: NodeId,
+    name: &str,
+    public_key: [u8; 32],
+) -> Certificate {
+    let signed = certified(cluster, node, name, &public_key);
+    let vouch = |a: &Authority| Voucher { authority: a.public_key(), signature: sign(&a.secret, &signed) };
+    let vouchers = authorities.iter().map(vouch).collect();
+    Certificate { node, name: name.into(), public_key, generation, vouchers }
 }
 
 /// The public half of a secret key.
 pub fn public_key(secret: &[u8; 32]) -> [u8; 32] {
     SigningKey::from_bytes(secret).verifying_key().to_bytes()
+}
+
+/// The signature of an authority.
+#[derive(Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Voucher {
+    /// Its public key.
+    pub authority: [u8; 32],
+    pub signature: [u8; 64],
 }
 
 /// That a node belongs to a cluster, signed by its authority.
@@ -122,12 +148,15 @@ pub struct Certificate {
     /// The host's name when it joined. For people only.
     pub name: String,
     pub public_key: [u8; 32],
-    pub signature: [u8; 64],
+    /// Of the cluster's keys, when this was given. Not signed.
+    pub generation: u32,
+    /// Of the authorities of that generation, the newest last.
+    pub vouchers: Vec<Voucher>,
 }
 
 impl fmt::Debug for Certificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Certificate(node {}, {})", self.node, self.name)
+        write!(f, "Certificate(node {}, {}, generation {})", self.node, self.name, self.generation)
     }
 }
 
@@ -150,13 +179,14 @@ pub enum Credentials {
     Node(Arc<NodeKey>),
 }
 
-/// A node's key and certificate.
-#[derive(PartialEq, Eq)]
+/// A node's key and certificate. The node believes the authorities that vouch for it.
+#[derive(Clone, PartialEq, Eq)]
 pub struct NodeKey {
     cluster: String,
-    authority: [u8; 32],
     certificate: Certificate,
     secret: SigningKey,
+    /// The file that it is kept in.
+    path: Option<PathBuf>,
 }
 
 impl fmt::Debug for NodeKey {
@@ -170,6 +200,17 @@ impl fmt::Debug for NodeKey {
 pub struct Proof {
     pub certificate: Certificate,
     pub signature: [u8; 64],
+}
+
+/// Who a peer has proved to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Member {
+    pub node: NodeId,
+    pub public_key: [u8; 32],
+    /// The newest of the authorities that this side believes and that vouches for it.
+    pub authority: [u8; 32],
+    /// Of the keys that it knows.
+    pub generation: u32,
 }
 
 /// Why a peer's proof is not one.
@@ -188,12 +229,14 @@ pub enum NotBelieved {
 }
 
 const HEADING: &str = "pstorage-node-key 1";
+/// Vouchers of a peer that are looked at.
+const MOST_VOUCHERS: usize = 4;
 
 impl Credentials {
     /// `secret`: 32 random bytes made on this node, whose public half `certificate` names.
-    pub fn node(cluster: &str, authority: [u8; 32], certificate: Certificate, secret: [u8; 32]) -> Self {
+    pub fn node(cluster: &str, certificate: Certificate, secret: [u8; 32]) -> Self {
         let secret = SigningKey::from_bytes(&secret);
-        Credentials::Node(Arc::new(NodeKey { cluster: cluster.into(), authority, certificate, secret }))
+        Credentials::Node(Arc::new(NodeKey { cluster: cluster.into(), certificate, secret, path: None }))
     }
 
     /// Credentials of a node of a cluster "pcs1" that exists in one test only. Another `cluster` is another authority.
@@ -202,26 +245,66 @@ impl Credentials {
         let mut secret = [cluster; 32];
         secret[..4].copy_from_slice(&node.to_le_bytes());
         let certificate = authority.certify("pcs1", NodeId(node), "test", public_key(&secret));
-        Credentials::node("pcs1", authority.public_key(), certificate, secret)
+        Credentials::node("pcs1", certificate, secret)
     }
 
     pub fn is_open(&self) -> bool {
         matches!(self, Credentials::Open)
     }
 
-    /// The node of this cluster that these are of.
-    pub fn node_id(&self) -> Option<NodeId> {
+    /// What the node is certified with; `None` without a password.
+    pub fn certificate(&self) -> Option<&Certificate> {
         match self {
             Credentials::Open => None,
-            Credentials::Node(key) => Some(key.certificate.node),
+            Credentials::Node(key) => Some(&key.certificate),
         }
+    }
+
+    /// The node of this cluster that these are of.
+    pub fn node_id(&self) -> Option<NodeId> {
+        self.certificate().map(|c| c.node)
+    }
+
+    /// Of the cluster's keys, as far as they are known here; 0 without a password.
+    pub fn generation(&self) -> u32 {
+        self.certificate().map_or(0, |c| c.generation)
+    }
+
+    /// Whether a peer that was believed is so still: authorities may have been given up since.
+    pub fn trusts(&self, member: &Member) -> bool {
+        self.certificate().is_none_or(|c| c.vouchers.iter().any(|v| v.authority == member.authority))
+    }
+
+    /// Takes this node's certificate of a newer generation, and keeps it in the file that the old one came from. True if
+    /// it is taken; an older one is left alone.
+    pub fn renew(&mut self, certificate: &Certificate) -> Result<bool, String> {
+        let Credentials::Node(key) = self else { return Ok(false) };
+        let mine = &key.certificate;
+        if certificate.generation <= mine.generation {
+            return Ok(false);
+        }
+        let is_mine = (certificate.node, &certificate.name, &certificate.public_key)
+            == (mine.node, &mine.name, &mine.public_key);
+        if !is_mine || !key.is_whole(certificate) || key.voucher_of(certificate).is_none() {
+            return Err(format!("{certificate:?} does not follow {mine:?}"));
+        }
+        let next = NodeKey { certificate: certificate.clone(), ..NodeKey::clone(key) };
+        next.keep()?;
+        *self = Credentials::Node(Arc::new(next));
+        Ok(true)
     }
 
     /// Those of this node, from `etc/clusters/NAME/auth_digest.key`. Without the file the cluster has no password.
     pub fn load(etc: &Path, cluster: &str) -> Result<Self, String> {
         let path = etc.join("clusters").join(cluster).join(KEY_FILE);
         match std::fs::read_to_string(&path) {
-            Ok(text) => Self::from_text(&text).map_err(|e| format!("{}: {e}", path.display())),
+            Ok(text) => {
+                let mut read = Self::from_text(&text).map_err(|e| format!("{}: {e}", path.display()))?;
+                if let Credentials::Node(key) = &mut read {
+                    Arc::make_mut(key).path = Some(path);
+                }
+                Ok(read)
+            }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Credentials::Open),
             Err(e) => Err(format!("reading {}: {e}", path.display())),
         }
@@ -231,13 +314,15 @@ impl Credentials {
     pub fn to_text(&self) -> String {
         let Credentials::Node(key) = self else { return String::new() };
         let c = &key.certificate;
+        let vouch =
+            |v: &Voucher| format!("authority={}\nsignature={}\n", hex(&v.authority), hex(&v.signature));
+        let vouchers: String = c.vouchers.iter().map(vouch).collect();
         format!(
-            "{HEADING}\ncluster={}\nauthority={}\nnode={}\nname={}\nsignature={}\nsecret={}\n",
+            "{HEADING}\ncluster={}\nnode={}\nname={}\ngeneration={}\n{vouchers}secret={}\n",
             key.cluster,
-            hex(&key.authority),
             c.node,
             c.name,
-            hex(&c.signature),
+            c.generation,
             hex(&key.secret.to_bytes())
         )
     }
@@ -246,25 +331,29 @@ impl Credentials {
         if text.lines().next() != Some(HEADING) {
             return Err(format!("the first line is not '{HEADING}': run auth-node to make the file anew"));
         }
-        let field = |name: &str| {
-            text.lines()
-                .find_map(|l| l.strip_prefix(name)?.strip_prefix('='))
-                .ok_or_else(|| format!("no line '{name}=…'"))
+        let all = |name| text.lines().filter_map(move |l| l.strip_prefix(name)?.strip_prefix('='));
+        let field = |name: &'static str| all(name).next().ok_or_else(|| format!("no line '{name}=…'"));
+        let voucher = |(authority, signature)| {
+            Ok(Voucher {
+                authority: unhex(authority).ok_or("authority: not 64 hexadecimal digits")?,
+                signature: unhex(signature).ok_or("signature: not 128 hexadecimal digits")?,
+            })
         };
         let secret: [u8; 32] = unhex(field("secret")?).ok_or("secret: not 64 hexadecimal digits")?;
         let certificate = Certificate {
             node: NodeId(field("node")?.parse().map_err(|e| format!("node: {e}"))?),
             name: field("name")?.into(),
             public_key: public_key(&secret),
-            signature: unhex(field("signature")?).ok_or("signature: not 128 hexadecimal digits")?,
+            generation: field("generation")?.parse().map_err(|e| format!("generation: {e}"))?,
+            vouchers: all("authority").zip(all("signature")).map(voucher).collect::<Result<_, String>>()?,
         };
-        let authority = unhex(field("authority")?).ok_or("authority: not 64 hexadecimal digits")?;
-        let credentials = Credentials::node(field("cluster")?, authority, certificate, secret);
-        let Credentials::Node(key) = &credentials else { return Ok(credentials) };
-        if !key.certifies(&key.certificate) {
-            return Err("the certificate's signature is wrong: run auth-node to make the file anew".into());
+        let credentials = Credentials::node(field("cluster")?, certificate, secret);
+        match &credentials {
+            Credentials::Node(key) if !key.is_whole(&key.certificate) => {
+                Err("the certificate's signature is wrong: run auth-node to make the file anew".into())
+            }
+            _ => Ok(credentials),
         }
-        Ok(credentials)
     }
 
     /// A proof for the other side, bound to `parts` (length-prefixed, so no two lists look alike). `None` without a password.
@@ -274,24 +363,23 @@ impl Credentials {
         Some(Proof { certificate: key.certificate.clone(), signature })
     }
 
-    /// Which node the other side is; `None` without a password.
+    /// Who the other side is; `None` without a password.
     pub fn believe(
         &self,
         purpose: &str,
         parts: &[&[u8]],
         proof: Option<&Proof>,
-    ) -> Result<Option<NodeId>, NotBelieved> {
+    ) -> Result<Option<Member>, NotBelieved> {
         match (self, proof) {
             (Credentials::Open, None) => Ok(None),
             (Credentials::Open, Some(_)) => Err(NotBelieved::WeAreStrangers),
             (Credentials::Node(_), None) => Err(NotBelieved::Stranger),
             (Credentials::Node(key), Some(proof)) => {
-                if !key.certifies(&proof.certificate) {
-                    return Err(NotBelieved::OtherAuthority);
-                }
                 let certificate = &proof.certificate;
-                match is_signed(&certificate.public_key, &listed(purpose, parts), &proof.signature) {
-                    true => Ok(Some(certificate.node)),
+                let voucher = key.voucher_of(certificate).ok_or(NotBelieved::OtherAuthority)?;
+                let Certificate { node, public_key, generation, .. } = *certificate;
+                match is_signed(&public_key, &listed(purpose, parts), &proof.signature) {
+                    true => Ok(Some(Member { node, public_key, authority: voucher.authority, generation })),
                     false => Err(NotBelieved::Forged),
                 }
             }
@@ -300,9 +388,39 @@ impl Credentials {
 }
 
 impl NodeKey {
-    fn certifies(&self, c: &Certificate) -> bool {
+    /// The newest good voucher of an authority that this node believes.
+    fn voucher_of(&self, c: &Certificate) -> Option<Voucher> {
         let signed = certified(&self.cluster, c.node, &c.name, &c.public_key);
-        is_signed(&self.authority, &signed, &c.signature)
+        let theirs = &c.vouchers[..c.vouchers.len().min(MOST_VOUCHERS)];
+        let known = self.certificate.vouchers.iter().rev().map(|v| v.authority);
+        let of = |authority| theirs.iter().find(|v| v.authority == authority);
+        known.filter_map(of).find(|v| is_signed(&v.authority, &signed, &v.signature)).copied()
+    }
+
+    /// Whether there are vouchers and all are good.
+    fn is_whole(&self, c: &Certificate) -> bool {
+        let signed = certified(&self.cluster, c.node, &c.name, &c.public_key);
+        let count = c.vouchers.len();
+        (1..=MOST_VOUCHERS).contains(&count)
+            && c.vouchers.iter().all(|v| is_signed(&v.authority, &signed, &v.signature))
+    }
+
+    /// Into its file, unless another process of this host has done so, or the host has become another node since.
+    fn keep(&self) -> Result<(), String> {
+        let Some(path) = &self.path else { return Ok(()) };
+        let why = |e: String| format!("{}: {e}", path.display());
+        let file = std::fs::File::open(path).map_err(|e| why(e.to_string()))?;
+        // All shards and services of the host come here at once. Who was later finds another file, of the new generation.
+        file.lock().map_err(|e| why(e.to_string()))?;
+        let text = std::fs::read_to_string(path).map_err(|e| why(e.to_string()))?;
+        let stands = Credentials::from_text(&text).map_err(why)?;
+        if stands.node_id() != Some(self.certificate.node)
+            || stands.generation() >= self.certificate.generation
+        {
+            return Ok(());
+        }
+        let text = Credentials::Node(Arc::new(self.clone())).to_text();
+        shards::ring::replace_secret(path, text.as_bytes()).map_err(|e| why(e.to_string()))
     }
 }
 
@@ -381,7 +499,8 @@ mod tests {
         let (a, b) = (Credentials::for_test(1, 1), Credentials::for_test(1, 2));
         let proof = b.prove("a", &[b"x", b"yz"]).unwrap();
         let seen = |purpose: &str, parts: &[&[u8]], proof| a.believe(purpose, parts, Some(proof));
-        assert_eq!(seen("a", &[b"x", b"yz"], &proof), Ok(Some(NodeId(2))));
+        let member = seen("a", &[b"x", b"yz"], &proof).unwrap().unwrap();
+        assert_eq!((member.node, member.generation), (NodeId(2), 1));
         assert_eq!(seen("a", &[b"xy", b"z"], &proof), Err(NotBelieved::Forged));
         assert_eq!(seen("b", &[b"x", b"yz"], &proof), Err(NotBelieved::Forged));
         let foreign = Credentials::for_test(2, 2).prove("a", &[b"x", b"yz"]).unwrap();
@@ -401,13 +520,59 @@ mod tests {
         let secret = [5; 32];
         let good = authority.certify("pcs1", NodeId(3), "host", public_key(&secret));
         let read = |cluster: &str, certificate: Certificate| {
-            let text = Credentials::node(cluster, authority.public_key(), certificate, secret).to_text();
+            let text = Credentials::node(cluster, certificate, secret).to_text();
             Credentials::from_text(&text)
         };
         assert!(read("pcs1", good.clone()).is_ok());
         assert!(read("pcs2", good.clone()).is_err());
         assert!(read("pcs1", Certificate { node: NodeId(4), ..good.clone() }).is_err());
         assert!(read("pcs1", Certificate { name: "other".into(), ..good }).is_err());
+    }
+
+    #[test]
+    fn the_authority_changes_while_nodes_know_different_generations() {
+        let (old, new) = (Authority::new([1; 32]), Authority::new([2; 32]));
+        let both = [old.clone(), new.clone()];
+        let given = |node: u8, generation: u32, by: &[Authority]| {
+            certify(by, generation, "pcs1", NodeId(node.into()), "host", public_key(&[node; 32]))
+        };
+        let node = |node: u8, generation, by: &[Authority]| {
+            Credentials::node("pcs1", given(node, generation, by), [node; 32])
+        };
+        let seen = |a: &Credentials, b: &Credentials| a.believe("a", &[], b.prove("a", &[]).as_ref());
+        let (before, during, after) = (&both[..1], &both[..], &both[1..]);
+        for (ours, theirs, by) in [
+            (before, before, Some(&old)),
+            (before, during, Some(&old)),
+            (during, before, Some(&old)),
+            (during, during, Some(&new)),
+            (during, after, Some(&new)),
+            (after, during, Some(&new)),
+            (after, after, Some(&new)),
+            (before, after, None),
+            (after, before, None),
+        ] {
+            let member = seen(&node(1, 1, ours), &node(2, 1, theirs)).map(|m| m.unwrap().authority);
+            assert_eq!(member, by.map(Authority::public_key).ok_or(NotBelieved::OtherAuthority));
+        }
+        // One step after the other, never back, and nobody else's.
+        let mut a = node(1, 1, before);
+        let early = seen(&a, &node(2, 1, before)).unwrap().unwrap();
+        assert!(a.renew(&given(1, 3, after)).is_err(), "nobody it believes vouches for that");
+        assert!(a.renew(&given(2, 2, during)).is_err(), "another node's");
+        let mut torn = given(1, 2, during);
+        torn.vouchers[1].signature[0] ^= 1;
+        assert!(a.renew(&torn).is_err());
+        assert_eq!((a.renew(&given(1, 2, during)), a.generation()), (Ok(true), 2));
+        assert_eq!((a.renew(&given(1, 1, before)), a.renew(&given(1, 2, before))), (Ok(false), Ok(false)));
+        let read = Credentials::from_text(&a.to_text()).unwrap();
+        assert_eq!(read.certificate(), a.certificate());
+        assert!(a.trusts(&early));
+        let late = seen(&a, &node(2, 2, during)).unwrap().unwrap();
+        assert_eq!(
+            (a.renew(&given(1, 3, after)), a.trusts(&early), a.trusts(&late)),
+            (Ok(true), false, true)
+        );
     }
 
     #[test]

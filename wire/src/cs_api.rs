@@ -2,6 +2,7 @@
 //!
 //! Each shard keeps its own session with the master MDS: shards share nothing, not even this.
 
+use crate::auth::Certificate;
 use crate::{ChunkId, CsId, Epoch, Grant, LeaseId, NodeId, ShardIndex, Status};
 use rkyv::{Archive, Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -34,7 +35,8 @@ pub enum CsRequest {
     /// commands for chunks that no longer exist.
     Report { chunks: Vec<ChunkReport>, last: bool },
     /// At least once a second. Answered by Done.
-    Heartbeat { space: Space, load: Load },
+    /// `generation`: of the cluster's keys, as far as this shard knows them.
+    Heartbeat { space: Space, load: Load, generation: u32 },
     /// As primary: these replicas can't be reached or failed; write on without them. Answered by Sets.
     Suspect { chunks: Vec<ChunkReport>, cs: Vec<CsId>, reason: String },
     /// Our own copy of these chunks is damaged: others must lead, and it must be copied anew. Answered by Sets, unchanged
@@ -189,6 +191,8 @@ pub enum CsReply {
         lease_timeout_ms: u32,
         /// Nodes that belong to the cluster no more: they are refused.
         taken_out: Vec<NodeId>,
+        /// The node's own of a newer generation than it knows.
+        certificate: Option<Box<Certificate>>,
     },
     Failed {
         status: Status,

@@ -15,7 +15,7 @@
 //! acceptor drops all older connections of that peer before it handles anything of the new one, so a request
 //! still lying in an old socket can never be applied after its repetition.
 
-use crate::auth::{Credentials, NotBelieved, Proof};
+use crate::auth::{Credentials, Member, NotBelieved, Proof};
 use crate::frame::{VERSION, VERSION_OLDEST};
 use crate::{ClientId, CsId, Frame, Head, Kind, MdsId, NodeId, ShardIndex, Status};
 use rkyv::{Archive, Deserialize, Serialize};
@@ -149,8 +149,8 @@ pub struct Rules {
 
 impl Rules {
     /// Refuses a node that was taken out. Both sides of a connection ask.
-    pub fn admit(&self, node: Option<NodeId>) -> Result<(), HandshakeFailed> {
-        match node.filter(|node| self.taken_out.contains(node)) {
+    pub fn admit(&self, member: Option<&Member>) -> Result<(), HandshakeFailed> {
+        match member.map(|m| m.node).filter(|node| self.taken_out.contains(node)) {
             None => Ok(()),
             Some(node) => Err(fail(
                 Status::TakenOut,
@@ -167,9 +167,9 @@ impl Rules {
 pub enum Step {
     /// Send this and go on waiting.
     Send(Frame),
-    /// Send this (if any); the peer is authenticated, its later frames are requests. `node` is the node whose key it has
-    /// proved to hold; `None` without a password.
-    Finished { send: Option<Frame>, peer: Peer, version: u16, node: Option<NodeId> },
+    /// Send this (if any); the peer is authenticated, its later frames are requests. `member`: who it has proved to be;
+    /// `None` without a password.
+    Finished { send: Option<Frame>, peer: Peer, version: u16, member: Option<Member> },
 }
 
 /// The side that connects.
@@ -177,7 +177,7 @@ pub enum Step {
 pub struct Initiator {
     credentials: Credentials,
     hello: Hello,
-    accepted: Option<(Peer, u16, Option<NodeId>)>,
+    accepted: Option<(Peer, u16, Option<Member>)>,
 }
 
 impl Initiator {
@@ -211,16 +211,16 @@ impl Initiator {
                     ));
                 }
                 let transcript = transcript(&self.hello, c.version, &c.peer, &c.nonce, channel);
-                let node = self
+                let member = self
                     .credentials
                     .believe(SERVER, &transcript.parts(), c.proof.as_ref())
                     .map_err(not_believed)?;
                 let proof = self.credentials.prove(CLIENT, &transcript.parts());
-                self.accepted = Some((c.peer, c.version, node));
+                self.accepted = Some((c.peer, c.version, member));
                 Ok(Step::Send(message(Kind::Proof, Status::Ok, &proof)))
             }
             Kind::Welcome => match self.accepted {
-                Some((peer, version, node)) => Ok(Step::Finished { send: None, peer, version, node }),
+                Some((peer, version, member)) => Ok(Step::Finished { send: None, peer, version, member }),
                 None => Err(fail(Status::BadRequest, "Welcome before Challenge".into())),
             },
             Kind::Refused => Err(refused(frame)),
@@ -283,16 +283,16 @@ impl Acceptor {
             (Kind::Proof, Some((hello, version))) => {
                 let proof = decode!(Option<Proof>, &frame.meta).map_err(|e| fail(Status::BadRequest, e))?;
                 let transcript = transcript(hello, *version, &self.me, &self.nonce, channel);
-                let node = self
+                let member = self
                     .credentials
                     .believe(CLIENT, &transcript.parts(), proof.as_ref())
                     .map_err(not_believed)?;
-                rules.admit(node)?;
+                rules.admit(member.as_ref())?;
                 Ok(Step::Finished {
                     send: Some(Frame::bare(Head::new(Kind::Welcome, 0))),
                     peer: hello.peer,
                     version: *version,
-                    node,
+                    member,
                 })
             }
             (Kind::Refused, _) => Err(refused(frame)),

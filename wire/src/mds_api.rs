@@ -4,7 +4,7 @@
 //! session, names the operation; the replicated state remembers the last replies of each session, so a request
 //! repeated after a fail-over gets the first answer again.
 
-use crate::auth::{Certificate, PasswordDigest};
+use crate::auth::{Authority, Certificate, PasswordDigest};
 use crate::cs_api::LatencyStat;
 use crate::license::{LicenseStatus, SignedLicense};
 use crate::{ChunkId, ClientId, CsId, Epoch, FileId, Grant, LeaseId, MdsId, NodeId, Status};
@@ -114,6 +114,8 @@ pub enum MdsRequest {
     /// Keeps the session and all its leases alive.
     KeepAlive {
         client: ClientId,
+        /// Of the cluster's keys, as far as the client knows them ([`crate::auth::Credentials::generation`]).
+        generation: u32,
     },
     /// Ends the session and its leases.
     CloseSession {
@@ -322,6 +324,10 @@ pub enum MdsRequest {
     AddNode(Box<NewNode>),
     /// The password that gets nodes into the cluster is another one from now on. Nodes that are in it stay.
     SetPassword(Box<PasswordDigest>),
+    /// The cluster's authority changes, in steps.
+    ChangeKey(KeyStep),
+    /// This node's certificate of the newest generation. Answered by Admitted.
+    Renew,
     ListNodes,
     /// The node does not belong to the cluster any more: its connections end, and nobody talks to it.
     TakeOut {
@@ -344,12 +350,15 @@ pub struct NewNode {
     pub public_key: [u8; 32],
 }
 
-/// What a node gets that was taken in.
+/// A step in the change of a cluster's authority.
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
-pub struct Admission {
-    /// Public key of the cluster's authority.
-    pub authority: [u8; 32],
-    pub certificate: Certificate,
+pub enum KeyStep {
+    /// From now on this one signs certificates as well.
+    Begin(Box<Authority>),
+    /// The old one is given up. Unless `force`, refused while nodes have not got their new certificates.
+    Finish { force: bool },
+    /// The new one is given up.
+    Cancel,
 }
 
 /// A node with a key of its own.
@@ -362,6 +371,8 @@ pub struct NodeInfo {
     pub added_ms: u64,
     #[serde(rename = "taken-out")]
     pub taken_out: bool,
+    /// It knows the newest keys of the cluster.
+    pub renewed: bool,
     /// To the master, at the moment; on the master's own node it counts itself.
     pub connections: u32,
 }
@@ -400,6 +411,8 @@ pub enum MdsReply {
         revoked: Vec<LeaseId>,
         /// All metadata servers of the cluster.
         mds: Vec<SocketAddr>,
+        /// The node's own of a newer generation than it knows.
+        certificate: Option<Box<Certificate>>,
     },
     Attr(FileAttr),
     Created {
@@ -450,7 +463,8 @@ pub enum MdsReply {
     Revoking {
         leases: Vec<LeaseId>,
     },
-    Admitted(Box<Admission>),
+    /// To AddNode and Renew: the node's certificate.
+    Admitted(Box<Certificate>),
     Nodes {
         nodes: Vec<NodeInfo>,
     },

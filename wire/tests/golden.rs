@@ -103,7 +103,11 @@ fn samples() -> Vec<Sample> {
             MdsReply,
             MdsReply::Session { client: ClientId(1), lease_timeout_ms: 2 }
         ),
-        sample!("mds-reply alive", MdsReply, MdsReply::Alive { revoked: vec![LeaseId(4)], mds: vec![addr] }),
+        sample!(
+            "mds-reply alive",
+            MdsReply,
+            MdsReply::Alive { revoked: vec![LeaseId(4)], mds: vec![addr], certificate: None }
+        ),
         sample!("mds-reply nodes", MdsReply, MdsReply::Nodes { nodes: Vec::new() }),
         sample!(
             "cs-request register",
@@ -125,7 +129,7 @@ fn samples() -> Vec<Sample> {
         sample!(
             "cs-request heartbeat",
             CsRequest,
-            CsRequest::Heartbeat { space: Space::default(), load: Load::default() }
+            CsRequest::Heartbeat { space: Space::default(), load: Load::default(), generation: 1 }
         ),
         sample!("cs-request last", CsRequest, CsRequest::MayGiveUp { chunk: ChunkId(1), epoch: Epoch(2) }),
         sample!("cs-reply done", CsReply, CsReply::Done),

@@ -13,6 +13,7 @@ use shards::{ConnId, Io, Timestamp};
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::time::Duration;
+use wire::auth::Member;
 use wire::hello::{Initiator, Peer, Step};
 use wire::{ChunkId, ClientId, CsId, Epoch, Frame, Head, Kind, Status};
 
@@ -34,6 +35,8 @@ struct Link {
     conn: ConnId,
     cs: CsId,
     machine: Initiator,
+    /// Who has proved to be at the other end.
+    member: Option<Member>,
     /// Requests may be sent: the other side has proved who it is.
     ready_since: Option<Timestamp>,
     welcomed: bool,
@@ -98,6 +101,7 @@ impl ClientCore {
             conn,
             cs,
             machine,
+            member: None,
             ready_since: None,
             welcomed: false,
             queued: Vec::new(),
@@ -169,8 +173,9 @@ impl ClientCore {
                     }
                 }
             }
-            Ok(Step::Finished { send, .. }) => {
+            Ok(Step::Finished { send, member, .. }) => {
                 link.welcomed = true;
+                link.member = member;
                 if let Some(reply) = send {
                     io.send(conn, reply.encode());
                 }
@@ -192,6 +197,17 @@ impl ClientCore {
                 io.close(conn);
                 self.link_closed(io, conn, failed.reason);
             }
+        }
+    }
+
+    /// Closes connections to servers that were believed for the sake of an authority that was given up.
+    pub(super) fn links_part(&mut self, io: &mut dyn Io) {
+        let trusts = |m: &Member| self.config.credentials.trusts(m);
+        let is_over = |link: &&Link| link.member.as_ref().is_some_and(|m| !trusts(m));
+        let over: Vec<ConnId> = self.links.by_addr.values().filter(is_over).map(|l| l.conn).collect();
+        for conn in over {
+            io.close(conn);
+            self.link_closed(io, conn, "the cluster's keys have changed".into());
         }
     }
 

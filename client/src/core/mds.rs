@@ -18,12 +18,15 @@ use shards::{ConnId, Io, Timestamp};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
+use wire::auth::Certificate;
 use wire::hello::{Initiator, Peer, Step};
 use wire::mds_api::{ClientNote, MdsReply, MdsRequest, mds_to_try};
 use wire::{ClientId, Frame, Head, Kind, Status, encode};
 
 /// Pause after all servers were asked in vain.
 const ROUND_PAUSE: Duration = Duration::from_millis(100);
+/// Wait after a certificate that could not be kept.
+const RENEW_AGAIN: Duration = Duration::from_secs(10);
 /// How long making a connection may take before the next server is tried.
 const CONNECT_WITHIN: Duration = Duration::from_millis(1500);
 /// A session is trusted for its timeout less one part in so many: two clocks may differ by 3 %.
@@ -53,6 +56,8 @@ pub(super) struct Mds {
     lease_timeout: Duration,
     /// When the newest probe that was answered was sent.
     confirmed: Timestamp,
+    /// When to try again to keep this node's certificate.
+    renew_at: Timestamp,
 }
 
 struct Failure {
@@ -126,6 +131,7 @@ impl Mds {
             last_alive: Timestamp(0),
             lease_timeout: Duration::ZERO,
             confirmed: Timestamp(0),
+            renew_at: Timestamp(0),
         }
     }
 
@@ -341,7 +347,9 @@ impl ClientCore {
         let Some(conn) = self.mds.conn() else { return };
         self.mds.probe = self.mds.next_request();
         let request = match self.mds.client {
-            Some(client) => MdsRequest::KeepAlive { client },
+            Some(client) => {
+                MdsRequest::KeepAlive { client, generation: self.config.credentials.generation() }
+            }
             None => MdsRequest::OpenSession {
                 host: self.config.host.clone(),
                 mount_point: self.config.mount_point.clone(),
@@ -368,7 +376,10 @@ impl ClientCore {
                 }
                 self.mds_send_unsent(io);
             }
-            MdsReply::Alive { revoked, mds } => {
+            MdsReply::Alive { revoked, mds, certificate } => {
+                if let Some(certificate) = certificate {
+                    self.renew(io, &certificate);
+                }
                 self.mds.addrs = mds_to_try(&mds, &self.config.mds);
                 self.mds_ready(io);
                 self.leases_revoked(io, &revoked);
@@ -389,6 +400,24 @@ impl ClientCore {
                 self.mds_next(io, why, None, master);
             }
             other => self.mds_next(io, format!("answered a session request with {other:?}"), None, None),
+        }
+    }
+
+    /// Takes this node's certificate of newer keys.
+    fn renew(&mut self, io: &mut dyn Io, certificate: &Certificate) {
+        if io.now() < self.mds.renew_at {
+            return;
+        }
+        match self.config.credentials.renew(certificate) {
+            Ok(true) => {
+                tracing::info!(generation = certificate.generation, "certificate_renewed");
+                self.links_part(io);
+            }
+            Ok(false) => {}
+            Err(why) => {
+                tracing::error!(why, "certificate_not_renewed");
+                self.mds.renew_at = io.now().after(RENEW_AGAIN);
+            }
         }
     }
 
@@ -535,7 +564,7 @@ fn names_client(request: &MdsRequest) -> bool {
 fn client_field(request: &mut MdsRequest) -> Option<&mut ClientId> {
     use MdsRequest as R;
     match request {
-        R::KeepAlive { client }
+        R::KeepAlive { client, .. }
         | R::CloseSession { client }
         | R::SetAttr { client, .. }
         | R::Create { client, .. }

@@ -31,6 +31,8 @@ pub(super) struct Units {
     /// Free and no holes since the last look, and where the next of them is looked for.
     rested: Vec<u64>,
     rested_cursor: u32,
+    /// Taken only while holes are made of them.
+    under_punch: u32,
     /// Units became free since that look.
     released: bool,
     /// The file system has their room. (Of what lay below the frontier at the start this is not known.)
@@ -61,6 +63,7 @@ impl Units {
             suspects: Vec::new(),
             rested: Vec::new(),
             rested_cursor: 0,
+            under_punch: 0,
             released: true,
             holes: vec![0; words],
             sum: 0,
@@ -73,6 +76,11 @@ impl Units {
 
     pub fn free(&self) -> u32 {
         self.free
+    }
+
+    /// Units that hold something, or are about to.
+    pub fn in_use(&self) -> u32 {
+        self.total - self.free - self.under_punch
     }
 
     pub fn pages(&self) -> u32 {
@@ -243,11 +251,13 @@ impl Units {
         }
         self.rested_cursor = behind;
         self.mark(first, behind - first);
+        self.under_punch += behind - first;
         Some((first, behind - first))
     }
 
     /// Frees the units of [`Units::take_rested`]; `ok`: they are holes now.
     pub fn punched(&mut self, first: u32, count: u32, ok: bool) {
+        self.under_punch -= count;
         for unit in first..first + count {
             self.release(unit);
             if ok {
@@ -372,12 +382,14 @@ mod tests {
         assert_eq!(units.take_run(10), Some((20, 10)), "no rest for these");
         units.release(120);
         assert_eq!(units.take_rested(0), None);
-        assert_eq!((units.take_rested(64), units.free()), (Some((30, 64)), 57));
+        let used = units.in_use();
+        assert_eq!((units.take_rested(64), units.free(), units.in_use()), (Some((30, 64)), 57, used));
         assert_eq!((units.take_rested(64), units.take_rested(64)), (Some((94, 6)), None));
         assert_eq!(units.take_run(50), Some((150, 50)), "what is being given back is nobody's");
         units.punched(30, 64, true);
         units.punched(94, 6, false);
-        assert_eq!((units.is_hole(30), units.is_hole(94), units.free()), (true, false, 71));
+        assert_eq!((units.is_hole(30), units.is_hole(94)), (true, false));
+        assert_eq!((units.free(), units.in_use()), (71, used + 50));
         units.look_for_rest();
         assert_eq!((units.take_rested(64), units.take_rested(64)), (Some((94, 6)), Some((120, 1))));
         assert_eq!(units.take_run(64), Some((30, 64)));

@@ -652,14 +652,15 @@ impl Store {
 
     /// Bytes in use.
     pub fn used_bytes(&self) -> u64 {
-        u64::from(self.units.total() - self.units.free()) * UNIT_BYTES
+        u64::from(self.units.in_use()) * UNIT_BYTES
     }
 
     /// Total and free bytes: of the capacity, and no more than this shard's part of the file system's room, which it
     /// shares with `sharers - 1` others.
     pub fn space(&mut self, io: &mut dyn Io, sharers: u16) -> (u64, u64) {
         self.look_at_disk(io);
-        let free = u64::from(self.units.free()).saturating_sub(self.overlay.blocks as u64) * UNIT_BYTES;
+        let units = self.units.total() - self.units.in_use();
+        let free = u64::from(units).saturating_sub(self.overlay.blocks as u64) * UNIT_BYTES;
         let on_disk = self.disk_free_bytes.saturating_sub(DISK_RESERVE_BYTES);
         (u64::from(self.units.total()) * UNIT_BYTES, free.min(on_disk / u64::from(sharers.max(1))))
     }

@@ -50,7 +50,8 @@ impl Server {
         };
         match request {
             CsRequest::Register { .. } => {}
-            CsRequest::Heartbeat { space, load } => {
+            CsRequest::Heartbeat { space, load, generation } => {
+                self.net.shows(conn, generation);
                 if let Some(master) = &mut self.master {
                     master.registry.heartbeat(conn, space, load, io.now());
                 }
@@ -61,6 +62,7 @@ impl Server {
                     copy_bytes_per_s,
                     encrypt: self.encrypts(),
                     taken_out: self.state.taken_out().into_iter().collect(),
+                    certificate: self.newer_certificate(conn),
                     mds: self.mds_addrs(),
                     lease_timeout_ms: self.state.config_number(config::LEASE_TIMEOUT_MS) as u32,
                 };

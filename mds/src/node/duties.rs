@@ -53,6 +53,7 @@ impl Server {
         self.repeat_deletes(io);
         self.drop_drained(io);
         self.watch_license(io);
+        self.note_renewals(io);
     }
 
     /// Revoked leases in which nobody believes any more: who has not heard of it has had no answer to a KeepAlive since,

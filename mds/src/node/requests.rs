@@ -14,7 +14,7 @@ use shards::{Channel, ConnId, Io};
 use std::time::Duration;
 use wire::cs_api::{CsReply, CsRequest};
 use wire::license::LicenseStatus;
-use wire::mds_api::{MdsReply, MdsRequest, Severity};
+use wire::mds_api::{KeyStep, MdsReply, MdsRequest, Severity};
 use wire::{ChunkId, ClientId, CsId, Epoch, FileId, Frame, Head, LeaseId, Status};
 
 /// A client may see the death of a CS a moment before this server: its complaint is looked at again until then.
@@ -33,8 +33,10 @@ impl Server {
         if matches!(request, MdsRequest::AddNode(_)) {
             return Err("a certificate is only for who has just given the password".into());
         }
-        if matches!(request, MdsRequest::SetPassword(_)) && io.channel(conn) == Channel::Plain {
-            let detail = "a password is changed through TLS only".to_string();
+        let is_secret =
+            matches!(request, MdsRequest::SetPassword(_) | MdsRequest::ChangeKey(KeyStep::Begin(_)));
+        if is_secret && io.channel(conn) == Channel::Plain {
+            let detail = "passwords and keys are changed through TLS only".to_string();
             self.refuse(conn, frame.head, false, Status::NotEncrypted, detail, None, io);
             return Ok(());
         }
@@ -72,6 +74,8 @@ impl Server {
             MdsRequest::RemoveCs { cs, force } => self.remove_cs(conn, head, cs, force, patience, io),
             MdsRequest::CancelRemoval { cs } => self.cancel_removal(conn, head, cs, io),
             MdsRequest::TakeOut { node } if self.refuse_taking_out(conn, head, node, io) => {}
+            MdsRequest::ChangeKey(KeyStep::Finish { force: false })
+                if self.refuse_early_finish(conn, head, io) => {}
             MdsRequest::RemoveMds { id } if self.refuse_mds_removal(conn, head, id, io) => {}
             MdsRequest::Open { .. } if self.refuse_while_holders_are_away(conn, head, &request, io) => {}
             request => match Command::from_request(head.request, io.wall_ms(), &request) {
@@ -125,8 +129,9 @@ impl Server {
         patience: Patience,
         io: &mut dyn Io,
     ) {
-        if let Request::Mds(MdsRequest::KeepAlive { client }) = &request {
+        if let Request::Mds(MdsRequest::KeepAlive { client, generation }) = &request {
             self.heard(*client, conn, io);
+            self.net.shows(conn, *generation);
         }
         if let Some(master) = &mut self.master {
             master.reads.push(Read { conn, head, request: limited(request), patience });
@@ -163,10 +168,12 @@ impl Server {
 
     fn serve_read(&mut self, read: &Read, request: &MdsRequest, io: &mut dyn Io) {
         let reply = match request {
-            MdsRequest::KeepAlive { client } if self.state.session_exists(*client) => {
-                MdsReply::Alive { revoked: self.state.revoked_of(*client), mds: self.mds_addrs() }
-            }
-            MdsRequest::KeepAlive { client } => {
+            MdsRequest::KeepAlive { client, .. } if self.state.session_exists(*client) => MdsReply::Alive {
+                revoked: self.state.revoked_of(*client),
+                mds: self.mds_addrs(),
+                certificate: self.newer_certificate(read.conn),
+            },
+            MdsRequest::KeepAlive { client, .. } => {
                 failed(Status::StaleHandle, format!("session {client} has ended: open a new one"))
             }
             MdsRequest::StatFs => MdsReply::Fs(self.fs_stat(io.now())),
@@ -181,6 +188,7 @@ impl Server {
                 Err(refusal) => failed(refusal.status, refusal.detail),
             },
             MdsRequest::ListNodes => self.list_nodes(),
+            MdsRequest::Renew => self.renew(read.conn),
             MdsRequest::GetLicense => self.get_license(io),
             MdsRequest::RemovalStat { cs } => self.removal_stat(*cs),
             MdsRequest::Refresh { chunk, .. } => self.map_of(*chunk),

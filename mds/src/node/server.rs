@@ -48,6 +48,8 @@ pub struct Server {
     wants_newer: bool,
     stopping: Option<Timestamp>,
     snapshot_not_before: Timestamp,
+    /// When to try again to keep this node's certificate.
+    pub(super) renew_at: Timestamp,
 }
 
 impl Server {
@@ -80,6 +82,7 @@ impl Server {
             wants_newer: false,
             stopping: None,
             snapshot_not_before: Timestamp(0),
+            renew_at: Timestamp(0),
         };
         server.update_members(io);
         server.watch_rules(io);
@@ -166,6 +169,7 @@ impl Server {
         let rules = Rules { encrypts: self.encrypts(), taken_out: self.state.taken_out() };
         let events = self.net.set_rules(rules, io);
         self.on_net(events, io);
+        self.renew_own(io);
     }
 
     fn shutdown(&mut self, io: &mut dyn Io) {

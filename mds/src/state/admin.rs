@@ -245,6 +245,7 @@ impl State {
                 self.set_mds(*id, MdsRecord { addr: *addr, raft_addr: *raft_addr });
             }
             Internal::Found(foundation) => self.found(now, foundation),
+            Internal::Renewed { generation, nodes } => self.note_renewed(*generation, nodes),
         }
         Reply::Wire(MdsReply::Done)
     }

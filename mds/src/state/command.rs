@@ -14,7 +14,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 use std::net::SocketAddr;
 use wire::auth::{Foundation, PasswordDigest};
 use wire::license::SignedLicense;
-use wire::mds_api::{AttrChange, FileKind, LeaseMode, MdsRequest, NewNode, Severity};
+use wire::mds_api::{AttrChange, FileKind, KeyStep, LeaseMode, MdsRequest, NewNode, Severity};
 use wire::{ChunkId, ClientId, CsId, Epoch, FileId, LeaseId, MdsId, NodeId};
 
 /// Version of the encoding that this program writes.
@@ -131,6 +131,7 @@ pub enum Op {
     // What is long stands in boxes: the length of the longest variant is that of all.
     AddNode(Box<NewNode>),
     SetPassword(Box<PasswordDigest>),
+    ChangeKey(KeyStep),
     TakeOut {
         node: NodeId,
     },
@@ -178,6 +179,8 @@ pub enum Internal {
     EndRevoked { leases: Vec<LeaseId> },
     /// What a new cluster with a password begins with.
     Found(Box<Foundation>),
+    /// Nodes have shown that they have their certificates of this generation of the cluster's keys.
+    Renewed { generation: u32, nodes: Vec<NodeId> },
 }
 
 /// One change of a replica set, carried out only while the chunk is at `epoch`.
@@ -284,6 +287,7 @@ impl Op {
             R::SetConfig { key, value } => (nobody, Op::SetConfig { key, value }),
             R::AddNode(node) => (nobody, Op::AddNode(node)),
             R::SetPassword(digest) => (nobody, Op::SetPassword(digest)),
+            R::ChangeKey(step) => (nobody, Op::ChangeKey(step)),
             R::TakeOut { node } => (nobody, Op::TakeOut { node }),
             _ => return None,
         })

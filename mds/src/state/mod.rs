@@ -184,7 +184,9 @@ impl State {
             | Op::RemoveMds { .. }
             | Op::SetConfig { .. }
             | Op::LoadLicense { .. } => self.admin_op(now, op, effects),
-            Op::AddNode(_) | Op::SetPassword(_) | Op::TakeOut { .. } => self.node_op(now, op, effects),
+            Op::AddNode(_) | Op::SetPassword(_) | Op::ChangeKey(_) | Op::TakeOut { .. } => {
+                self.node_op(now, op, effects)
+            }
             _ => self.file_op(client, now, op, effects),
         };
         match result {

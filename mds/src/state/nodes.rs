@@ -6,8 +6,8 @@ use super::answer::{Effect, Refusal, refuse};
 use super::{Op, State};
 use rkyv::{Archive, Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use wire::auth::{Authority, Foundation, PasswordDigest};
-use wire::mds_api::{Admission, MdsReply, NewNode, Severity};
+use wire::auth::{Authority, Certificate, Foundation, PasswordDigest, certify};
+use wire::mds_api::{KeyStep, MdsReply, NewNode, Severity};
 use wire::{NodeId, Status};
 
 const LONGEST_NAME_BYTES: usize = 255;
@@ -15,7 +15,12 @@ const LONGEST_NAME_BYTES: usize = 255;
 #[derive(Clone, PartialEq, Debug, Archive, Serialize, Deserialize)]
 pub(super) struct Membership {
     cluster: String,
-    authority: Authority,
+    /// Those that sign certificates, the newest last: two while the authority is being changed.
+    authorities: Vec<Authority>,
+    /// Grows whenever they change.
+    generation: u32,
+    /// Nodes that are known to have their certificates of it.
+    renewed: BTreeSet<NodeId>,
     password: PasswordDigest,
     nodes: BTreeMap<NodeId, NodeRecord>,
     taken_out: BTreeSet<NodeId>,
@@ -45,6 +50,30 @@ impl State {
         self.data.small.membership.iter().flat_map(|m| m.nodes.iter().map(|(node, record)| (*node, record)))
     }
 
+    /// Of the cluster's keys; 0 without a password.
+    pub fn key_generation(&self) -> u32 {
+        self.data.small.membership.as_ref().map_or(0, |m| m.generation)
+    }
+
+    /// Whether a node is known to have its certificate of the newest generation.
+    pub fn is_renewed(&self, node: NodeId) -> bool {
+        self.data.small.membership.as_ref().is_some_and(|m| m.renewed.contains(&node))
+    }
+
+    /// The newest certificate of a node that holds this key. `None` if no such node was taken in, or was taken out again.
+    pub fn certificate_of(&self, node: NodeId, public_key: &[u8; 32]) -> Option<Certificate> {
+        let membership = self.data.small.membership.as_ref()?;
+        let record = membership.nodes.get(&node).filter(|r| r.public_key == *public_key)?;
+        (!membership.taken_out.contains(&node)).then(|| membership.certify(node, record))
+    }
+
+    /// Nodes have shown certificates of this generation.
+    pub(super) fn note_renewed(&mut self, generation: u32, nodes: &[NodeId]) {
+        if let Some(membership) = self.data.small.membership.as_mut().filter(|m| m.generation == generation) {
+            membership.renewed.extend(nodes);
+        }
+    }
+
     /// The first master's doing; a repetition changes nothing.
     pub(super) fn found(&mut self, now: u64, foundation: &Foundation) {
         if self.data.small.membership.is_some() {
@@ -54,7 +83,9 @@ impl State {
         let record = NodeRecord { name: founder.name, public_key: founder.public_key, added_ms: now };
         self.data.small.membership = Some(Membership {
             cluster,
-            authority,
+            authorities: vec![authority],
+            generation: founder.generation,
+            renewed: BTreeSet::from([founder.node]),
             password,
             nodes: BTreeMap::from([(founder.node, record)]),
             taken_out: BTreeSet::new(),
@@ -73,9 +104,9 @@ impl State {
         };
         let (reply, severity, message) = match op {
             Op::AddNode(new) => {
-                let (admission, is_new) = membership.add(now, new)?;
-                let node = admission.certificate.node;
-                let reply = MdsReply::Admitted(Box::new(admission));
+                let (certificate, is_new) = membership.add(now, new)?;
+                let node = certificate.node;
+                let reply = MdsReply::Admitted(Box::new(certificate));
                 if !is_new {
                     return Ok(reply);
                 }
@@ -86,6 +117,7 @@ impl State {
                 membership.password = (**digest).clone();
                 (MdsReply::Done, Severity::Info, "The cluster's password was changed".to_string())
             }
+            Op::ChangeKey(step) => (MdsReply::Done, Severity::Warn, membership.change_key(step)?.to_string()),
             Op::TakeOut { node } => {
                 let Some(record) = membership.nodes.get(node) else {
                     return refuse(
@@ -108,7 +140,7 @@ impl State {
 
 impl Membership {
     /// The node's certificate, and whether it is a new node: one that asks again with the same key is the same node.
-    fn add(&mut self, now: u64, new: &NewNode) -> Result<(Admission, bool), Refusal> {
+    fn add(&mut self, now: u64, new: &NewNode) -> Result<(Certificate, bool), Refusal> {
         // The name stands on a line of the key file, and on terminals.
         let is_fit = !new.name.trim().is_empty() && !new.name.contains(char::is_control);
         if !is_fit || new.name.len() > LONGEST_NAME_BYTES {
@@ -123,7 +155,47 @@ impl Membership {
             self.nodes.insert(node, record);
             self.next_node += 1;
         }
-        let certificate = self.authority.certify(&self.cluster, node, &new.name, new.public_key);
-        Ok((Admission { authority: self.authority.public_key(), certificate }, is_new))
+        self.renewed.insert(node);
+        Ok((self.certify(node, &self.nodes[&node]), is_new))
+    }
+
+    fn certify(&self, node: NodeId, record: &NodeRecord) -> Certificate {
+        let (authorities, generation) = (&self.authorities, self.generation);
+        certify(authorities, generation, &self.cluster, node, &record.name, record.public_key)
+    }
+
+    /// A step in the change of the authority; what is to be said of it.
+    fn change_key(&mut self, step: &KeyStep) -> Result<&'static str, Refusal> {
+        let changes = self.authorities.len() > 1;
+        let message = match step {
+            KeyStep::Begin(_) if changes => {
+                let why = "the cluster's key is being changed already: 'rotate-key --finish' or '--cancel' comes first";
+                return refuse(Status::Busy, why);
+            }
+            KeyStep::Begin(new) if self.authorities.contains(new) => {
+                return refuse(Status::InvalidArgument, "this is the cluster's key already");
+            }
+            KeyStep::Begin(new) => {
+                self.authorities.push((**new).clone());
+                "The cluster's key is being changed: certificates are signed with the old and the new one"
+            }
+            KeyStep::Finish { .. } | KeyStep::Cancel if !changes => {
+                return refuse(
+                    Status::InvalidArgument,
+                    "the cluster's key is not being changed: 'rotate-key' begins",
+                );
+            }
+            KeyStep::Finish { .. } => {
+                self.authorities.remove(0);
+                "The cluster's key was changed: the old one is worth nothing any more"
+            }
+            KeyStep::Cancel => {
+                self.authorities.pop();
+                "The cluster's key stays: the change was cancelled"
+            }
+        };
+        self.generation += 1;
+        self.renewed.clear();
+        Ok(message)
     }
 }

@@ -471,7 +471,7 @@ fn a_lease_says_who_could_write_before_it() {
     assert_eq!(open(1, LeaseMode::Read, true).1, third);
 }
 
-fn admitted(reply: Reply) -> wire::mds_api::Admission {
+fn admitted(reply: Reply) -> wire::auth::Certificate {
     match reply {
         Reply::Wire(MdsReply::Admitted(admission)) => *admission,
         other => panic!("{other:?}"),
@@ -480,6 +480,69 @@ fn admitted(reply: Reply) -> wire::mds_api::Admission {
 
 fn refused(reply: &Reply, status: Status) -> bool {
     matches!(reply, Reply::Wire(MdsReply::Failed { status: found, .. }) if *found == status)
+}
+
+#[test]
+fn the_authority_changes_in_steps_and_members_alone_get_certificates() {
+    use wire::NodeId;
+    use wire::auth::{Authority, Credentials, Foundation, PasswordDigest, PasswordSalt, public_key};
+    use wire::mds_api::{KeyStep, NewNode};
+    let salt = PasswordSalt { salt: [3; 16], memory_kib: 8 << 10, passes: 1, lanes: 1 };
+    let (old, new) = (Authority::new([9; 32]), Authority::new([10; 32]));
+    let mut b = Bench::new();
+    let step = |b: &mut Bench, step| b.ask(ClientId(0), Op::ChangeKey(step));
+    let begin = |authority: &Authority| KeyStep::Begin(Box::new(authority.clone()));
+    assert!(refused(&step(&mut b, begin(&new)), Status::NotSupported), "a cluster without a password");
+    b.apply(Command::internal(
+        7,
+        Internal::Found(Box::new(Foundation {
+            cluster: "pcs1".into(),
+            authority: old.clone(),
+            password: PasswordDigest::new("secret", salt).unwrap(),
+            founder: old.certify("pcs1", NodeId(1), "first", public_key(&[1; 32])),
+        })),
+    ));
+    let second = NewNode { name: "second".into(), public_key: public_key(&[2; 32]) };
+    let second = admitted(b.ask(ClientId(0), Op::AddNode(Box::new(second))));
+    let mut node = Credentials::node("pcs1", second, [2; 32]);
+
+    let finish = KeyStep::Finish { force: false };
+    for early in [KeyStep::Cancel, finish.clone(), begin(&old)] {
+        assert!(refused(&step(&mut b, early.clone()), Status::InvalidArgument), "{early:?}");
+    }
+    assert_eq!((b.state.key_generation(), b.state.is_renewed(NodeId(2))), (1, true));
+    let by = |b: &Bench, node: u32| {
+        let given = b.state.certificate_of(NodeId(node), &public_key(&[node as u8; 32]))?;
+        Some(given.vouchers.iter().map(|v| v.authority).collect::<Vec<_>>())
+    };
+    let (old_key, new_key) = (old.public_key(), new.public_key());
+    for (todo, generation, expected) in [
+        (begin(&new), 2, vec![old_key, new_key]),
+        (KeyStep::Cancel, 3, vec![old_key]),
+        (begin(&new), 4, vec![old_key, new_key]),
+        (finish, 5, vec![new_key]),
+    ] {
+        assert_eq!(step(&mut b, todo.clone()), Reply::Wire(MdsReply::Done), "{todo:?}");
+        assert_eq!((b.state.key_generation(), b.state.is_renewed(NodeId(2))), (generation, false));
+        let is_between = expected.len() == 2;
+        assert_eq!(by(&b, 2), Some(expected));
+        if is_between {
+            assert!(refused(&step(&mut b, begin(&Authority::new([11; 32]))), Status::Busy));
+        }
+        assert_eq!(node.renew(&b.state.certificate_of(NodeId(2), &public_key(&[2; 32])).unwrap()), Ok(true));
+        let renewed = |generation| Internal::Renewed { generation, nodes: vec![NodeId(2)] };
+        b.apply(Command::internal(7, renewed(generation - 1)));
+        assert!(!b.state.is_renewed(NodeId(2)), "of the generation before");
+        b.apply(Command::internal(7, renewed(generation)));
+        assert!(b.state.is_renewed(NodeId(2)));
+    }
+    // Numbers and keys that don't belong together, as whoever has the old authority can make them, get nothing.
+    assert_eq!(by(&b, 3), None);
+    assert_eq!(b.state.certificate_of(NodeId(2), &public_key(&[7; 32])), None);
+    b.ask(ClientId(0), Op::TakeOut { node: NodeId(2) });
+    assert_eq!(by(&b, 2), None);
+    let again = restored(&b.state);
+    assert_eq!((again.digest(), again.key_generation()), (b.state.digest(), 5));
 }
 
 #[test]
@@ -507,12 +570,12 @@ fn nodes_come_in_once_go_and_get_another_number() {
     assert_eq!(b.state.password(), Some(&digest("secret")), "a cluster is founded once");
 
     let second = admitted(b.ask(nobody, new("second", 2)));
-    assert_eq!(second.certificate.node, NodeId(2));
+    assert_eq!(second.node, NodeId(2));
     assert_eq!(admitted(b.ask(nobody, new("second", 2))), second, "asked again: the same");
     // What it got makes a key file that others believe.
-    let credentials = Credentials::node("pcs1", second.authority, second.certificate, [2; 32]);
+    let credentials = Credentials::node("pcs1", second, [2; 32]);
     let proof = credentials.prove("x", &[]);
-    assert_eq!(credentials.believe("x", &[], proof.as_ref()), Ok(Some(NodeId(2))));
+    assert_eq!(credentials.believe("x", &[], proof.as_ref()).unwrap().map(|m| m.node), Some(NodeId(2)));
     for bad in ["", " ", "a\nsecret=", &"x".repeat(256)] {
         assert!(refused(&b.ask(nobody, new(bad, 4)), Status::InvalidArgument), "{bad:?}");
     }
@@ -522,7 +585,7 @@ fn nodes_come_in_once_go_and_get_another_number() {
         assert_eq!(b.ask(nobody, Op::TakeOut { node: NodeId(2) }), Reply::Wire(MdsReply::Done));
     }
     assert_eq!(b.state.taken_out(), [NodeId(2)].into());
-    assert_eq!(admitted(b.ask(nobody, new("second", 2))).certificate.node, NodeId(3), "not the old number");
+    assert_eq!(admitted(b.ask(nobody, new("second", 2))).node, NodeId(3), "not the old number");
     b.ask(nobody, Op::SetPassword(Box::new(digest("new"))));
     let again = restored(&b.state);
     assert_eq!((again.digest(), again.password()), (b.state.digest(), Some(&digest("new"))));

@@ -261,6 +261,13 @@ enum Command {
         #[arg(long)]
         password_file: Option<PathBuf>,
     },
+    /// Changes the key that certificates of nodes are signed with, while everything runs.
+    ///
+    /// Without options it begins: nodes get certificates by the old and the new key, within seconds where services or mounts
+    /// run. When list-nodes shows none with the old key, --finish gives the old one up.
+    ///
+    /// Example: pstorage -c pcs1 rotate-key; pstorage -c pcs1 list-nodes; pstorage -c pcs1 rotate-key --finish
+    RotateKey(auth::RotateKey),
     /// Lists the nodes of a cluster with a password.
     ListNodes,
     /// Takes a node out of a cluster with a password: its connections end, and nobody talks to it any more.
@@ -490,6 +497,7 @@ fn run(context: &Context, command: Command) -> Outcome {
             auth::auth_node(context, password_file.as_deref(), &bootstrap)
         }
         Command::Passwd { password_file } => auth::passwd(context, password_file.as_deref()),
+        Command::RotateKey(arguments) => auth::rotate_key(context, &arguments),
         Command::ListNodes => auth::list_nodes(context),
         Command::DeauthNode { id } => auth::deauth_node(context, id),
         Command::Nbd(arguments) => nbd::nbd(context, &arguments),

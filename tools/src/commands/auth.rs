@@ -1,4 +1,4 @@
-//! Who belongs to the cluster: `auth-node`, `passwd`, `list-nodes`, `deauth-node`.
+//! Who belongs to the cluster: `auth-node`, `passwd`, `rotate-key`, `list-nodes`, `deauth-node`.
 
 use super::stat::{table, time};
 use crate::mds_link::{connect_encrypted, receive};
@@ -6,12 +6,12 @@ use crate::{Context, Outcome};
 use shards::blocking::BlockingConn;
 use std::io::{BufRead, IsTerminal};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use wire::auth::{Authority, Credentials, Foundation, KEY_FILE, PasswordDigest, PasswordSalt, public_key};
 use wire::hello::HandshakeFailed;
 use wire::join::{self, Joiner};
-use wire::mds_api::{MdsReply, MdsRequest, NewNode, NodeInfo};
+use wire::mds_api::{KeyStep, MdsReply, MdsRequest, NewNode, NodeInfo};
 use wire::{Frame, Head, Kind, NodeId, Status, decode, encode};
 
 const ANSWER: Duration = Duration::from_secs(2);
@@ -58,7 +58,7 @@ pub fn found(
     let authority = authority.unwrap_or_else(|| Authority::new(shards::host::random_bytes()));
     let secret = shards::host::random_bytes();
     let founder = authority.certify(cluster, NodeId(1), &name_of_host(), public_key(&secret));
-    let credentials = Credentials::node(cluster, authority.public_key(), founder.clone(), secret);
+    let credentials = Credentials::node(cluster, founder.clone(), secret);
     let foundation =
         Foundation { cluster: cluster.into(), authority, password: new_digest(password)?, founder };
     Ok((foundation, credentials))
@@ -221,9 +221,7 @@ impl AtGate {
         let request = Frame::new(Head::new(Kind::MdsRequest, 1), &meta, shards::Buf::empty());
         let answer = ask(&mut conn, &request, PATIENCE)?;
         match decode!(MdsReply, &answer.meta).map_err(Refused::For)? {
-            MdsReply::Admitted(admission) => {
-                Ok(Credentials::node(cluster, admission.authority, admission.certificate, secret))
-            }
+            MdsReply::Admitted(certificate) => Ok(Credentials::node(cluster, *certificate, secret)),
             MdsReply::Failed { status: Status::NotMaster | Status::NotReady, detail, .. } => {
                 Err(Refused::Perhaps(detail))
             }
@@ -266,10 +264,12 @@ pub fn list_nodes(context: &Context) -> Outcome {
     let me = Credentials::load(&context.etc, context.cluster()?)?.node_id();
     let mut rows = table(&["NODE", "NAME", "STATE", "CONNECTIONS", "ADDED"]);
     for n in &nodes {
-        let state = match (n.taken_out, n.connections) {
-            (true, _) => "taken out",
-            (false, 0) => "away",
-            (false, _) => "connected",
+        let state = match (n.taken_out, n.connections, n.renewed) {
+            (true, ..) => "taken out",
+            (false, 0, true) => "away",
+            (false, 0, false) => "away, old key",
+            (false, _, true) => "connected",
+            (false, _, false) => "connected, old key",
         };
         let here = if me == Some(n.node) { "*" } else { "" };
         let number = format!("{}{here}", n.node);
@@ -278,6 +278,50 @@ pub fn list_nodes(context: &Context) -> Outcome {
     println!("{rows}");
     if me.is_some() {
         println!("* this node");
+    }
+    Ok(())
+}
+
+#[derive(clap::Args)]
+pub struct RotateKey {
+    /// The new key, an Ed25519 key in PEM, instead of one that is made here.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["finish", "cancel"])]
+    authority: Option<PathBuf>,
+    /// Gives the old key up: certificates without the new one are worth nothing from then on.
+    #[arg(long, conflicts_with = "cancel")]
+    finish: bool,
+    /// With --finish, even if nodes have no certificate by the new key: they must be authenticated anew.
+    #[arg(long, requires = "finish")]
+    force: bool,
+    /// Gives the new key up again.
+    #[arg(long)]
+    cancel: bool,
+}
+
+/// A step in the change of the key that certificates are signed with.
+pub fn rotate_key(context: &Context, arguments: &RotateKey) -> Outcome {
+    let cluster = context.cluster()?;
+    let mut link = context.link()?.sealed();
+    let step = match (arguments.finish, arguments.cancel) {
+        (true, _) => KeyStep::Finish { force: arguments.force },
+        (_, true) => KeyStep::Cancel,
+        _ => {
+            let given = arguments.authority.as_deref().map(read_authority).transpose()?;
+            KeyStep::Begin(Box::new(given.unwrap_or_else(|| Authority::new(shards::host::random_bytes()))))
+        }
+    };
+    let begins = matches!(step, KeyStep::Begin(_));
+    link.ask(&MdsRequest::ChangeKey(step))?;
+    // A new connection sees the new keys and fetches this node's certificate.
+    context.link()?.ask(&MdsRequest::ListNodes).ok();
+    match (begins, arguments.finish) {
+        (true, _) => println!(
+            "Cluster '{cluster}' has a new key beside the old one. Nodes get their certificates by it while services and mounts \
+             run there; on a host without any run 'pstorage -c {cluster} list-nodes' once. When list-nodes shows no old key any \
+             more: pstorage -c {cluster} rotate-key --finish"
+        ),
+        (_, true) => println!("The old key of cluster '{cluster}' is worth nothing any more."),
+        _ => println!("Cluster '{cluster}' keeps the key it had."),
     }
     Ok(())
 }
