@@ -147,6 +147,9 @@ impl Cluster {
             FileKind::Symlink => {
                 return Err(ClientError::refused(Status::InvalidArgument, "is a symbolic link"));
             }
+            FileKind::Special(_) => {
+                return Err(ClientError::refused(Status::InvalidArgument, "is a device, FIFO or socket"));
+            }
         }
         self.open_id(attr.file, mode)
     }

@@ -16,9 +16,24 @@ pub enum FileKind {
     File,
     Directory,
     Symlink,
+    Special(Special),
 }
 
-/// Attributes as `stat` shows them. Times are Unix milliseconds.
+/// What the cluster keeps the name and attributes of, and each host's kernel makes something of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub enum Special {
+    Fifo,
+    Socket,
+    /// `device`: major and minor number as the kernel packs them into 32 bits.
+    CharacterDevice {
+        device: u32,
+    },
+    BlockDevice {
+        device: u32,
+    },
+}
+
+/// Attributes as `stat` shows them. Times are nanoseconds since 1970.
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub struct FileAttr {
     pub file: FileId,
@@ -27,8 +42,10 @@ pub struct FileAttr {
     pub size_bytes: u64,
     /// Chunks that exist times chunk size is an upper bound; thin space is known to the CS only.
     pub allocated_bytes: u64,
-    pub mtime_ms: u64,
-    pub ctime_ms: u64,
+    /// When it was made, or as it was set since: reading does not change it.
+    pub atime_ns: i64,
+    pub mtime_ns: i64,
+    pub ctime_ns: i64,
     /// Directories: number of subdirectories + 2; else 1 (0 once unlinked and still open).
     pub links: u32,
     pub chunk_bytes: u32,
@@ -78,7 +95,8 @@ pub struct AttrChange {
     pub uid: Option<u32>,
     pub gid: Option<u32>,
     pub size_bytes: Option<u64>,
-    pub mtime_ms: Option<u64>,
+    pub atime_ns: Option<i64>,
+    pub mtime_ns: Option<i64>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
@@ -206,7 +224,7 @@ pub enum MdsRequest {
         file: FileId,
         lease: LeaseId,
         size_bytes: Option<u64>,
-        mtime_ms: Option<u64>,
+        mtime_ns: Option<i64>,
     },
     /// Records the size a writer has reached (never shrinks).
     Extend {
@@ -214,7 +232,7 @@ pub enum MdsRequest {
         file: FileId,
         lease: LeaseId,
         size_bytes: u64,
-        mtime_ms: u64,
+        mtime_ns: i64,
     },
 
     /// Maps of the chunks `first .. first + count`; absent chunks are left out (holes).

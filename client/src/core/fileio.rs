@@ -508,7 +508,7 @@ impl ClientCore {
                     if let Some(size) = size {
                         let first_behind = size.div_ceil(f.chunk_bytes());
                         f.forget_maps(u32::try_from(first_behind).unwrap_or(u32::MAX));
-                        f.size_set(size, attr.mtime_ms);
+                        f.size_set(size, attr.mtime_ns);
                         f.tail_clean = true;
                     }
                     f.refresh_attr(attr.clone());

@@ -44,7 +44,7 @@ pub(super) struct File {
     pub waiting_lease: Vec<u64>,
 
     pub size: u64,
-    pub mtime_ms: u64,
+    pub mtime_ns: i64,
     unrecorded_since: Option<Timestamp>,
     mtime_unrecorded: bool,
     pub recording: bool,
@@ -73,7 +73,7 @@ impl File {
     fn new(attr: FileAttr) -> Self {
         File {
             size: attr.size_bytes,
-            mtime_ms: attr.mtime_ms,
+            mtime_ns: attr.mtime_ns,
             attr,
             lease: None,
             lost: None,
@@ -127,7 +127,9 @@ impl File {
 
     /// Attributes with what only this client knows.
     pub fn current_attr(&self) -> FileAttr {
-        FileAttr { size_bytes: self.size, mtime_ms: self.mtime_ms, ..self.attr.clone() }
+        let ctime_ns =
+            if self.mtime_unrecorded { self.attr.ctime_ns.max(self.mtime_ns) } else { self.attr.ctime_ns };
+        FileAttr { size_bytes: self.size, mtime_ns: self.mtime_ns, ctime_ns, ..self.attr.clone() }
     }
 
     /// Takes over fresh attributes of the MDS, keeping what it has not been told yet.
@@ -135,17 +137,17 @@ impl File {
         if self.lease.is_some_and(|(_, m)| m == LeaseMode::Write) || self.unrecorded() || self.recording {
             attr.size_bytes = self.size;
             if self.mtime_unrecorded {
-                attr.mtime_ms = self.mtime_ms;
+                attr.mtime_ns = self.mtime_ns;
             }
         }
         self.size = attr.size_bytes;
-        self.mtime_ms = attr.mtime_ms;
+        self.mtime_ns = attr.mtime_ns;
         self.attr = attr;
     }
 
     /// A write has ended at `end`.
     pub fn grown_to(&mut self, end: u64, now: Timestamp, wall_ms: u64) {
-        self.mtime_ms = wall_ms;
+        self.mtime_ns = (wall_ms as i64).saturating_mul(1_000_000);
         self.mtime_unrecorded = true;
         if end > self.size {
             self.size = end;
@@ -154,16 +156,16 @@ impl File {
     }
 
     /// A program has set the time itself: it stays until the next write.
-    pub fn mtime_given(&mut self, mtime_ms: u64) {
-        self.mtime_ms = mtime_ms;
+    pub fn mtime_given(&mut self, mtime_ns: i64) {
+        self.mtime_ns = mtime_ns;
         self.mtime_unrecorded = false;
     }
 
     /// The MDS was told the size by other means.
-    pub fn size_set(&mut self, size: u64, wall_ms: u64) {
+    pub fn size_set(&mut self, size: u64, mtime_ns: i64) {
         self.size = size;
         self.unrecorded_since = None;
-        self.mtime_ms = wall_ms;
+        self.mtime_ns = mtime_ns;
         self.mtime_unrecorded = false;
     }
 }
@@ -188,8 +190,9 @@ impl ClientCore {
                 mode: 0,
                 size_bytes: 0,
                 allocated_bytes: 0,
-                mtime_ms: 0,
-                ctime_ms: 0,
+                atime_ns: 0,
+                mtime_ns: 0,
+                ctime_ns: 0,
                 links: 1,
                 chunk_bytes: wire::DEFAULT_CHUNK_BYTES,
                 replicas: wire::mds_api::ReplicaPolicy {
@@ -292,7 +295,7 @@ impl ClientCore {
         let Some(f) = self.files.get_mut(&file) else {
             // Closed while a new session asked for its lease.
             let client = self.mds.client().unwrap_or_default();
-            let request = MdsRequest::Release { client, file, lease, size_bytes: None, mtime_ms: None };
+            let request = MdsRequest::Release { client, file, lease, size_bytes: None, mtime_ns: None };
             return self.mds_call(io, request, Box::new(|_, _, _| ()));
         };
         f.asking = false;
@@ -407,9 +410,9 @@ impl ClientCore {
         self.cache_closed(file);
         let Some(f) = self.files.get_mut(&file) else { return };
         let size_bytes = f.unrecorded().then_some(f.size);
-        let mtime_ms = f.mtime_unrecorded.then_some(f.mtime_ms);
+        let mtime_ns = f.mtime_unrecorded.then_some(f.mtime_ns);
         let client = self.mds.client().unwrap_or_default();
-        let request = MdsRequest::Release { client, file, lease, size_bytes, mtime_ms };
+        let request = MdsRequest::Release { client, file, lease, size_bytes, mtime_ns };
         self.mds_call(
             io,
             request,
@@ -541,9 +544,9 @@ impl ClientCore {
             return self.after(io, ASK_AGAIN, Box::new(move |core, io| core.start_record(io, file)));
         };
         f.recording = true;
-        let (size_bytes, mtime_ms) = (f.size, f.mtime_ms);
+        let (size_bytes, mtime_ns) = (f.size, f.mtime_ns);
         let client = self.mds.client().unwrap_or_default();
-        let request = MdsRequest::Extend { client, file, lease, size_bytes, mtime_ms };
+        let request = MdsRequest::Extend { client, file, lease, size_bytes, mtime_ns };
         self.mds_call(
             io,
             request,
@@ -644,7 +647,7 @@ impl ClientCore {
             return self.after(io, ASK_AGAIN, Box::new(move |core, io| core.tell_stopped(io, file, lease)));
         }
         let Some(client) = self.mds.client() else { return };
-        let request = MdsRequest::Release { client, file, lease, size_bytes: None, mtime_ms: None };
+        let request = MdsRequest::Release { client, file, lease, size_bytes: None, mtime_ns: None };
         self.mds_call(io, request, Box::new(|_, _, _| ()));
     }
 

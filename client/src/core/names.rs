@@ -72,8 +72,8 @@ impl ClientCore {
         if change.size_bytes.is_some() {
             return self.truncate(io, file, change, then);
         }
-        if let (Some(mtime_ms), Some(f)) = (change.mtime_ms, self.files.get_mut(&file)) {
-            f.mtime_given(mtime_ms);
+        if let (Some(mtime_ns), Some(f)) = (change.mtime_ns, self.files.get_mut(&file)) {
+            f.mtime_given(mtime_ns);
         }
         let client = self.mds.client().unwrap_or_default();
         self.attr_call(io, MdsRequest::SetAttr { client, file, change }, then);

@@ -4,7 +4,7 @@ use crate::error::ClientError;
 use fuser::{Errno, FileType, INodeNo, TimeOrNow};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use wire::FileId;
-use wire::mds_api::{FileAttr, FileKind};
+use wire::mds_api::{FileAttr, FileKind, Special};
 
 /// What `pstorage-mount -u -g -m` shows instead of the stored owner and mode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -28,19 +28,33 @@ pub fn kind(kind: FileKind) -> FileType {
         FileKind::File => FileType::RegularFile,
         FileKind::Directory => FileType::Directory,
         FileKind::Symlink => FileType::Symlink,
+        FileKind::Special(Special::Fifo) => FileType::NamedPipe,
+        FileKind::Special(Special::Socket) => FileType::Socket,
+        FileKind::Special(Special::CharacterDevice { .. }) => FileType::CharDevice,
+        FileKind::Special(Special::BlockDevice { .. }) => FileType::BlockDevice,
     }
 }
 
-fn time(ms: u64) -> SystemTime {
-    UNIX_EPOCH.checked_add(Duration::from_millis(ms)).unwrap_or(UNIX_EPOCH)
+fn time(ns: i64) -> SystemTime {
+    let far = Duration::from_nanos(ns.unsigned_abs());
+    if ns < 0 { UNIX_EPOCH - far } else { UNIX_EPOCH + far }
 }
 
-pub fn wall_ms(time: TimeOrNow) -> u64 {
+/// Nanoseconds since 1970, or the nearest that is kept (the years 1678 to 2262).
+pub fn wall_ns(time: TimeOrNow) -> i64 {
     let time = match time {
         TimeOrNow::SpecificTime(time) => time,
         TimeOrNow::Now => SystemTime::now(),
     };
-    time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+    let ns = match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => after.as_nanos() as i128,
+        // fuser 0.18 takes the kernel's seconds and nanoseconds for both negative; only the seconds are.
+        Err(before) => {
+            let before = before.duration();
+            -i128::from(before.as_secs()) * 1_000_000_000 + i128::from(before.subsec_nanos())
+        }
+    };
+    ns.clamp(i64::MIN.into(), i64::MAX.into()) as i64
 }
 
 pub fn attr(a: &FileAttr, over: Overrides) -> fuser::FileAttr {
@@ -54,16 +68,21 @@ pub fn attr(a: &FileAttr, over: Overrides) -> fuser::FileAttr {
         ino: inode(a.file),
         size: a.size_bytes,
         blocks: a.allocated_bytes.min(a.size_bytes.next_multiple_of(4096)) / 512,
-        atime: time(a.mtime_ms),
-        mtime: time(a.mtime_ms),
-        ctime: time(a.ctime_ms.max(a.mtime_ms)),
+        atime: time(a.atime_ns),
+        mtime: time(a.mtime_ns),
+        ctime: time(a.ctime_ns),
         crtime: UNIX_EPOCH,
         kind: kind(a.kind),
         perm: (mode & 0o7777) as u16,
         nlink: a.links,
         uid: over.uid.unwrap_or(a.uid),
         gid: over.gid.unwrap_or(a.gid),
-        rdev: 0,
+        rdev: match a.kind {
+            FileKind::Special(Special::CharacterDevice { device } | Special::BlockDevice { device }) => {
+                device
+            }
+            _ => 0,
+        },
         blksize: 1 << 20,
         flags: 0,
     }

@@ -19,7 +19,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
-use wire::mds_api::{AttrChange, FileAttr, FileKind, FsStat, LeaseMode, MdsReply, MdsRequest};
+use wire::mds_api::{AttrChange, FileAttr, FileKind, FsStat, LeaseMode, MdsReply, MdsRequest, Special};
 use wire::{ClientId, FileId};
 
 /// How long the kernel believes names and attributes without asking. Data is covered by leases instead.
@@ -188,7 +188,7 @@ impl Filesystem for PstorageFs {
         uid: Option<u32>,
         gid: Option<u32>,
         size: Option<u64>,
-        _atime: Option<TimeOrNow>,
+        atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
         _fh: Option<FileHandle>,
@@ -206,11 +206,12 @@ impl Filesystem for PstorageFs {
             uid,
             gid,
             size_bytes: size,
-            mtime_ms: mtime.map(convert::wall_ms),
+            atime_ns: atime.map(convert::wall_ns),
+            mtime_ns: mtime.map(convert::wall_ns),
         };
         let (file, done) = (convert::file(ino), self.attr(reply));
         if change == AttrChange::default() {
-            self.mailbox.send(Call::GetAttr { file, done }); // Only the access time, which is not kept.
+            self.mailbox.send(Call::GetAttr { file, done });
         } else {
             self.mailbox.send(Call::SetAttr { file, change, done });
         }
@@ -234,13 +235,18 @@ impl Filesystem for PstorageFs {
         name: &OsStr,
         mode: u32,
         _umask: u32,
-        _rdev: u32,
+        rdev: u32,
         reply: ReplyEntry,
     ) {
-        if mode & libc::S_IFMT != libc::S_IFREG && mode & libc::S_IFMT != 0 {
-            return reply.error(Errno::EPERM); // Devices, pipes and sockets are not stored.
-        }
-        self.make(req, parent, name, FileKind::File, mode, String::new(), reply);
+        let kind = match mode & libc::S_IFMT {
+            libc::S_IFREG | 0 => FileKind::File,
+            libc::S_IFIFO => FileKind::Special(Special::Fifo),
+            libc::S_IFSOCK => FileKind::Special(Special::Socket),
+            libc::S_IFCHR => FileKind::Special(Special::CharacterDevice { device: rdev }),
+            libc::S_IFBLK => FileKind::Special(Special::BlockDevice { device: rdev }),
+            _ => return reply.error(Errno::EINVAL),
+        };
+        self.make(req, parent, name, kind, mode, String::new(), reply);
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {

@@ -22,7 +22,7 @@ enum Name {
 fn classify(name: &std::ffi::OsStr) -> Name {
     match name.to_str() {
         Some(name) if name.starts_with(OWN) => Name::Own(name[OWN.len()..].to_string()),
-        Some(name) if name.starts_with("user.") || name.starts_with("trusted.") => {
+        Some(name) if ["user.", "trusted.", "security."].iter().any(|of| name.starts_with(of)) => {
             Name::Stored(name.to_string())
         }
         _ => Name::Unsupported,

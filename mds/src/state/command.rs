@@ -87,13 +87,13 @@ pub enum Op {
         file: FileId,
         lease: LeaseId,
         size_bytes: Option<u64>,
-        mtime_ms: Option<u64>,
+        mtime_ns: Option<i64>,
     },
     Extend {
         file: FileId,
         lease: LeaseId,
         size_bytes: u64,
-        mtime_ms: u64,
+        mtime_ns: i64,
     },
     /// Makes sure that chunks `first .. first + count` exist. `placements` names the replicas of those that were
     /// missing when the master looked ([`super::State::missing_chunks`]), first the primary.
@@ -271,11 +271,11 @@ impl Op {
             }
             R::RemoveXattr { client, file, name } => (client, Op::RemoveXattr { file, name }),
             R::Open { client, file, mode, reclaim } => (client, Op::Open { file, mode, reclaim }),
-            R::Release { client, file, lease, size_bytes, mtime_ms } => {
-                (client, Op::Release { file, lease, size_bytes, mtime_ms })
+            R::Release { client, file, lease, size_bytes, mtime_ns } => {
+                (client, Op::Release { file, lease, size_bytes, mtime_ns })
             }
-            R::Extend { client, file, lease, size_bytes, mtime_ms } => {
-                (client, Op::Extend { file, lease, size_bytes, mtime_ms })
+            R::Extend { client, file, lease, size_bytes, mtime_ns } => {
+                (client, Op::Extend { file, lease, size_bytes, mtime_ns })
             }
             R::NewCs { host_id, host } => (nobody, Op::NewCs { host_id, host }),
             R::SetPolicy { file, name, value, recursive } => {

@@ -15,7 +15,7 @@ use smol_str::SmolStr;
 use std::collections::BTreeMap;
 use wire::data::MAX_REPLICAS;
 use wire::license::SignedLicense;
-use wire::mds_api::{Event, FileAttr, FileKind, LeaseMode, MdsReply, ReplicaPolicy};
+use wire::mds_api::{Event, FileAttr, FileKind, LeaseMode, MdsReply, ReplicaPolicy, Special};
 use wire::{ChunkId, ClientId, CsId, Epoch, FileId, LeaseId, MdsId, Role};
 
 /// Maps of imbl: B-trees whose copies share their nodes.
@@ -75,8 +75,9 @@ pub(super) struct Inode {
     pub gid: u32,
     pub policy: ReplicaPolicy,
     pub chunk_bytes: u32,
-    pub mtime_ms: u64,
-    pub ctime_ms: u64,
+    pub atime_ns: i64,
+    pub mtime_ns: i64,
+    pub ctime_ns: i64,
     /// Where it hangs; 0 once unlinked.
     pub parent: FileId,
     /// The newest write lease ever granted.
@@ -89,6 +90,7 @@ pub(super) enum Body {
     File { size_bytes: u64, chunks: Runs },
     Directory { entries: u32, subdirectories: u32 },
     Symlink { target: Box<str> },
+    Special(Special),
 }
 
 /// What few files have.
@@ -126,7 +128,7 @@ const CS_BITS: u32 = 30;
 /// Numbers of servers are below this.
 pub(super) const MOST_CS: u32 = 1 << CS_BITS;
 
-const _: () = assert!(size_of::<ChunkRecord>() == 32 && size_of::<Inode>() == 96);
+const _: () = assert!(size_of::<ChunkRecord>() == 32 && size_of::<Inode>() == 104);
 
 impl Replicas {
     pub fn new(replicas: &[(CsId, Role)]) -> Replicas {
@@ -197,8 +199,9 @@ impl Inode {
             gid: 0,
             policy,
             chunk_bytes,
-            mtime_ms: 0,
-            ctime_ms: 0,
+            atime_ns: 0,
+            mtime_ns: 0,
+            ctime_ns: 0,
             parent,
             last_writer: LeaseId(0),
             extras: None,
@@ -229,6 +232,7 @@ impl Inode {
             Body::File { .. } => FileKind::File,
             Body::Directory { .. } => FileKind::Directory,
             Body::Symlink { .. } => FileKind::Symlink,
+            Body::Special(special) => FileKind::Special(special),
         }
     }
 
@@ -240,6 +244,7 @@ impl Inode {
             ),
             Body::Directory { entries, .. } => (u64::from(*entries), 0),
             Body::Symlink { target } => (target.len() as u64, 0),
+            Body::Special(_) => (0, 0),
         };
         let links = match &self.body {
             Body::Directory { subdirectories, .. } => 2 + subdirectories,
@@ -251,8 +256,9 @@ impl Inode {
             mode: self.mode,
             size_bytes,
             allocated_bytes,
-            mtime_ms: self.mtime_ms,
-            ctime_ms: self.ctime_ms,
+            atime_ns: self.atime_ns,
+            mtime_ns: self.mtime_ns,
+            ctime_ns: self.ctime_ns,
             links,
             chunk_bytes: self.chunk_bytes,
             replicas: self.policy,

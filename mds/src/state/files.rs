@@ -11,6 +11,7 @@ use wire::{ChunkId, ClientId, FileId, LeaseId, ROOT, Status};
 
 type Answered = Result<MdsReply, Refusal>;
 const MOST_XATTR_BYTES: usize = 64 << 10;
+const NS_PER_MS: i64 = 1_000_000;
 
 fn check_name(name: &str) -> Result<(), Refusal> {
     match name {
@@ -62,10 +63,10 @@ impl State {
     }
 
     /// Puts a name into a directory, or takes it out, and keeps counts and times.
-    fn enter(&mut self, parent: FileId, name: &str, child: Option<FileId>, is_directory: bool, now: u64) {
+    fn enter(&mut self, parent: FileId, name: &str, child: Option<FileId>, is_directory: bool, now: i64) {
         let inode = self.data.inodes.get_mut(parent).expect("looked at before");
-        inode.mtime_ms = now;
-        inode.ctime_ms = now;
+        inode.mtime_ns = now;
+        inode.ctime_ns = now;
         let Body::Directory { entries, subdirectories } = &mut inode.body else {
             unreachable!("looked at before")
         };
@@ -86,10 +87,11 @@ impl State {
     pub(super) fn file_op(
         &mut self,
         client: ClientId,
-        now: u64,
+        now_ms: u64,
         op: &Op,
         effects: &mut Vec<Effect>,
     ) -> Answered {
+        let now = (now_ms as i64).saturating_mul(NS_PER_MS);
         match op {
             Op::SetAttr { file, change } => self.set_attr(*file, change, now, effects),
             Op::Create { parent, name, kind, mode, uid, gid, symlink_target, exclusive, open } => {
@@ -112,6 +114,7 @@ impl State {
                     FileKind::File => Body::File { size_bytes: 0, chunks: Runs::default() },
                     FileKind::Directory => Body::Directory { entries: 0, subdirectories: 0 },
                     FileKind::Symlink => Body::Symlink { target: symlink_target.as_str().into() },
+                    FileKind::Special(special) => Body::Special(*special),
                 };
                 let file = FileId(self.data.counters.next_file);
                 self.data.counters.next_file += 1;
@@ -119,8 +122,9 @@ impl State {
                     mode: *mode,
                     uid: *uid,
                     gid: *gid,
-                    mtime_ms: now,
-                    ctime_ms: now,
+                    atime_ns: now,
+                    mtime_ns: now,
+                    ctime_ns: now,
                     ..Inode::new(body, policy, chunk_bytes, *parent)
                 };
                 self.data.inodes.insert(file, inode);
@@ -137,7 +141,7 @@ impl State {
                 let kind = self.inode(file)?.kind();
                 match (kind, directory) {
                     (FileKind::Directory, false) => return refuse_name(Status::IsDirectory, name),
-                    (FileKind::File | FileKind::Symlink, true) => {
+                    (FileKind::File | FileKind::Symlink | FileKind::Special(_), true) => {
                         return refuse_name(Status::NotDirectory, name);
                     }
                     (FileKind::Directory, true) if self.directory(file)? > 0 => {
@@ -170,12 +174,12 @@ impl State {
                     (false, _, true) => return refuse(Status::NoAttribute, name.clone()),
                     _ => inode.change_extras(|extras| extras.xattrs.insert(name.clone(), value.clone())),
                 };
-                inode.ctime_ms = now;
+                inode.ctime_ns = now;
                 Ok(MdsReply::Done)
             }
             Op::RemoveXattr { file, name } => {
                 let inode = self.inode_mut(*file)?;
-                inode.ctime_ms = now;
+                inode.ctime_ns = now;
                 match inode.change_extras(|extras| extras.xattrs.remove(name)) {
                     Some(_) => Ok(MdsReply::Done),
                     None => refuse(Status::NoAttribute, name.clone()),
@@ -189,32 +193,38 @@ impl State {
                     FileKind::Symlink => {
                         return refuse(Status::InvalidArgument, "a symbolic link can't be opened");
                     }
+                    FileKind::Special(_) => {
+                        return refuse(Status::InvalidArgument, "only the kernel of a host opens this");
+                    }
                 }
                 let written_by = self.inode(*file)?.last_writer;
                 let lease = self.open(client, *file, *mode)?;
                 Ok(MdsReply::Opened { attr: self.attr(*file)?, lease, written_by })
             }
-            Op::Release { file, lease, size_bytes, mtime_ms } => {
-                if let (Some(size), true) = (size_bytes, self.holds(client, *file, *lease)) {
-                    self.grow(*file, *size, mtime_ms.unwrap_or(now))?;
+            Op::Release { file, lease, size_bytes, mtime_ns } => {
+                let changed = size_bytes.is_some() || mtime_ns.is_some();
+                if changed && self.holds(client, *file, *lease) {
+                    self.written(*file, size_bytes.unwrap_or(0), *mtime_ns, now)?;
                 }
                 self.release(client, *file, *lease, effects);
                 Ok(MdsReply::Done)
             }
-            Op::Extend { file, lease, size_bytes, mtime_ms } => {
+            Op::Extend { file, lease, size_bytes, mtime_ns } => {
                 if !self.holds(client, *file, *lease) {
                     return refuse(Status::LeaseLost, format!("lease {lease} of file {file}"));
                 }
-                self.grow(*file, *size_bytes, *mtime_ms)?;
+                self.written(*file, *size_bytes, Some(*mtime_ns), now)?;
                 Ok(MdsReply::Done)
             }
             other => refuse(Status::BadRequest, format!("{other:?} is not a file operation")),
         }
     }
 
-    fn grow(&mut self, file: FileId, size: u64, mtime_ms: u64) -> Result<(), Refusal> {
+    /// Its writer says how far a file reaches, and when it was written.
+    fn written(&mut self, file: FileId, size: u64, mtime_ns: Option<i64>, now: i64) -> Result<(), Refusal> {
         let inode = self.inode_mut(file)?;
-        inode.mtime_ms = inode.mtime_ms.max(mtime_ms);
+        inode.mtime_ns = mtime_ns.unwrap_or(inode.mtime_ns);
+        inode.ctime_ns = now;
         if let Body::File { size_bytes, .. } = &mut inode.body {
             *size_bytes = (*size_bytes).max(size);
         }
@@ -225,7 +235,7 @@ impl State {
         &mut self,
         file: FileId,
         change: &AttrChange,
-        now: u64,
+        now: i64,
         effects: &mut Vec<Effect>,
     ) -> Answered {
         let inode = self.inode_mut(file)?;
@@ -237,7 +247,7 @@ impl State {
             };
             return refuse(status, format!("file {file} has no size to set"));
         }
-        inode.ctime_ms = now;
+        inode.ctime_ns = now;
         inode.mode = change.mode.unwrap_or(inode.mode);
         inode.uid = change.uid.unwrap_or(inode.uid);
         inode.gid = change.gid.unwrap_or(inode.gid);
@@ -246,18 +256,19 @@ impl State {
             let first_gone = size.div_ceil(u64::from(inode.chunk_bytes)).min(u64::from(u32::MAX)) as u32;
             dropped = chunks.split_off(first_gone);
             *size_bytes = size;
-            inode.mtime_ms = now;
+            inode.mtime_ns = now;
         }
-        inode.mtime_ms = change.mtime_ms.unwrap_or(inode.mtime_ms);
+        inode.mtime_ns = change.mtime_ns.unwrap_or(inode.mtime_ns);
+        inode.atime_ns = change.atime_ns.unwrap_or(inode.atime_ns);
         self.delete_chunks(&dropped, effects);
         Ok(MdsReply::Attr(self.attr(file)?))
     }
 
     /// The last name is gone: the inode too, unless somebody has it open.
-    fn unlinked(&mut self, file: FileId, now: u64, effects: &mut Vec<Effect>) {
+    fn unlinked(&mut self, file: FileId, now: i64, effects: &mut Vec<Effect>) {
         let Some(inode) = self.data.inodes.get_mut(file) else { return };
         inode.parent = FileId(0);
-        inode.ctime_ms = now;
+        inode.ctime_ns = now;
         self.drop_if_unused(file, effects);
     }
 
@@ -279,7 +290,7 @@ impl State {
         to: (FileId, &str),
         no_replace: bool,
         exchange: bool,
-        now: u64,
+        now: i64,
         effects: &mut Vec<Effect>,
     ) -> Answered {
         check_name(to.1)?;
@@ -327,7 +338,7 @@ impl State {
         self.enter(to.0, to.1, Some(file), is_dir, now);
         let inode = self.inode_mut(file)?;
         inode.parent = to.0;
-        inode.ctime_ms = now;
+        inode.ctime_ns = now;
         Ok(MdsReply::Done)
     }
 

@@ -122,6 +122,44 @@ fn names_follow_posix() {
 }
 
 #[test]
+fn times_are_those_of_who_writes_and_special_files_have_a_name_and_a_kind() {
+    use wire::mds_api::Special;
+    let mut b = Bench::new();
+    let (file, lease) = b.file("f");
+    let times = |b: &Bench| {
+        let attr = b.state.attr(file).unwrap();
+        (attr.atime_ns, attr.mtime_ns)
+    };
+    let release = |lease, size_bytes, mtime_ns| Op::Release { file, lease, size_bytes, mtime_ns };
+    b.ask(ClientId(1), Op::Extend { file, lease, size_bytes: 10, mtime_ns: 77 });
+    assert_eq!(times(&b).1, 77);
+    let change =
+        AttrChange { atime_ns: Some(-5), mtime_ns: Some(9_000_000_000_000_000_001), ..Default::default() };
+    b.ask(ClientId(1), Op::SetAttr { file, change });
+    assert_eq!(times(&b), (-5, 9_000_000_000_000_000_001));
+    b.ask(ClientId(1), release(lease, Some(12), None));
+    assert_eq!(times(&b), (-5, 9_000_000_000_000_000_001), "as it was set");
+    let open = Op::Open { file, mode: LeaseMode::Write, reclaim: LeaseId(0) };
+    let Reply::Wire(MdsReply::Opened { lease, .. }) = b.ask(ClientId(1), open) else { panic!() };
+    b.ask(ClientId(1), release(lease, None, Some(78)));
+    let attr = b.state.attr(file).unwrap();
+    assert_eq!((times(&b).1, attr.size_bytes), (78, 12), "written, and no longer than before");
+
+    let device = FileKind::Special(Special::CharacterDevice { device: 0x103 });
+    for (name, kind) in [("fifo", FileKind::Special(Special::Fifo)), ("null", device)] {
+        let Reply::Wire(MdsReply::Created { attr, lease: None }) = b.create(ROOT, name, kind) else {
+            panic!()
+        };
+        assert_eq!((attr.kind, attr.links, attr.size_bytes), (kind, 1, 0));
+        let open = Op::Open { file: attr.file, mode: LeaseMode::Read, reclaim: LeaseId(0) };
+        assert_eq!(status(&b.ask(ClientId(1), open)), Status::InvalidArgument);
+        assert_eq!(restored(&b.state).attr(attr.file).unwrap(), attr);
+        b.ask(ClientId(1), Op::Unlink { parent: ROOT, name: name.into(), directory: false });
+        assert!(b.state.attr(attr.file).is_err());
+    }
+}
+
+#[test]
 fn an_open_file_outlives_its_name_and_its_chunks_are_deleted_with_it() {
     let mut b = Bench::new();
     let (file, chunk) = b.chunk();
@@ -129,7 +167,7 @@ fn an_open_file_outlives_its_name_and_its_chunks_are_deleted_with_it() {
     assert_eq!(b.state.attr(file).unwrap().links, 0);
     assert!(b.state.chunk(chunk).is_some());
     let lease = b.state.leases_of_file(file)[0].id;
-    b.ask(ClientId(1), Op::Release { file, lease, size_bytes: None, mtime_ms: None });
+    b.ask(ClientId(1), Op::Release { file, lease, size_bytes: None, mtime_ns: None });
     assert!(b.state.chunk(chunk).is_none() && b.state.attr(file).is_err());
     assert_eq!(b.state.pending_deletes(CsId(2)).collect::<Vec<_>>(), [chunk]);
     b.apply(Command::internal(1, Internal::Deleted { cs: CsId(2), chunks: vec![chunk] }));
@@ -144,7 +182,7 @@ fn one_writer_or_many_readers() {
     let open = |mode| Op::Open { file, mode, reclaim: LeaseId(0) };
     let busy = b.ask(ClientId(2), open(LeaseMode::Read));
     assert_eq!(status(&busy), Status::FileBusy);
-    b.ask(ClientId(1), Op::Release { file, lease, size_bytes: Some(10), mtime_ms: None });
+    b.ask(ClientId(1), Op::Release { file, lease, size_bytes: Some(10), mtime_ns: None });
     assert_eq!(b.state.attr(file).unwrap().size_bytes, 10);
     for client in [1, 2] {
         assert!(matches!(
@@ -174,7 +212,7 @@ fn a_new_session_goes_on_only_where_nobody_wrote_since() {
     else {
         panic!()
     };
-    let release = Op::Release { file, lease: reading, size_bytes: None, mtime_ms: None };
+    let release = Op::Release { file, lease: reading, size_bytes: None, mtime_ns: None };
     b.ask(ClientId(2), release);
     // A reader between does no harm.
     let Reply::Wire(MdsReply::Opened { lease: again, .. }) =
@@ -183,7 +221,7 @@ fn a_new_session_goes_on_only_where_nobody_wrote_since() {
         panic!()
     };
     assert!(again > lease);
-    b.ask(ClientId(2), Op::Release { file, lease: again, size_bytes: None, mtime_ms: None });
+    b.ask(ClientId(2), Op::Release { file, lease: again, size_bytes: None, mtime_ns: None });
     assert_eq!(status(&b.ask(ClientId(2), open(LeaseMode::Write, lease))), Status::LeaseLost);
     assert!(matches!(
         b.ask(ClientId(2), open(LeaseMode::Write, again)),
@@ -319,12 +357,12 @@ fn a_revoked_lease_keeps_others_away_until_its_holder_has_stopped() {
         assert_eq!(b.ask(ClientId(0), Op::Revoke { file }), revoking(&[lease]), "once is enough");
         assert_eq!(b.state.revoked().len(), 1);
         assert_eq!(status(&b.ask(ClientId(2), open(file, LeaseMode::Read))), Status::HolderAway);
-        let extend = Op::Extend { file, lease, size_bytes: 9, mtime_ms: 1 };
+        let extend = Op::Extend { file, lease, size_bytes: 9, mtime_ns: 1 };
         assert_eq!(status(&b.ask(ClientId(1), extend)), Status::LeaseLost);
         assert_eq!(restored(&b.state).revoking().collect::<Vec<_>>(), [lease]);
         match way {
             0 => {
-                b.ask(ClientId(1), Op::Release { file, lease, size_bytes: Some(7), mtime_ms: None });
+                b.ask(ClientId(1), Op::Release { file, lease, size_bytes: Some(7), mtime_ns: None });
                 assert_eq!(b.state.attr(file).unwrap().size_bytes, 0, "it has no say any more");
             }
             1 => {
@@ -456,7 +494,7 @@ fn a_lease_says_who_could_write_before_it() {
             panic!("refused")
         };
         if release {
-            b.ask(ClientId(client), Op::Release { file, lease, size_bytes: None, mtime_ms: None });
+            b.ask(ClientId(client), Op::Release { file, lease, size_bytes: None, mtime_ns: None });
         }
         (lease, written_by)
     };

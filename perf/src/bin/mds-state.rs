@@ -103,7 +103,7 @@ impl Maker {
     }
 
     fn release(&mut self, file: FileId, lease: LeaseId) {
-        self.ask(ClientId(1), Op::Release { file, lease, size_bytes: Some(1 << 30), mtime_ms: None });
+        self.ask(ClientId(1), Op::Release { file, lease, size_bytes: Some(1 << 30), mtime_ns: None });
     }
 
     /// A change of an old chunk's set, and a new file.

@@ -16,5 +16,6 @@ mod monitoring;
 mod nbd;
 mod read_cache;
 mod rm_cs;
+mod semantics;
 mod space;
 mod ssd;
