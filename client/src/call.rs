@@ -158,6 +158,8 @@ pub enum Call {
         offset: u64,
         data: Buf,
         sync: bool,
+        /// Set-uid and set-gid bits are cleared first.
+        drops_privileges: bool,
         done: Done<()>,
     },
     /// All writes handed in before are durable and the size is recorded.

@@ -293,7 +293,14 @@ impl File {
     /// Done when durable on all in-sync replicas.
     pub fn write_at(&self, offset: u64, data: Buf) -> Result<()> {
         let file = self.id;
-        self.cluster.call(|done| Call::Write { file, offset, data, sync: false, done })
+        self.cluster.call(|done| Call::Write {
+            file,
+            offset,
+            data,
+            sync: false,
+            drops_privileges: false,
+            done,
+        })
     }
 
     /// Like [`File::read_at`]; `done` runs on the client's thread.
@@ -303,7 +310,8 @@ impl File {
 
     /// Like [`File::write_at`]; `done` runs on the client's thread.
     pub fn submit_write(&self, offset: u64, data: Buf, done: Done<()>) {
-        self.cluster.submit(Call::Write { file: self.id, offset, data, sync: false, done });
+        let (file, sync, drops_privileges) = (self.id, false, false);
+        self.cluster.submit(Call::Write { file, offset, data, sync, drops_privileges, done });
     }
 
     pub fn fsync(&self) -> Result<()> {

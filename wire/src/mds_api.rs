@@ -95,6 +95,8 @@ pub struct AttrChange {
     pub uid: Option<u32>,
     pub gid: Option<u32>,
     pub size_bytes: Option<u64>,
+    /// Set-uid and set-gid bits, unless `mode` gives them, and capabilities go. (Not those of directories.)
+    pub drops_privileges: bool,
     pub atime_ns: Option<i64>,
     pub mtime_ns: Option<i64>,
 }

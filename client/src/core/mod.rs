@@ -190,8 +190,15 @@ impl ClientCore {
             }
             Call::Close { file, mode, done } => self.close(io, file, mode, pass(done)),
             Call::Read { file, offset, len, done } => self.read(io, file, offset, len, pass(done)),
-            Call::Write { file, offset, data, sync, done } => {
+            Call::Write { file, offset, data, sync, drops_privileges: false, done } => {
                 self.write(io, file, offset, data, sync, pass(done))
+            }
+            Call::Write { file, offset, data, sync, drops_privileges: true, done } => {
+                let write: Then<()> = Box::new(move |core, io, dropped| match dropped {
+                    Ok(()) => core.write(io, file, offset, data, sync, pass(done)),
+                    Err(error) => done(Err(error)),
+                });
+                self.drop_privileges(io, file, write)
             }
             Call::Sync { file, done } => self.sync(io, file, pass(done)),
             Call::Zero { file, offset, len, keep_size, done } => {

@@ -8,6 +8,9 @@ use shards::Io;
 use wire::FileId;
 use wire::mds_api::{AttrChange, DirEntry, FileAttr, FileKind, MdsReply, MdsRequest};
 
+/// Set-uid and set-gid.
+const PRIVILEGES: u32 = 0o6000;
+
 pub(super) struct NewFile {
     pub parent: FileId,
     pub name: String,
@@ -77,6 +80,15 @@ impl ClientCore {
         }
         let client = self.mds.client().unwrap_or_default();
         self.attr_call(io, MdsRequest::SetAttr { client, file, change }, then);
+    }
+
+    /// Clears the set-uid and set-gid bits of an open file, if it has any.
+    pub(super) fn drop_privileges(&mut self, io: &mut dyn Io, file: FileId, then: Then<()>) {
+        if self.files.get(&file).is_none_or(|f| f.attr.mode & PRIVILEGES == 0) {
+            return then(self, io, Ok(()));
+        }
+        let change = AttrChange { drops_privileges: true, ..AttrChange::default() };
+        self.set_attr(io, file, change, Box::new(move |core, io, result| then(core, io, result.map(|_| ()))));
     }
 
     pub(super) fn read_dir(

@@ -182,7 +182,7 @@ impl Filesystem for PstorageFs {
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -206,6 +206,8 @@ impl Filesystem for PstorageFs {
             uid,
             gid,
             size_bytes: size,
+            // The kernel leaves this to us (FUSE_HANDLE_KILLPRIV_V2).
+            drops_privileges: uid.is_some() || gid.is_some() || size.is_some() && req.uid() != 0,
             atime_ns: atime.map(convert::wall_ns),
             mtime_ns: mtime.map(convert::wall_ns),
         };
@@ -381,7 +383,7 @@ impl Filesystem for PstorageFs {
         _fh: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
+        write_flags: WriteFlags,
         flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
@@ -392,6 +394,7 @@ impl Filesystem for PstorageFs {
             offset,
             data: owned(data),
             sync: flags.0 & (libc::O_SYNC | libc::O_DSYNC) != 0,
+            drops_privileges: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
             done: Box::new(move |result| match result {
                 Ok(()) => reply.written(len),
                 Err(error) => reply.error(convert::errno(&error)),

@@ -17,8 +17,8 @@
 //! dropped when the lease is lost. Shared mappings work in both modes.
 //!
 //! Owners and modes are stored by the cluster and enforced by the kernel (`default_permissions`) on each mount;
-//! the cluster itself trusts whoever holds its key, as the original product does. Set-uid bits are not cleared by
-//! writes; the mount is `nosuid` unless asked otherwise.
+//! the cluster itself trusts whoever holds its key, as the original product does. Set-uid and set-gid bits
+//! are cleared by writes, truncation and changes of owner; the mount is `nosuid` unless asked otherwise.
 
 mod convert;
 mod directory;

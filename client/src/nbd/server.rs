@@ -238,7 +238,9 @@ fn hand_in(export: &Arc<Export>, request: Request, payload: Buf, cost_bytes: usi
             };
             Call::Read { file, offset, len, done: Box::new(move |result| answer(result.and_then(whole))) }
         }
-        Command::Write => Call::Write { file, offset, data: payload, sync: fua, done },
+        Command::Write => {
+            Call::Write { file, offset, data: payload, sync: fua, drops_privileges: false, done }
+        }
         Command::Trim | Command::WriteZeroes => {
             Call::Zero { file, offset, len: u64::from(length_bytes), keep_size: true, done }
         }

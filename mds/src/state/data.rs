@@ -123,6 +123,8 @@ pub(super) enum Replicas {
     Many { count: u8, packed: Box<[u32; MAX_REPLICAS]> },
 }
 
+/// Extended attribute that Linux keeps a file's capabilities in.
+const CAPABILITIES: &str = "security.capability";
 const FEW: usize = 3;
 const CS_BITS: u32 = 30;
 /// Numbers of servers are below this.
@@ -225,6 +227,18 @@ impl Inode {
         let result = change(&mut extras);
         self.extras = Some(extras).filter(|e| !e.xattrs.is_empty() || !e.leases.is_empty());
         result
+    }
+
+    /// What a file may do beyond its caller's rights ends when somebody changes it: its capabilities and, unless the mode
+    /// stays, the set-uid bit, and set-gid where it does not stand for mandatory locks.
+    pub fn drop_privileges(&mut self, mode_stays: bool) {
+        if self.xattr(CAPABILITIES).is_some() {
+            self.change_extras(|extras| extras.xattrs.remove(CAPABILITIES));
+        }
+        if !mode_stays {
+            let group = if self.mode & 0o010 != 0 { 0o2000 } else { 0 };
+            self.mode &= !(0o4000 | group);
+        }
     }
 
     pub fn kind(&self) -> FileKind {

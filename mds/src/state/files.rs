@@ -224,6 +224,7 @@ impl State {
     fn written(&mut self, file: FileId, size: u64, mtime_ns: Option<i64>, now: i64) -> Result<(), Refusal> {
         let inode = self.inode_mut(file)?;
         inode.mtime_ns = mtime_ns.unwrap_or(inode.mtime_ns);
+        inode.drop_privileges(true);
         inode.ctime_ns = now;
         if let Body::File { size_bytes, .. } = &mut inode.body {
             *size_bytes = (*size_bytes).max(size);
@@ -249,6 +250,9 @@ impl State {
         }
         inode.ctime_ns = now;
         inode.mode = change.mode.unwrap_or(inode.mode);
+        if change.drops_privileges && inode.kind() != FileKind::Directory {
+            inode.drop_privileges(change.mode.is_some());
+        }
         inode.uid = change.uid.unwrap_or(inode.uid);
         inode.gid = change.gid.unwrap_or(inode.gid);
         let mut dropped: Vec<ChunkId> = Vec::new();

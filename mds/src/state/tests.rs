@@ -145,6 +145,18 @@ fn times_are_those_of_who_writes_and_special_files_have_a_name_and_a_kind() {
     let attr = b.state.attr(file).unwrap();
     assert_eq!((times(&b).1, attr.size_bytes), (78, 12), "written, and no longer than before");
 
+    // Privileges go when the file changes.
+    let mode = |b: &Bench| b.state.attr(file).unwrap().mode;
+    let set = |mode| AttrChange { mode: Some(mode), ..AttrChange::default() };
+    let drops = AttrChange { drops_privileges: true, ..AttrChange::default() };
+    for (before, after) in [(0o6755, 0o755), (0o6745, 0o2745), (0o4000, 0)] {
+        b.ask(ClientId(1), Op::SetAttr { file, change: set(before) });
+        b.ask(ClientId(1), Op::SetAttr { file, change: drops.clone() });
+        assert_eq!(mode(&b), after, "{before:o}");
+    }
+    b.ask(ClientId(1), Op::SetAttr { file, change: AttrChange { mode: Some(0o4755), ..drops } });
+    assert_eq!(mode(&b), 0o4755);
+
     let device = FileKind::Special(Special::CharacterDevice { device: 0x103 });
     for (name, kind) in [("fifo", FileKind::Special(Special::Fifo)), ("null", device)] {
         let Reply::Wire(MdsReply::Created { attr, lease: None }) = b.create(ROOT, name, kind) else {

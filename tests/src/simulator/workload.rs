@@ -324,7 +324,11 @@ impl Workload {
                 let done = self.answers.done(tag, Answer::Unit);
                 let offset = u64::from(cells.start) * CELL_BYTES as u64;
                 let (sync, data) = (self.users[client].rng.one_in(10), shards::Buf::from_slice(&data));
-                self.say(world, client, Call::Write { file: self.files[file], offset, data, sync, done });
+                self.say(
+                    world,
+                    client,
+                    Call::Write { file: self.files[file], offset, data, sync, drops_privileges: false, done },
+                );
             }
         }
     }
