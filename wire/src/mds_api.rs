@@ -438,6 +438,8 @@ pub enum MdsReply {
     Created {
         attr: FileAttr,
         lease: Option<LeaseId>,
+        /// As of Opened.
+        first: Option<Box<ChunkMap>>,
     },
     Opened {
         attr: FileAttr,
@@ -445,6 +447,8 @@ pub enum MdsReply {
         /// The newest write lease granted for the file before this request: whenever its contents may have changed, so
         /// has this.
         written_by: LeaseId,
+        /// Where the file's first chunk lies, if it is there: few files have more.
+        first: Option<Box<ChunkMap>>,
     },
     Entries {
         entries: Vec<DirEntry>,

@@ -17,7 +17,7 @@ use crate::error::{ClientError, Result};
 use shards::{Io, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use wire::mds_api::{FileAttr, LeaseMode, MdsReply, MdsRequest};
+use wire::mds_api::{ChunkMap, FileAttr, LeaseMode, MdsReply, MdsRequest};
 use wire::{FileId, LeaseId, Status};
 
 /// Pause before asking again for something another client or a recovery holds.
@@ -253,7 +253,10 @@ impl ClientCore {
             io,
             request,
             Box::new(move |core, io, reply| match reply {
-                Ok(MdsReply::Opened { attr, lease, written_by }) => {
+                Ok(MdsReply::Opened { attr, lease, written_by, first }) => {
+                    if let Some(f) = core.files.get_mut(&file) {
+                        f.learn_first(first);
+                    }
                     core.lease_granted(io, file, mode, lease, attr, written_by);
                 }
                 Err(e) if core.may_come_free(&e, io.now(), until) => {
@@ -339,7 +342,13 @@ impl ClientCore {
     }
 
     /// A file just created came with its write lease.
-    pub(super) fn created_open(&mut self, io: &mut dyn Io, attr: FileAttr, lease: LeaseId) -> OpenFile {
+    pub(super) fn created_open(
+        &mut self,
+        io: &mut dyn Io,
+        attr: FileAttr,
+        lease: LeaseId,
+        first: Option<Box<ChunkMap>>,
+    ) -> OpenFile {
         let file = attr.file;
         // Who wrote it before is not known: nothing is, of a file that was there.
         self.cache_granted(file, LeaseId(u64::MAX), lease, lease);
@@ -348,6 +357,7 @@ impl ClientCore {
             f.tail_clean = attr.allocated_bytes == 0;
         }
         f.refresh_attr(attr);
+        f.learn_first(first);
         f.lost = None;
         f.lease = Some((lease, LeaseMode::Write));
         f.add(LeaseMode::Write);

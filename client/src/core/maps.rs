@@ -32,6 +32,15 @@ pub(super) struct Slot {
 }
 
 impl File {
+    /// The metadata server has said with the lease where the first chunk lies.
+    pub(super) fn learn_first(&mut self, map: Option<Box<ChunkMap>>) {
+        let Some(map) = map else { return };
+        let slot = self.slots.entry(0).or_default();
+        if !slot.busy && !slot.known {
+            (slot.known, slot.map) = (true, Some(*map));
+        }
+    }
+
     /// Drops what is cached for chunks from `first` on.
     pub(super) fn forget_maps(&mut self, first: u32) {
         self.maps_version += 1;

@@ -137,11 +137,11 @@ impl ClientCore {
             io,
             request,
             Box::new(move |core, io, reply| match reply {
-                Ok(MdsReply::Created { attr, lease: Some(lease) }) => {
-                    let opened = core.created_open(io, attr, lease);
+                Ok(MdsReply::Created { attr, lease: Some(lease), first }) => {
+                    let opened = core.created_open(io, attr, lease, first);
                     then(core, io, Ok(opened));
                 }
-                Ok(MdsReply::Created { attr, lease: None }) => {
+                Ok(MdsReply::Created { attr, lease: None, .. }) => {
                     core.open(io, attr.file, wire::mds_api::LeaseMode::Write, then);
                 }
                 Ok(other) => then(core, io, Err(unexpected(&other))),

@@ -67,7 +67,8 @@ impl Server {
             Waiter::Nobody => {}
             Waiter::Client { conn, head } => {
                 let Some(master) = &self.master else { return };
-                let reply = reply.into_wire(&|cs, chunk| master.addr_of(cs, chunk));
+                let mut reply = reply.into_wire(&|cs, chunk| master.addr_of(cs, chunk));
+                self.add_first_chunk(&mut reply, io);
                 self.reply(conn, head, &reply, io);
             }
             Waiter::Cs { conn, head } => {

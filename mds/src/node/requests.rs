@@ -14,7 +14,7 @@ use shards::{Channel, ConnId, Io};
 use std::time::Duration;
 use wire::cs_api::{CsReply, CsRequest};
 use wire::license::LicenseStatus;
-use wire::mds_api::{KeyStep, MdsReply, MdsRequest, Severity};
+use wire::mds_api::{FileKind, KeyStep, MdsReply, MdsRequest, Severity};
 use wire::{ChunkId, ClientId, CsId, Epoch, FileId, Frame, Head, LeaseId, Status};
 
 /// A client may see the death of a CS a moment before this server: its complaint is looked at again until then.
@@ -69,6 +69,9 @@ impl Server {
             MdsRequest::Allocate { client, file, lease, first, count } => {
                 self.heard(client, conn, io);
                 self.allocate(conn, head, Asked { client, file, lease, first, count }, patience, io);
+            }
+            MdsRequest::Create { open: true, kind: FileKind::File, .. } => {
+                self.create_open(conn, head, &request, io);
             }
             MdsRequest::LoadLicense { text, renew } => self.load_license(conn, head, &text, renew, io),
             MdsRequest::RemoveCs { cs, force } => self.remove_cs(conn, head, cs, force, patience, io),
@@ -327,6 +330,34 @@ impl Server {
                 self.park(conn, head, request, patience, GRACE, io);
             }
             Err(error) => self.allocation_failed(conn, head, file, &error, io),
+        }
+    }
+
+    /// Whoever creates a file and opens it will write to it: its first chunk is made with it, if there is a place.
+    fn create_open(&mut self, conn: ConnId, head: Head, request: &MdsRequest, io: &mut dyn Io) {
+        let Some(mut command) = Command::from_request(head.request, io.wall_ms(), request) else { return };
+        if let Command::Client { op: Op::Create { parent, first, .. }, .. } = &mut command
+            && self.master.as_ref().is_some_and(|m| m.license.lets_grow())
+            && let Ok(placements) = self.place(*parent, &[0], io)
+        {
+            *first = placements.into_iter().next().map_or_else(Vec::new, |p| p.replicas);
+        }
+        self.mutate(conn, head, &command, io);
+    }
+
+    /// Completes the answer to who has opened a file: where its first chunk lies.
+    pub(super) fn add_first_chunk(&self, reply: &mut MdsReply, io: &mut dyn Io) {
+        let (MdsReply::Created { attr, lease: Some(_), first } | MdsReply::Opened { attr, first, .. }) =
+            reply
+        else {
+            return;
+        };
+        let views = self.state.map(attr.file, 0, 1).unwrap_or_default();
+        if let Some(master) = &self.master
+            && let [view] = &views[..]
+            && !self.awaits_addresses(&views, io)
+        {
+            *first = Some(Box::new(view.to_map(&|cs, chunk| master.addr_of(cs, chunk))));
         }
     }
 

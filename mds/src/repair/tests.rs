@@ -136,8 +136,9 @@ impl Bench {
             symlink_target: String::new(),
             exclusive: true,
             open: true,
+            first: Vec::new(),
         };
-        let Reply::Wire(MdsReply::Created { attr, lease }) = self.ask(op) else { panic!("no file") };
+        let Reply::Wire(MdsReply::Created { attr, lease, .. }) = self.ask(op) else { panic!("no file") };
         let (file, lease) = (attr.file, lease.unwrap());
         for (part, places) in places.chunks(1000).enumerate() {
             let (first, count) = ((part * 1000) as u32, places.len() as u32);

@@ -53,6 +53,8 @@ pub enum Op {
         symlink_target: String,
         exclusive: bool,
         open: bool,
+        /// Where the first chunk of a new file that is opened shall lie; empty: it gets none yet.
+        first: Vec<CsId>,
     },
     Unlink {
         parent: FileId,
@@ -260,7 +262,10 @@ impl Op {
             R::CloseSession { client } => (client, Op::CloseSession),
             R::SetAttr { client, file, change } => (client, Op::SetAttr { file, change }),
             R::Create { client, parent, name, kind, mode, uid, gid, symlink_target, exclusive, open } => {
-                (client, Op::Create { parent, name, kind, mode, uid, gid, symlink_target, exclusive, open })
+                let first = Vec::new();
+                let op =
+                    Op::Create { parent, name, kind, mode, uid, gid, symlink_target, exclusive, open, first };
+                (client, op)
             }
             R::Unlink { client, parent, name, directory } => (client, Op::Unlink { parent, name, directory }),
             R::Rename { client, from_parent, from_name, to_parent, to_name, no_replace, exchange } => {

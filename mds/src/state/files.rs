@@ -3,7 +3,7 @@
 use super::answer::{Effect, Refusal, name_refusal, refuse, refuse_name};
 use super::data::{Body, Inode};
 use super::runs::Runs;
-use super::{Op, State};
+use super::{Op, Placement, State};
 use smol_str::SmolStr;
 use std::ops::Bound::{Excluded, Unbounded};
 use wire::mds_api::{AttrChange, FileAttr, FileKind, LeaseMode, MdsReply};
@@ -94,7 +94,7 @@ impl State {
         let now = (now_ms as i64).saturating_mul(NS_PER_MS);
         match op {
             Op::SetAttr { file, change } => self.set_attr(*file, change, now, effects),
-            Op::Create { parent, name, kind, mode, uid, gid, symlink_target, exclusive, open } => {
+            Op::Create { parent, name, kind, mode, uid, gid, symlink_target, exclusive, open, first } => {
                 check_name(name)?;
                 if let Some(existing) = self.entry(*parent, name)? {
                     let is_file = self.inode(existing)?.kind() == FileKind::File && *kind == FileKind::File;
@@ -103,7 +103,7 @@ impl State {
                     }
                     let lease =
                         if *open { Some(self.open(client, existing, LeaseMode::Write)?) } else { None };
-                    return Ok(MdsReply::Created { attr: self.attr(existing)?, lease });
+                    return Ok(MdsReply::Created { attr: self.attr(existing)?, lease, first: None });
                 }
                 let above = self.inode(*parent)?;
                 let (policy, chunk_bytes) = (above.policy, above.chunk_bytes);
@@ -130,11 +130,16 @@ impl State {
                 self.data.inodes.insert(file, inode);
                 self.enter(*parent, name, Some(file), *kind == FileKind::Directory, now);
                 let lease = if *open && *kind == FileKind::File {
-                    Some(self.open(client, file, LeaseMode::Write)?)
+                    let lease = self.open(client, file, LeaseMode::Write)?;
+                    if !first.is_empty() {
+                        let placement = Placement { index: 0, replicas: first.clone() };
+                        self.allocate(client, file, lease, 0, 1, &[placement])?;
+                    }
+                    Some(lease)
                 } else {
                     None
                 };
-                Ok(MdsReply::Created { attr: self.attr(file)?, lease })
+                Ok(MdsReply::Created { attr: self.attr(file)?, lease, first: None })
             }
             Op::Unlink { parent, name, directory } => {
                 let file = self.child(*parent, name)?;
@@ -199,7 +204,7 @@ impl State {
                 }
                 let written_by = self.inode(*file)?.last_writer;
                 let lease = self.open(client, *file, *mode)?;
-                Ok(MdsReply::Opened { attr: self.attr(*file)?, lease, written_by })
+                Ok(MdsReply::Opened { attr: self.attr(*file)?, lease, written_by, first: None })
             }
             Op::Release { file, lease, size_bytes, mtime_ns } => {
                 let changed = size_bytes.is_some() || mtime_ns.is_some();
@@ -207,6 +212,7 @@ impl State {
                     self.written(*file, size_bytes.unwrap_or(0), *mtime_ns, now)?;
                 }
                 self.release(client, *file, *lease, effects);
+                self.drop_unwritten(*file, effects);
                 Ok(MdsReply::Done)
             }
             Op::Extend { file, lease, size_bytes, mtime_ns } => {
@@ -230,6 +236,17 @@ impl State {
             *size_bytes = (*size_bytes).max(size);
         }
         Ok(())
+    }
+
+    /// A file that nobody has open any more and that is empty does not keep the chunk that it was created with.
+    fn drop_unwritten(&mut self, file: FileId, effects: &mut Vec<Effect>) {
+        let Some(inode) = self.data.inodes.get_mut(file).filter(|i| i.leases().is_empty()) else { return };
+        if let Body::File { size_bytes: 0, chunks } = &mut inode.body
+            && !chunks.is_empty()
+        {
+            let unwritten = chunks.split_off(0);
+            self.delete_chunks(&unwritten, effects);
+        }
     }
 
     fn set_attr(

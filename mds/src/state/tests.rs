@@ -52,13 +52,14 @@ impl Bench {
             symlink_target: String::new(),
             exclusive: true,
             open: kind == FileKind::File,
+            first: Vec::new(),
         };
         self.ask(ClientId(1), op)
     }
 
     fn file(&mut self, name: &str) -> (FileId, LeaseId) {
         match self.create(ROOT, name, FileKind::File) {
-            Reply::Wire(MdsReply::Created { attr, lease }) => (attr.file, lease.unwrap()),
+            Reply::Wire(MdsReply::Created { attr, lease, .. }) => (attr.file, lease.unwrap()),
             other => panic!("{other:?}"),
         }
     }
@@ -159,7 +160,7 @@ fn times_are_those_of_who_writes_and_special_files_have_a_name_and_a_kind() {
 
     let device = FileKind::Special(Special::CharacterDevice { device: 0x103 });
     for (name, kind) in [("fifo", FileKind::Special(Special::Fifo)), ("null", device)] {
-        let Reply::Wire(MdsReply::Created { attr, lease: None }) = b.create(ROOT, name, kind) else {
+        let Reply::Wire(MdsReply::Created { attr, lease: None, .. }) = b.create(ROOT, name, kind) else {
             panic!()
         };
         assert_eq!((attr.kind, attr.links, attr.size_bytes), (kind, 1, 0));
@@ -185,6 +186,39 @@ fn an_open_file_outlives_its_name_and_its_chunks_are_deleted_with_it() {
     b.apply(Command::internal(1, Internal::Deleted { cs: CsId(2), chunks: vec![chunk] }));
     assert_eq!(b.state.pending_deletes(CsId(2)).count(), 0);
     assert_eq!(b.state.strays(CsId(2), &[wire::cs_api::ChunkReport { chunk, epoch: Epoch(1) }]), [chunk]);
+}
+
+#[test]
+fn a_file_is_created_with_its_first_chunk_and_does_not_keep_one_that_stays_empty() {
+    let mut b = Bench::new();
+    let create = |b: &mut Bench, name: &str| {
+        let op = Op::Create {
+            parent: ROOT,
+            name: name.into(),
+            kind: FileKind::File,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            symlink_target: String::new(),
+            exclusive: false,
+            open: true,
+            first: vec![CsId(2)],
+        };
+        match b.ask(ClientId(1), op) {
+            Reply::Wire(MdsReply::Created { attr, lease, .. }) => (attr.file, lease.unwrap()),
+            other => panic!("{other:?}"),
+        }
+    };
+    for (size, chunks) in [(Some(0), 0), (None, 0), (Some(5), 1)] {
+        let (file, lease) = create(&mut b, &format!("{size:?}"));
+        assert_eq!(b.state.map(file, 0, 9).unwrap().len(), 1);
+        b.ask(ClientId(1), Op::Release { file, lease, size_bytes: size, mtime_ns: None });
+        assert_eq!(b.state.map(file, 0, 9).unwrap().len(), chunks, "{size:?}");
+    }
+    assert_eq!(b.state.pending_deletes(CsId(2)).count(), 2);
+    // One that is there is opened as it is.
+    let (file, _) = create(&mut b, "Some(5)");
+    assert_eq!(b.state.map(file, 0, 9).unwrap().len(), 1);
 }
 
 #[test]

@@ -70,9 +70,10 @@ impl Maker {
             symlink_target: String::new(),
             exclusive: true,
             open: kind == FileKind::File,
+            first: Vec::new(),
         };
         match self.ask(ClientId(1), op) {
-            Reply::Wire(MdsReply::Created { attr, lease }) => (attr.file, lease),
+            Reply::Wire(MdsReply::Created { attr, lease, .. }) => (attr.file, lease),
             other => panic!("{other:?}"),
         }
     }
