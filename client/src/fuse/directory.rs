@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use wire::mds_api::DirEntry;
 
 /// Entries asked for at once: about what fits the kernel's buffer of one page with attributes.
-const PAGE: u32 = 64;
+const PAGE: u32 = 192;
 /// "." and "..".
 const DOTS: u64 = 2;
 

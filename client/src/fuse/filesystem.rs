@@ -139,7 +139,6 @@ impl Filesystem for PstorageFs {
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
             // Without it the kernel asks for security.capability before every write.
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,

@@ -22,6 +22,8 @@ enum Name {
 fn classify(name: &std::ffi::OsStr) -> Name {
     match name.to_str() {
         Some(name) if name.starts_with(OWN) => Name::Own(name[OWN.len()..].to_string()),
+        // Asked for by every `ls -l`; a host's labels mean nothing to another.
+        Some("security.selinux") => Name::Unsupported,
         Some(name) if ["user.", "trusted.", "security."].iter().any(|of| name.starts_with(of)) => {
             Name::Stored(name.to_string())
         }
