@@ -12,6 +12,20 @@ pub fn kernel_version() -> String {
         .map_or_else(|_| "unknown".into(), |v| v.trim().to_string())
 }
 
+/// Ends the program without a word, as others do, when nobody reads on what it prints (`| head`).
+pub fn end_with_readers() {
+    let others = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if panic
+            .payload_as_str()
+            .is_some_and(|why| why.starts_with("failed printing to stdout") && why.contains("Broken pipe"))
+        {
+            std::process::exit(128 + nix::libc::SIGPIPE);
+        }
+        others(panic);
+    }));
+}
+
 pub fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_else(|| "localhost".into())
 }

@@ -56,6 +56,7 @@ struct Args {
 const SHRINK_RUNS: usize = 60;
 
 fn main() -> ExitCode {
+    shards::host::end_with_readers();
     let args = Args::parse();
     #[cfg(feature = "sabotage")]
     if let Some(name) = args.sabotage.as_deref().filter(|_| args.seed.is_none()) {

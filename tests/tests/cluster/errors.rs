@@ -79,6 +79,14 @@ fn content(dir: &str) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
+fn output_that_nobody_reads_on_ends_without_a_word() {
+    let program = common::programs().join("pstorage");
+    let line = format!("(sleep 0.3; {} completion bash) | true", program.display());
+    let ended = run_command(Command::new("sh").args(["-c", &line]));
+    assert_eq!(ended.ok(), "", "{}", ended.text);
+}
+
+#[test]
 fn absurd_arguments_are_refused_before_anything_is_made() {
     let dir = Dir::new("arguments");
     run("pstorage", &[]).refused(&["Usage: pstorage"]);

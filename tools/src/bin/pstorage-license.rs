@@ -26,6 +26,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    shards::host::end_with_readers();
     let outcome = match Cli::parse().command {
         Command::NewKey { file } => license::new_key(&file),
         Command::Sign(terms) => license::sign(terms),

@@ -397,6 +397,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    shards::host::end_with_readers();
     let cli = Cli::parse();
     let context = Context { cluster: cli.cluster, etc: cli.etc, json: cli.json };
     let ended = match cli.command {
