@@ -157,9 +157,7 @@ pub enum Call {
         file: FileId,
         offset: u64,
         data: Buf,
-        sync: bool,
-        /// Set-uid and set-gid bits are cleared first.
-        drops_privileges: bool,
+        how: WriteHow,
         done: Done<()>,
     },
     /// All writes handed in before are durable and the size is recorded.
@@ -196,6 +194,17 @@ pub enum Call {
     Stats {
         done: Done<Stats>,
     },
+}
+
+/// What a write is to be beside durable when it is answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct WriteHow {
+    /// The size it reaches is durable too.
+    pub sync: bool,
+    /// Set-uid and set-gid bits are cleared first.
+    pub drops_privileges: bool,
+    /// It is answered at once, and durable with the next `Sync` or `Close`, or half a second later.
+    pub may_wait: bool,
 }
 
 impl std::fmt::Debug for Call {

@@ -1,7 +1,7 @@
 //! The library for programs: a [`ClientCore`] on a thread of its own, with blocking calls, and [`Cluster::submit`]
 //! for requests whose completion is a closure. Payload is handed over, never copied: [`Buf`] in, [`Buf`] out.
 
-use crate::call::{Call, Done, FileMap, OpenFile, Stats};
+use crate::call::{Call, Done, FileMap, OpenFile, Stats, WriteHow};
 use crate::config::ClientConfig;
 use crate::core::{ClientCore, OnLeaseLost};
 use crate::error::{ClientError, Result};
@@ -293,14 +293,7 @@ impl File {
     /// Done when durable on all in-sync replicas.
     pub fn write_at(&self, offset: u64, data: Buf) -> Result<()> {
         let file = self.id;
-        self.cluster.call(|done| Call::Write {
-            file,
-            offset,
-            data,
-            sync: false,
-            drops_privileges: false,
-            done,
-        })
+        self.cluster.call(|done| Call::Write { file, offset, data, how: WriteHow::default(), done })
     }
 
     /// Like [`File::read_at`]; `done` runs on the client's thread.
@@ -310,8 +303,8 @@ impl File {
 
     /// Like [`File::write_at`]; `done` runs on the client's thread.
     pub fn submit_write(&self, offset: u64, data: Buf, done: Done<()>) {
-        let (file, sync, drops_privileges) = (self.id, false, false);
-        self.cluster.submit(Call::Write { file, offset, data, sync, drops_privileges, done });
+        let how = WriteHow::default();
+        self.cluster.submit(Call::Write { file: self.id, offset, data, how, done });
     }
 
     pub fn fsync(&self) -> Result<()> {

@@ -21,7 +21,7 @@ pub mod nbd;
 pub mod setup;
 
 pub use self::core::{CacheCounts, ClientCore};
-pub use call::{CacheState, CacheStats, Call, Done, FileMap, OpenFile, Stats};
+pub use call::{CacheState, CacheStats, Call, Done, FileMap, OpenFile, Stats, WriteHow};
 pub use cluster::{Cluster, File};
 pub use config::{CacheConfig, ClientConfig};
 pub use error::{ClientError, Result};

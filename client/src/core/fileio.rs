@@ -62,17 +62,21 @@ impl ClientCore {
         }
         let from = block_start(offset);
         let cut = (offset - from) as usize..(end - from) as usize;
-        self.read_blocks(
+        let done: Then<Buf> = Box::new(move |core, io, data| {
+            core.stats.reads += 1;
+            core.stats.read_bytes += cut.len() as u64;
+            core.note_time(io, started);
+            core.op_end(io, file, op);
+            then(core, io, data.map(|d| if cut == (0..d.len()) { d } else { d.slice(cut) }));
+        });
+        self.behind_writes(
             io,
             file,
-            from,
-            block_end(end) - from,
-            Box::new(move |core, io, data| {
-                core.stats.reads += 1;
-                core.stats.read_bytes += cut.len() as u64;
-                core.note_time(io, started);
-                core.op_end(io, file, op);
-                then(core, io, data.map(|d| if cut == (0..d.len()) { d } else { d.slice(cut) }));
+            op,
+            offset..end,
+            Box::new(move |core, io, written| match written {
+                Ok(()) => core.read_blocks(io, file, from, block_end(end) - from, done),
+                Err(e) => done(core, io, Err(e)),
             }),
         );
     }
@@ -133,7 +137,7 @@ impl ClientCore {
         );
     }
 
-    fn check_change(&mut self, file: FileId, to: u64) -> Result<()> {
+    pub(super) fn check_change(&mut self, file: FileId, to: u64) -> Result<()> {
         let f = self.open_file(file)?;
         if f.lease.is_some_and(|(_, mode)| mode == LeaseMode::Read) {
             return Err(ClientError::Closed("the file is not open for writing"));
@@ -179,6 +183,7 @@ impl ClientCore {
         if data.is_empty() {
             return then(self, io, Ok(()));
         }
+        self.write_gathered(io, file);
         self.begin_change(
             io,
             file,
@@ -194,6 +199,38 @@ impl ClientCore {
                 });
                 core.stats.writes += 1;
                 core.stats.write_bytes += data.len() as u64;
+                core.write_locked(io, file, offset, data, finish);
+            }),
+        );
+    }
+
+    /// Writes what a program believes to be written already: size, time and figures have been noted.
+    pub(super) fn write_noted(
+        &mut self,
+        io: &mut dyn Io,
+        file: FileId,
+        offset: u64,
+        data: Buf,
+        then: Then<()>,
+    ) {
+        let end = offset + data.len() as u64;
+        self.begin_change(
+            io,
+            file,
+            offset,
+            end,
+            Box::new(move |core, io, change| {
+                let change = match change {
+                    Ok(change) => change,
+                    Err(e) => return then(core, io, Err(e)),
+                };
+                let finish: Then<()> = Box::new(move |core, io, result| {
+                    if let Some(f) = core.files.get_mut(&file) {
+                        f.last_write_end = end;
+                    }
+                    then(core, io, result);
+                    core.end_change(io, change);
+                });
                 core.write_locked(io, file, offset, data, finish);
             }),
         );
@@ -372,6 +409,7 @@ impl ClientCore {
         keep_size: bool,
         then: Then<()>,
     ) {
+        self.write_gathered(io, file);
         let Some(mut end) = offset.checked_add(len) else {
             return then(self, io, Err(ClientError::Invalid("range")));
         };
@@ -416,6 +454,7 @@ impl ClientCore {
     }
 
     pub(super) fn reserve(&mut self, io: &mut dyn Io, file: FileId, offset: u64, len: u64, then: Then<()>) {
+        self.write_gathered(io, file);
         let Some(end) = offset.checked_add(len) else {
             return then(self, io, Err(ClientError::Invalid("range")));
         };
@@ -550,6 +589,7 @@ impl ClientCore {
     }
 
     fn truncate_open(&mut self, io: &mut dyn Io, file: FileId, change: AttrChange, then: Then<FileAttr>) {
+        self.write_gathered(io, file);
         let new = change.size_bytes.unwrap_or(0);
         let op = match self.check_change(file, new).and_then(|()| self.op_begin(file, true)) {
             Ok(op) => op,
@@ -599,6 +639,14 @@ impl ClientCore {
         what: SeekFor,
         then: Then<Option<u64>>,
     ) {
+        // A chunk that is not there yet would look like a hole.
+        if self.has_written_behind(file) {
+            let again: Then<()> = Box::new(move |core, io, written| match written {
+                Ok(()) => core.seek(io, file, offset, what, then),
+                Err(e) => then(core, io, Err(e)),
+            });
+            return self.sync(io, file, again);
+        }
         let (size, chunk_bytes) = match self.open_file(file) {
             Ok(f) => (f.size, f.chunk_bytes()),
             Err(e) => return then(self, io, Err(e)),

@@ -8,6 +8,7 @@
 //! - under a write lease the size kept here is the truth; the MDS learns it by Extend, SetAttr or Release;
 //! - a file whose lease was lost fails all requests until it is opened again.
 
+use super::gather::Gathered;
 use super::locks::RangeLocks;
 use super::maps::Slot;
 use super::{ClientCore, Then};
@@ -65,6 +66,10 @@ pub(super) struct File {
     pub maps_version: u64,
     /// Where the last write ended: writers that go on there get their next chunk ahead.
     pub last_write_end: u64,
+    /// Of programs that were answered: what is not yet being written, how many writes are under way, and why one failed.
+    pub gathered: Option<Gathered>,
+    pub behind: usize,
+    pub write_failed: Option<ClientError>,
     /// Block and contents that the last write left partly filled.
     pub edge: Option<(u64, shards::Buf)>,
 }
@@ -97,6 +102,9 @@ impl File {
             slots: BTreeMap::new(),
             maps_version: 0,
             last_write_end: 0,
+            gathered: None,
+            behind: 0,
+            write_failed: None,
             edge: None,
         }
     }
@@ -369,6 +377,7 @@ impl ClientCore {
     }
 
     pub(super) fn close(&mut self, io: &mut dyn Io, file: FileId, mode: LeaseMode, then: Then<()>) {
+        self.write_gathered(io, file);
         let Some(f) = self.files.get_mut(&file) else {
             return then(self, io, Err(ClientError::Closed("the file is not open")));
         };
@@ -389,6 +398,7 @@ impl ClientCore {
 
     /// The client stops: whoever still holds the file has lost it.
     pub(super) fn close_all(&mut self, io: &mut dyn Io, file: FileId) {
+        self.write_gathered(io, file);
         if let Some(f) = self.files.get_mut(&file) {
             (f.readers, f.writers) = (0, 0);
             self.maybe_release(io, file);
@@ -506,6 +516,7 @@ impl ClientCore {
 
     /// All changes begun before are durable and the size is recorded.
     pub(super) fn sync(&mut self, io: &mut dyn Io, file: FileId, then: Then<()>) {
+        self.write_gathered(io, file);
         let op = match self.op_begin(file, false) {
             Ok(op) => op,
             Err(e) => return then(self, io, Err(e)),
@@ -516,7 +527,8 @@ impl ClientCore {
                 io,
                 file,
                 Box::new(move |core, io, result| {
-                    then(core, io, result);
+                    let failed = core.files.get(&file).and_then(|f| f.write_failed.clone());
+                    then(core, io, result.and_then(|()| failed.map_or(Ok(()), Err)));
                     core.op_end(io, file, op);
                 }),
             );
@@ -668,6 +680,8 @@ impl ClientCore {
             return;
         }
         tracing::warn!(%file, why, unrecorded = f.unrecorded(), "lease_lost");
+        self.drop_gathered(file);
+        let Some(f) = self.files.get_mut(&file) else { return };
         f.lost = Some(why.to_string());
         f.lease = None;
         f.unrecorded_since = None;

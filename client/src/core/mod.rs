@@ -9,6 +9,7 @@
 //! | [`maps`] | which chunk lies where: cache, allocation, refresh after failures |
 //! | [`leases`] | open files, their leases and sizes |
 //! | [`fileio`] | read, write, zero, truncate on bytes; edges of blocks |
+//! | [`gather`] | writes that programs do not wait for |
 //! | [`cache`], [`cached`] | the read cache on a local SSD: what it holds; moving its bytes |
 //! | [`locks`] | order between overlapping changes of a file |
 //! | [`names`] | directories and attributes |
@@ -25,6 +26,7 @@
 mod cache;
 mod cached;
 mod fileio;
+mod gather;
 mod leases;
 mod links;
 mod locks;
@@ -33,7 +35,7 @@ mod mds;
 mod names;
 mod parts;
 
-use crate::call::{Call, Done, Stats};
+use crate::call::{Call, Done, Stats, WriteHow};
 use crate::config::{ClientConfig, TICK};
 use crate::error::{ClientError, Result};
 pub use cache::{ADMIT_AT_USES, Counts as CacheCounts};
@@ -74,6 +76,8 @@ pub struct ClientCore {
     alarms: BTreeMap<u64, Alarm>,
     cached: Option<Box<Cached>>,
     last_id: u64,
+    /// Bytes of programs that were answered and are not yet durable.
+    waiting_bytes: usize,
     stats: Stats,
     on_lease_lost: Option<OnLeaseLost>,
     stopping: Option<Timestamp>,
@@ -95,6 +99,7 @@ impl ClientCore {
             alarms: BTreeMap::new(),
             cached,
             last_id: 0,
+            waiting_bytes: 0,
             stats: Stats::default(),
             on_lease_lost: None,
             stopping: None,
@@ -133,6 +138,7 @@ impl ClientCore {
         self.mds_tick(io);
         self.links_tick(io);
         self.parts_tick(io);
+        self.gather_tick(io);
         self.leases_tick(io);
         self.stop_if_done(io);
     }
@@ -190,15 +196,15 @@ impl ClientCore {
             }
             Call::Close { file, mode, done } => self.close(io, file, mode, pass(done)),
             Call::Read { file, offset, len, done } => self.read(io, file, offset, len, pass(done)),
-            Call::Write { file, offset, data, sync, drops_privileges: false, done } => {
-                self.write(io, file, offset, data, sync, pass(done))
-            }
-            Call::Write { file, offset, data, sync, drops_privileges: true, done } => {
+            Call::Write { file, offset, data, how, done } if how.drops_privileges => {
                 let write: Then<()> = Box::new(move |core, io, dropped| match dropped {
-                    Ok(()) => core.write(io, file, offset, data, sync, pass(done)),
+                    Ok(()) => core.write_as(io, file, offset, data, how, pass(done)),
                     Err(error) => done(Err(error)),
                 });
                 self.drop_privileges(io, file, write)
+            }
+            Call::Write { file, offset, data, how, done } => {
+                self.write_as(io, file, offset, data, how, pass(done))
             }
             Call::Sync { file, done } => self.sync(io, file, pass(done)),
             Call::Zero { file, offset, len, keep_size, done } => {
@@ -207,6 +213,22 @@ impl ClientCore {
             Call::Reserve { file, offset, len, done } => self.reserve(io, file, offset, len, pass(done)),
             Call::Seek { file, offset, what, done } => self.seek(io, file, offset, what, pass(done)),
             Call::Map { file, done } => self.file_map(io, file, pass(done)),
+        }
+    }
+
+    fn write_as(
+        &mut self,
+        io: &mut dyn Io,
+        file: FileId,
+        offset: u64,
+        data: shards::Buf,
+        how: WriteHow,
+        then: Then<()>,
+    ) {
+        if how.may_wait && !how.sync {
+            self.write_soon(io, file, offset, data, then);
+        } else {
+            self.write(io, file, offset, data, how.sync, then);
         }
     }
 

@@ -5,7 +5,7 @@ use super::convert::{self, Overrides};
 use super::directory::{OpenDirectories, Reply, text};
 use super::info::Info;
 use super::xattr;
-use crate::call::{Call, OpenFile, SeekFor};
+use crate::call::{Call, OpenFile, SeekFor, WriteHow};
 use crate::error::Result;
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
@@ -388,12 +388,18 @@ impl Filesystem for PstorageFs {
         reply: ReplyWrite,
     ) {
         let len = data.len() as u32;
+        let has = |flags: i32, any: i32| flags & any != 0;
+        let how = WriteHow {
+            sync: has(flags.0, libc::O_SYNC | libc::O_DSYNC),
+            drops_privileges: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+            // Who goes past the kernel's cache wants to know that it is done.
+            may_wait: !has(flags.0, libc::O_DIRECT),
+        };
         self.mailbox.send(Call::Write {
             file: convert::file(ino),
             offset,
             data: owned(data),
-            sync: flags.0 & (libc::O_SYNC | libc::O_DSYNC) != 0,
-            drops_privileges: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+            how,
             done: Box::new(move |result| match result {
                 Ok(()) => reply.written(len),
                 Err(error) => reply.error(convert::errno(&error)),

@@ -6,7 +6,7 @@ use super::protocol::{
     self, CLIENT_FLAGS_BYTES, Command, Errno, GREETING, Next, OPTION_HEAD_BYTES, Offer, REQUEST_BYTES,
     Request,
 };
-use crate::call::{Call, Done};
+use crate::call::{Call, Done, WriteHow};
 use crate::error::ClientError;
 use crate::{Cluster, File};
 use shards::{Buf, BufMut};
@@ -238,9 +238,13 @@ fn hand_in(export: &Arc<Export>, request: Request, payload: Buf, cost_bytes: usi
             };
             Call::Read { file, offset, len, done: Box::new(move |result| answer(result.and_then(whole))) }
         }
-        Command::Write => {
-            Call::Write { file, offset, data: payload, sync: fua, drops_privileges: false, done }
-        }
+        Command::Write => Call::Write {
+            file,
+            offset,
+            data: payload,
+            how: WriteHow { sync: fua, ..WriteHow::default() },
+            done,
+        },
         Command::Trim | Command::WriteZeroes => {
             Call::Zero { file, offset, len: u64::from(length_bytes), keep_size: true, done }
         }

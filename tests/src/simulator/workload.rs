@@ -2,7 +2,7 @@
 //! removed.
 
 use crate::registers::{CELL_BYTES, History, cell, value_of};
-use client::{Call, ClientCore, ClientError, Done};
+use client::{Call, ClientCore, ClientError, Done, WriteHow};
 use shards::Timestamp;
 use shards::sim::{HostId, Rng, World};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -323,12 +323,9 @@ impl Workload {
                 let tag = self.tag(client, Op::Write { value });
                 let done = self.answers.done(tag, Answer::Unit);
                 let offset = u64::from(cells.start) * CELL_BYTES as u64;
-                let (sync, data) = (self.users[client].rng.one_in(10), shards::Buf::from_slice(&data));
-                self.say(
-                    world,
-                    client,
-                    Call::Write { file: self.files[file], offset, data, sync, drops_privileges: false, done },
-                );
+                let data = shards::Buf::from_slice(&data);
+                let how = WriteHow { sync: self.users[client].rng.one_in(10), ..WriteHow::default() };
+                self.say(world, client, Call::Write { file: self.files[file], offset, data, how, done });
             }
         }
     }
