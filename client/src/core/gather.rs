@@ -8,6 +8,7 @@
 //! Invariants:
 //! - what is gathered or under way is covered by the file's write lease; its blocks are locked ([`super::locks`]) from the
 //!   moment when it is written, so later changes and reads of these blocks come behind it;
+//! - its chunks are there: a program that finds no space for a new one is told so by its write;
 //! - the size a program sees includes it; a file grows by gathered bytes only over a clean tail;
 //! - no more than [`MOST_WAITING_BYTES`] wait in all: beyond that programs wait for their own writes;
 //! - once a write has failed, every `fsync` and `close` of the file fails until its last `close`, and nothing is gathered.
@@ -104,6 +105,7 @@ impl ClientCore {
             && is_held
             && f.write_failed.is_none()
             && (end <= f.size || f.tail_clean)
+            && [offset, end - 1].iter().all(|at| f.has_chunk((*at / f.chunk_bytes()) as u32))
             && self.waiting_bytes + len <= MOST_WAITING_BYTES;
         may.then_some(end)
     }

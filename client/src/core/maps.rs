@@ -41,6 +41,11 @@ impl File {
         }
     }
 
+    /// Whether a chunk is known to be there.
+    pub(super) fn has_chunk(&self, index: u32) -> bool {
+        self.slots.get(&index).is_some_and(|slot| slot.map.is_some())
+    }
+
     /// Drops what is cached for chunks from `first` on.
     pub(super) fn forget_maps(&mut self, first: u32) {
         self.maps_version += 1;

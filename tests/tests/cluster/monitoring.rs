@@ -94,7 +94,7 @@ fn stat_is_sorted_and_told_as_xml_and_top_follows_the_cluster() {
     keys.write_all(b"c").unwrap();
     shows("QDEPTH");
     c.kill("cs2");
-    shows("inactive");
+    shows("1 inactive");
     let of_cs2 =
         services(&["-C"]).into_iter().find(|s| s["service"] == "cs" && s["id"] == 2).expect("it is listed");
     assert_eq!(

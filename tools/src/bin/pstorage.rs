@@ -532,7 +532,9 @@ fn run(context: &Context, command: Command) -> Outcome {
             local::demo(&shape.dir, &shape_of(&shape), image.as_deref())
         }
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "pstorage", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "pstorage", &mut script);
+            print!("{}", String::from_utf8_lossy(&script));
             Ok(())
         }
         Command::Man { dir } => {
