@@ -42,18 +42,19 @@ impl Gathered {
         self.start..self.end()
     }
 
-    /// Adds bytes that follow, or lie within; false if they do neither.
-    fn add(&mut self, offset: u64, data: &[u8]) -> bool {
+    /// Adds bytes that follow, or lie within: by how many it grows. `None` if they do neither.
+    fn add(&mut self, offset: u64, data: &[u8]) -> Option<usize> {
         let end = offset + data.len() as u64;
         if offset == self.end() && self.bytes.len() + data.len() <= MOST_BYTES {
             self.bytes.extend_from_slice(data);
+            Some(data.len())
         } else if self.start <= offset && end <= self.end() {
             let at = (offset - self.start) as usize;
             self.bytes[at..at + data.len()].copy_from_slice(data);
+            Some(0)
         } else {
-            return false;
+            None
         }
-        true
     }
 }
 
@@ -74,22 +75,25 @@ impl ClientCore {
             .files
             .get_mut(&file)
             .and_then(|f| f.gathered.as_mut())
-            .is_some_and(|gathered| gathered.add(offset, &data));
-        if !added {
+            .and_then(|gathered| gathered.add(offset, &data));
+        if added.is_none() {
             self.write_gathered(io, file);
         }
         self.stats.writes += 1;
         self.stats.write_bytes += data.len() as u64;
         let Some(f) = self.files.get_mut(&file) else { return };
         f.grown_to(end, io.now(), io.wall_ms());
-        if data.len() >= MOST_BYTES {
-            self.write_behind(io, file, offset, data);
-        } else {
-            self.waiting_bytes += data.len();
-            if !added {
+        match added {
+            Some(grown) => {
+                self.waiting_bytes += grown;
+                if f.gathered.as_ref().is_some_and(|g| g.bytes.len() >= MOST_BYTES) {
+                    self.write_gathered(io, file);
+                }
+            }
+            None if data.len() >= MOST_BYTES => self.write_behind(io, file, offset, data),
+            None => {
+                self.waiting_bytes += data.len();
                 f.gathered = Some(Gathered { start: offset, bytes: data.to_vec(), since: io.now() });
-            } else if f.gathered.as_ref().is_some_and(|g| g.bytes.len() >= MOST_BYTES) {
-                self.write_gathered(io, file);
             }
         }
         then(self, io, Ok(()));
@@ -198,10 +202,13 @@ mod tests {
     #[test]
     fn bytes_that_follow_or_lie_within_are_gathered() {
         let mut g = Gathered { start: 100, bytes: vec![1; 10], since: Timestamp(0) };
-        assert!(g.add(110, &[2; 5]) && g.add(104, &[3; 2]) && g.add(114, &[4]));
+        let grown = [g.add(110, &[2; 5]), g.add(104, &[3; 2]), g.add(114, &[4])];
+        assert_eq!(grown, [Some(5), Some(0), Some(0)]);
         assert_eq!(g.bytes, [1, 1, 1, 1, 3, 3, 1, 1, 1, 1, 2, 2, 2, 2, 4]);
-        assert!(!g.add(116, &[5]) && !g.add(99, &[5]) && !g.add(114, &[5, 5]) && !g.add(90, &[5; 50]));
-        assert!(!g.add(115, &vec![6; MOST_BYTES]), "more than one write takes");
+        for (offset, len) in [(116, 1), (99, 1), (114, 2), (90, 50)] {
+            assert_eq!(g.add(offset, &vec![5; len]), None, "{len} at {offset}");
+        }
+        assert_eq!(g.add(115, &vec![6; MOST_BYTES]), None, "more than one write takes");
         assert_eq!(g.range(), 100..115);
     }
 }
