@@ -203,7 +203,8 @@ pub struct WriteHow {
     pub sync: bool,
     /// Set-uid and set-gid bits are cleared first.
     pub drops_privileges: bool,
-    /// It is answered at once, and durable with the next `Sync` or `Close`, or half a second later.
+    /// It is answered at once, and durable with the next `Sync` or the last `Close`, which say
+    /// if it failed, or half a second later.
     pub may_wait: bool,
 }
 

@@ -454,6 +454,7 @@ impl ClientCore {
         f.unrecorded_since = None;
         f.mtime_unrecorded = false;
         let on_closed = std::mem::take(&mut f.on_closed);
+        let result = result.and_then(|()| f.write_failed.take().map_or(Ok(()), Err));
         if f.opening.is_empty() {
             self.files.remove(&file);
         } else {

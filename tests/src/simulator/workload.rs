@@ -56,12 +56,26 @@ impl Answers {
 #[derive(Debug)]
 enum Op {
     Open,
-    Read { first: u32, start: Timestamp },
-    Write { value: u64 },
-    Sync,
+    Read {
+        first: u32,
+        start: Timestamp,
+    },
+    /// `waits`: it is answered before it is durable.
+    Write {
+        value: u64,
+        waits: bool,
+    },
+    /// Makes these writes durable.
+    Sync {
+        covers: Vec<u64>,
+    },
     Close,
-    Make { name: String },
-    Unlink { name: String },
+    Make {
+        name: String,
+    },
+    Unlink {
+        name: String,
+    },
 }
 
 /// A small file as far as its maker knows.
@@ -81,6 +95,8 @@ struct User {
     /// Of the file held.
     mode: LeaseMode,
     busy: BTreeMap<u64, Op>,
+    /// Writes that were answered and may not be durable.
+    unsynced: Vec<u64>,
     /// Operations left before the file is handed on.
     left: u64,
     depth: u64,
@@ -135,6 +151,7 @@ impl Workload {
             holds: None,
             mode: LeaseMode::Write,
             busy: BTreeMap::new(),
+            unsynced: Vec::new(),
             left: 0,
             depth: 1,
             think_ms: 0,
@@ -164,6 +181,7 @@ impl Workload {
         let user = &mut self.users[client];
         user.life += 1;
         user.holds = None;
+        user.unsynced.clear();
         for op in std::mem::take(&mut user.busy).into_values() {
             if let Op::Make { name } | Op::Unlink { name } = op {
                 self.names.insert(name, Known::Unsure);
@@ -301,7 +319,8 @@ impl Workload {
         };
         match self.users[client].rng.between(*kinds.start(), *kinds.end()) {
             0 => {
-                let tag = self.tag(client, Op::Sync);
+                let covers = self.users[client].unsynced.clone();
+                let tag = self.tag(client, Op::Sync { covers });
                 let done = self.answers.done(tag, Answer::Unit);
                 self.say(world, client, Call::Sync { file: self.files[file], done });
             }
@@ -320,11 +339,12 @@ impl Workload {
                 let value = self.next_value;
                 let data: Vec<u8> = cells.clone().flat_map(|at| cell(value, file, at)).collect();
                 self.histories[file].begin_write(value, cells.clone(), world.now());
-                let tag = self.tag(client, Op::Write { value });
+                let rng = &mut self.users[client].rng;
+                let how = WriteHow { sync: rng.one_in(10), may_wait: rng.one_in(3), ..WriteHow::default() };
+                let tag = self.tag(client, Op::Write { value, waits: how.may_wait && !how.sync });
                 let done = self.answers.done(tag, Answer::Unit);
                 let offset = u64::from(cells.start) * CELL_BYTES as u64;
                 let data = shards::Buf::from_slice(&data);
-                let how = WriteHow { sync: self.users[client].rng.one_in(10), ..WriteHow::default() };
                 self.say(world, client, Call::Write { file: self.files[file], offset, data, how, done });
             }
         }
@@ -396,7 +416,7 @@ impl Workload {
             user.left = 0;
             user.rest_until = now.after(Duration::from_millis(user.rng.between(10, 300)));
             match op {
-                Op::Open | Op::Close => user.holds = None,
+                Op::Open | Op::Close => (user.holds, user.unsynced) = (None, Vec::new()),
                 _ => {}
             }
             return;
@@ -409,18 +429,31 @@ impl Workload {
                 let mut go_on = BTreeSet::new();
                 if user.mode == LeaseMode::Read {
                     let holders = self.users.iter().filter(|u| u.holds == Some(file));
-                    go_on.extend(holders.flat_map(|u| u.busy.values()).filter_map(|op| match op {
-                        Op::Write { value } => Some(*value),
-                        _ => None,
-                    }));
+                    let of = |op: &Op| if let Op::Write { value, .. } = op { Some(*value) } else { None };
+                    for holder in holders {
+                        go_on.extend(
+                            holder.busy.values().filter_map(of).chain(holder.unsynced.iter().copied()),
+                        );
+                    }
                 }
                 self.histories[file].fence_others(now, &go_on);
             }
             (Op::Close, _) => {
-                user.holds = None;
+                let file = user.holds.take().expect("the file that was closed");
+                for value in std::mem::take(&mut user.unsynced) {
+                    self.histories[file].end_write(value, now);
+                }
                 user.rest_until = now.after(Duration::from_millis(user.rng.between(0, 400)));
             }
-            (Op::Write { value }, _) => {
+            (Op::Sync { covers }, _) => {
+                let file = user.holds.expect("files are held while operations run");
+                user.unsynced.retain(|value| !covers.contains(value));
+                for value in covers {
+                    self.histories[file].end_write(value, now);
+                }
+            }
+            (Op::Write { value, waits: true }, _) => user.unsynced.push(value),
+            (Op::Write { value, .. }, _) => {
                 let file = user.holds.expect("files are held while operations run");
                 self.histories[file].end_write(value, now);
             }
