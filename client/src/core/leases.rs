@@ -535,7 +535,13 @@ impl ClientCore {
             );
         });
         match f.changes.first() {
-            Some(oldest) if *oldest < op => f.syncs.push((op, record)),
+            Some(oldest) if *oldest < op => {
+                f.syncs.push((op, record));
+                // The size that writes behind the program reach is known: both at once.
+                if f.behind > 0 && f.unrecorded() {
+                    self.start_record(io, file);
+                }
+            }
             _ => record(self, io, Ok(())),
         }
     }
