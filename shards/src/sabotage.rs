@@ -48,10 +48,12 @@ pub enum Sabotage {
     LostBlocksAreHoles,
     /// A removed metadata server ends itself though its vote may be needed.
     LeaveAtOnce,
+    /// `fsync` and `close` are answered though gathered writes are not on their way yet.
+    SyncLeavesGathered,
 }
 
 impl Sabotage {
-    pub const ALL: [(&str, Sabotage); 22] = [
+    pub const ALL: [(&str, Sabotage); 23] = [
         ("ack-before-secondaries", Sabotage::AckBeforeSecondaries),
         ("ack-before-durable", Sabotage::AckBeforeDurable),
         ("skip-epoch-check", Sabotage::SkipEpochCheck),
@@ -74,6 +76,7 @@ impl Sabotage {
         ("stale-set-changes", Sabotage::StaleSetChanges),
         ("lost-blocks-are-holes", Sabotage::LostBlocksAreHoles),
         ("leave-at-once", Sabotage::LeaveAtOnce),
+        ("sync-leaves-gathered", Sabotage::SyncLeavesGathered),
     ];
 
     pub fn by_name(name: &str) -> Option<Sabotage> {

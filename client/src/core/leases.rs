@@ -15,6 +15,7 @@ use super::{ClientCore, Then};
 use crate::call::OpenFile;
 use crate::config::EXTEND_AFTER;
 use crate::error::{ClientError, Result};
+use shards::sabotage::{Sabotage, on};
 use shards::{Io, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -517,7 +518,9 @@ impl ClientCore {
 
     /// All changes begun before are durable and the size is recorded.
     pub(super) fn sync(&mut self, io: &mut dyn Io, file: FileId, then: Then<()>) {
-        self.write_gathered(io, file);
+        if !on(Sabotage::SyncLeavesGathered) {
+            self.write_gathered(io, file);
+        }
         let op = match self.op_begin(file, false) {
             Ok(op) => op,
             Err(e) => return then(self, io, Err(e)),
