@@ -30,6 +30,9 @@ struct Change {
     started: Timestamp,
 }
 
+/// What ends a write: the change, unless it could not be begun, and how it went.
+type Finish = Box<dyn FnOnce(&mut ClientCore, &mut dyn Io, Option<Change>, Result<()>) + Send>;
+
 impl File {
     fn max_bytes(&self) -> u64 {
         self.chunk_bytes() * u64::from(u32::MAX)
@@ -184,27 +187,25 @@ impl ClientCore {
             return then(self, io, Ok(()));
         }
         self.write_gathered(io, file);
-        self.begin_change(
-            io,
-            file,
-            offset,
-            end,
-            Box::new(move |core, io, change| {
-                let change = match change {
-                    Ok(change) => change,
-                    Err(e) => return then(core, io, Err(e)),
-                };
-                let finish: Then<()> = Box::new(move |core, io, result| {
-                    core.end_write(io, change, end, result, sync, then);
-                });
-                core.stats.writes += 1;
-                core.stats.write_bytes += data.len() as u64;
-                core.write_locked(io, file, offset, data, finish);
-            }),
-        );
+        self.stats.writes += 1;
+        self.stats.write_bytes += data.len() as u64;
+        let finish: Finish = Box::new(move |core, io, change, result| {
+            if result.is_ok()
+                && let Some(f) = core.files.get_mut(&file)
+            {
+                f.grown_to(end, io.now(), io.wall_ms());
+            }
+            change.into_iter().for_each(|change| core.end_change(io, change));
+            match result {
+                Ok(()) if sync => core.record_size(io, file, then),
+                result => then(core, io, result),
+            }
+        });
+        self.write_range(io, file, offset, data, finish);
     }
 
-    /// Writes what a program believes to be written already: size, time and figures have been noted.
+    /// Writes what a program believes to be written already: size, time and figures have been noted. `then` runs before
+    /// whoever waits for the change.
     pub(super) fn write_noted(
         &mut self,
         io: &mut dyn Io,
@@ -213,6 +214,15 @@ impl ClientCore {
         data: Buf,
         then: Then<()>,
     ) {
+        let finish: Finish = Box::new(move |core, io, change, result| {
+            then(core, io, result);
+            change.into_iter().for_each(|change| core.end_change(io, change));
+        });
+        self.write_range(io, file, offset, data, finish);
+    }
+
+    /// Writes bytes when their blocks are free; `finish` ends the change.
+    fn write_range(&mut self, io: &mut dyn Io, file: FileId, offset: u64, data: Buf, finish: Finish) {
         let end = offset + data.len() as u64;
         self.begin_change(
             io,
@@ -222,40 +232,17 @@ impl ClientCore {
             Box::new(move |core, io, change| {
                 let change = match change {
                     Ok(change) => change,
-                    Err(e) => return then(core, io, Err(e)),
+                    Err(e) => return finish(core, io, None, Err(e)),
                 };
-                let finish: Then<()> = Box::new(move |core, io, result| {
-                    if let Some(f) = core.files.get_mut(&file) {
+                let written: Then<()> = Box::new(move |core, io, result| {
+                    if let Some(f) = core.files.get_mut(&file).filter(|_| result.is_ok()) {
                         f.last_write_end = end;
                     }
-                    then(core, io, result);
-                    core.end_change(io, change);
+                    finish(core, io, Some(change), result);
                 });
-                core.write_locked(io, file, offset, data, finish);
+                core.write_locked(io, file, offset, data, written);
             }),
         );
-    }
-
-    fn end_write(
-        &mut self,
-        io: &mut dyn Io,
-        change: Change,
-        end: u64,
-        result: Result<()>,
-        sync: bool,
-        then: Then<()>,
-    ) {
-        if result.is_ok()
-            && let Some(f) = self.files.get_mut(&change.file)
-        {
-            f.grown_to(end, io.now(), io.wall_ms());
-            f.last_write_end = end;
-        }
-        self.end_change(io, change);
-        match result {
-            Ok(()) if sync => self.record_size(io, change.file, then),
-            result => then(self, io, result),
-        }
     }
 
     /// Writes bytes whose blocks are held, completing the edges from what is stored.
