@@ -38,10 +38,6 @@ impl Gathered {
         self.start + self.bytes.len() as u64
     }
 
-    fn range(&self) -> Range<u64> {
-        self.start..self.end()
-    }
-
     /// Adds bytes that follow, or lie within: by how many it grows. `None` if they do neither.
     fn add(&mut self, offset: u64, data: &[u8]) -> Option<usize> {
         let end = offset + data.len() as u64;
@@ -151,7 +147,7 @@ impl ClientCore {
         range: Range<u64>,
         then: Then<()>,
     ) {
-        let overlaps = |g: &Gathered| g.start < range.end && range.start < g.range().end;
+        let overlaps = |g: &Gathered| g.start < range.end && range.start < g.end();
         if self.files.get(&file).and_then(|f| f.gathered.as_ref()).is_some_and(overlaps) {
             self.write_gathered(io, file);
         }
@@ -209,6 +205,6 @@ mod tests {
             assert_eq!(g.add(offset, &vec![5; len]), None, "{len} at {offset}");
         }
         assert_eq!(g.add(115, &vec![6; MOST_BYTES]), None, "more than one write takes");
-        assert_eq!(g.range(), 100..115);
+        assert_eq!(g.start..g.end(), 100..115);
     }
 }

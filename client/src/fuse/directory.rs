@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use wire::mds_api::DirEntry;
 
-/// Entries asked for at once: about what fits the kernel's buffer of one page with attributes.
+/// Entries asked for at once: about what fits, with attributes, the 32 KiB that `ls` reads at a time.
 const PAGE: u32 = 192;
 /// "." and "..".
 const DOTS: u64 = 2;

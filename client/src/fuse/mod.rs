@@ -13,8 +13,8 @@
 //! number of requests under way.
 //!
 //! Caching: a file opened with O_DIRECT goes past the kernel's cache with parallel writes. Others use it in
-//! write-through mode (what waits to be written waits in the core, [`crate::core`]): pages are kept while the file is open, which its lease makes safe, dropped at open, and
-//! dropped when the lease is lost. Shared mappings work in both modes.
+//! write-through mode (what waits to be written waits in the core, [`crate::core`]): pages are kept while the file is
+//! open, which its lease makes safe, dropped at open, and dropped when the lease is lost. Shared mappings work in both modes.
 //!
 //! Owners and modes are stored by the cluster and enforced by the kernel (`default_permissions`) on each mount;
 //! the cluster itself trusts whoever holds its key, as the original product does. Set-uid and set-gid bits
