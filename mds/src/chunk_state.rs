@@ -172,6 +172,7 @@ mod tests {
             in_sync_until: Vec::new(),
             min_replicas: policy.minimum,
             normal_replicas: policy.normal,
+            is_shared: false,
         };
         let server = |id: CsId| CsView {
             cs: id,

@@ -127,6 +127,16 @@ impl Teller<'_> {
             domain_name(policy.domain),
             policy.tier
         ));
+        if view.is_shared {
+            let paths = self.state.files_of(view.chunk).into_iter().map(|file| self.state.path_of(file));
+            let (paths, most) = (paths.collect::<Vec<_>>(), 10);
+            let more = if paths.len() > most { ", and more" } else { "" };
+            why.push(format!(
+                "{} files share it ({}{more}): whoever writes to it gets one of its own first.",
+                paths.len(),
+                paths[..paths.len().min(most)].join(", ")
+            ));
+        }
         why.push(
             "Servers are chosen by failure domain first, then by tier, then at random by free space and load."
                 .into(),
@@ -339,6 +349,7 @@ mod tests {
             in_sync_until: vec![(CsId(2), Epoch(3))],
             min_replicas: 2,
             normal_replicas: 2,
+            is_shared: false,
         };
         let policy = ReplicaPolicy { normal: 2, minimum: 2, tier: 0, domain: FailureDomain::Disk };
         let servers = BTreeMap::<CsId, CsView>::new();

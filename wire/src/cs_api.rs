@@ -3,7 +3,7 @@
 //! Each shard keeps its own session with the master MDS: shards share nothing, not even this.
 
 use crate::auth::Certificate;
-use crate::{ChunkId, CsId, Epoch, Grant, LeaseId, NodeId, ShardIndex, Status};
+use crate::{ChunkId, CsId, Epoch, Grant, LeaseId, NodeId, Sequence, ShardIndex, Status};
 use rkyv::{Archive, Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -56,7 +56,10 @@ pub enum CsRequest {
     /// As primary and the only replica in sync: these blocks can't be read here, so they are gone. From now on all replicas
     /// know them as such, until they are written anew.
     Gone { chunk: ChunkId, first_block: u32, blocks: u32 },
-    /// As the same: a copy is needed of blocks that can't be read here. May they be given up? Answered by Done, or Failed while
+    /// The part of a fork that was asked for is there, with everything up to this sequence of the chunk it was made of; or it
+    /// can't be made (`None`).
+    Forked { to: ChunkId, sequence: Option<Sequence> },
+    /// As the only replica in sync: a copy is needed of blocks that can't be read here. May they be given up? Answered by Done, or Failed while
     /// a replica may come back that has them.
     MayGiveUp { chunk: ChunkId, epoch: Epoch },
 }
@@ -223,6 +226,12 @@ pub enum CsCommand {
     },
     Revoke {
         leases: Vec<LeaseId>,
+    },
+    /// Make chunk `to` of your replica of this one, in sync with the others, as soon as nothing is under way there. Answered
+    /// by Forked.
+    Fork {
+        set: ChunkSet,
+        to: ChunkId,
     },
     /// The session is over (this CS was dropped, or another process with its id has registered).
     Expelled {

@@ -115,6 +115,8 @@ pub struct ChunkMap {
     pub chunk: ChunkId,
     pub epoch: Epoch,
     pub grant: Grant,
+    /// Other files are made of it too: who is to write asks for one of its own (Allocate).
+    pub is_shared: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
@@ -243,7 +245,8 @@ pub enum MdsRequest {
         first: u32,
         count: u32,
     },
-    /// Makes sure the chunks exist (placing replicas) and returns their maps.
+    /// Makes sure the chunks exist (placing replicas) and returns their maps. Those that are shared are replaced by such that
+    /// belong to the file alone; until these are there, the maps are those of the shared ones.
     Allocate {
         client: ClientId,
         file: FileId,
@@ -360,6 +363,14 @@ pub enum MdsRequest {
         renew: bool,
     },
     GetLicense,
+    /// Makes a file that is as another one is now, without a copy: they share their chunks until one of them is written to.
+    /// Refused while the file is open for writing. Answered by Attr.
+    Clone {
+        client: ClientId,
+        file: FileId,
+        parent: FileId,
+        name: String,
+    },
 }
 
 /// A node that wants to belong to the cluster.

@@ -263,10 +263,7 @@ impl ClientCore {
             request,
             Box::new(move |core, io, reply| match reply {
                 Ok(MdsReply::Opened { attr, lease, written_by, first }) => {
-                    if let Some(f) = core.files.get_mut(&file) {
-                        f.learn_first(first);
-                    }
-                    core.lease_granted(io, file, mode, lease, attr, written_by);
+                    core.lease_granted(io, file, mode, (lease, first), attr, written_by);
                 }
                 Err(e) if core.may_come_free(&e, io.now(), until) => {
                     core.after(
@@ -296,7 +293,7 @@ impl ClientCore {
         io: &mut dyn Io,
         file: FileId,
         mode: LeaseMode,
-        lease: LeaseId,
+        (lease, first): (LeaseId, Option<Box<ChunkMap>>),
         attr: FileAttr,
         written_by: LeaseId,
     ) {
@@ -314,9 +311,13 @@ impl ClientCore {
         let fresh = f.lease.is_none() || f.lost.is_some();
         if fresh {
             f.tail_clean = attr.allocated_bytes == 0;
-            f.forget_maps(0);
             f.edge = None;
         }
+        // While others could have the file, or a clone of it could be made.
+        if fresh || f.lease.is_some_and(|(held, _)| held != lease) {
+            f.forget_maps(0);
+        }
+        f.learn_first(first);
         f.lost = None;
         f.lease = None; // What follows takes the size of the MDS unless ours is ahead of it.
         let theirs = attr.size_bytes;

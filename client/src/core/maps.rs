@@ -62,6 +62,11 @@ pub(super) fn back_off(failures: u32) -> Duration {
     Duration::from_millis((5u64 << failures.min(7)).min(500))
 }
 
+/// A fork takes a few milliseconds.
+fn fork_wait(questions: u32) -> Duration {
+    Duration::from_millis((2u64 << questions.min(6)).min(100))
+}
+
 impl ClientCore {
     fn wake_slot(&mut self, io: &mut dyn Io, file: FileId, index: u32) {
         let Some(slot) = self.files.get_mut(&file).and_then(|f| f.slots.get_mut(&index)) else { return };
@@ -79,14 +84,16 @@ impl ClientCore {
         }
     }
 
-    /// Marks `first .. first + count` as asked for, up to the first one that needs no question.
-    fn claim_slots(&mut self, file: FileId, first: u32, count: u32, holes_too: bool) -> (u64, u32) {
+    /// Marks `first .. first + count` as asked for, up to the first one that needs no question. Who is `to_write` asks about
+    /// holes too, and about a shared chunk if that is what it writes to.
+    fn claim_slots(&mut self, file: FileId, first: u32, count: u32, to_write: bool) -> (u64, u32) {
         let Some(f) = self.files.get_mut(&file) else { return (0, 0) };
         let mut claimed = 0;
         while claimed < count {
             let Some(index) = first.checked_add(claimed) else { break };
             let slot = f.slots.entry(index).or_default();
-            if slot.busy || (slot.known && !(holes_too && slot.map.is_none())) {
+            let lacks = slot.map.as_ref().is_none_or(|map| map.is_shared && claimed == 0);
+            if slot.busy || (slot.known && !(to_write && lacks)) {
                 break;
             }
             slot.busy = true;
@@ -172,7 +179,11 @@ impl ClientCore {
         let again = |f: &File| f.lost.is_none() && f.lease.is_none_or(|(now, _)| now != lease);
         let why = match reply {
             Ok(MdsReply::Maps { chunks }) => {
+                let waits = chunks.iter().any(|map| map.index == first && map.is_shared);
                 self.learn(file, version, first, count, false, chunks);
+                if waits {
+                    return self.fork_awaited(io, file, first, count);
+                }
                 None
             }
             Ok(other) => Some(unexpected(&other)),
@@ -194,6 +205,17 @@ impl ClientCore {
                 Some(why) => self.fail_slot(io, file, index, why),
             }
         }
+    }
+
+    /// The chunk servers are making a chunk that belongs to the file alone.
+    fn fork_awaited(&mut self, io: &mut dyn Io, file: FileId, first: u32, count: u32) {
+        for index in first + 1..first + count {
+            self.wake_slot(io, file, index);
+        }
+        let Some(slot) = self.files.get_mut(&file).and_then(|f| f.slots.get_mut(&first)) else { return };
+        let wait = fork_wait(slot.failures);
+        slot.failures += 1;
+        self.after(io, wait, Box::new(move |core, io| core.wake_slot(io, file, first)));
     }
 
     /// Chunk servers may just be restarting: asks again for a while, then the writers fail.

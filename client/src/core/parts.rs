@@ -10,7 +10,7 @@ use crate::error::{ClientError, Result};
 use shards::{BLOCK_BYTES, Buf, Io, Timestamp};
 use std::net::SocketAddr;
 use wire::data::{block_crcs, first_mismatch};
-use wire::mds_api::MdsRequest;
+use wire::mds_api::{ChunkMap, MdsRequest};
 use wire::{
     BlockCrcs, ChunkId, CsId, DataMeta, Epoch, FileId, Frame, Grant, Head, Kind, LeaseId, MAX_IO_BYTES,
     Status, flags,
@@ -166,7 +166,8 @@ impl ClientCore {
         if slot.busy {
             return slot.waiting.push(id);
         }
-        if let Some(map) = &slot.map {
+        let may_use = |map: &&ChunkMap| !map.is_shared || part.job.is_read();
+        if let Some(map) = slot.map.as_ref().filter(may_use) {
             part.chunk = map.chunk;
             part.epoch = map.epoch;
             part.lease = lease;
@@ -193,12 +194,12 @@ impl ClientCore {
                 let zeros = io.buffer(part.len as usize).freeze();
                 self.part_end(io, id, Ok(zeros));
             }
-            (Job::Zero, true) => self.part_end(io, id, Ok(Buf::empty())),
+            (Job::Zero, true) if slot.map.is_none() => self.part_end(io, id, Ok(Buf::empty())),
             (Job::Read | Job::Zero, false) => {
                 slot.waiting.push(id);
                 self.fetch_maps(io, file, index);
             }
-            (Job::Write(_), _) => {
+            (Job::Write(_) | Job::Zero, _) => {
                 slot.waiting.push(id);
                 self.allocate(io, file, index);
             }

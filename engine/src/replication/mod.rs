@@ -11,6 +11,7 @@
 
 mod fill;
 mod flights;
+mod forks;
 mod gone;
 mod pace;
 mod primary;
@@ -25,6 +26,7 @@ use crate::latency::Latency;
 use crate::scrub::Piece;
 use crate::store::{Done, Outcome, Store, StoreError, Ticket};
 use fill::FillKind;
+use forks::Fork;
 use gone::GivingUp;
 use pace::Pace;
 use primary::Primary;
@@ -96,6 +98,9 @@ enum Purpose {
     Delete {
         chunk: ChunkId,
     },
+    Fork {
+        to: ChunkId,
+    },
     Scrub {
         piece: Piece,
     },
@@ -157,6 +162,8 @@ pub struct Replication {
     damaged: BTreeMap<ChunkId, bool>,
     /// Chunks whose last copy is damaged, and is needed: what the MDS says about giving up what can't be read.
     giving_up: BTreeMap<ChunkId, GivingUp>,
+    /// Forks that were asked for, by their ids to be.
+    forks: BTreeMap<ChunkId, Fork>,
     /// Pieces verified: outcome for the scrub.
     scrubbed: Vec<(Piece, bool)>,
     /// Peers that can't be reached now.
@@ -221,6 +228,7 @@ impl Replication {
             preparing: BTreeSet::new(),
             damaged: BTreeMap::new(),
             giving_up: BTreeMap::new(),
+            forks: BTreeMap::new(),
             scrubbed: Vec::new(),
             down: BTreeSet::new(),
             stats: Stats::default(),
@@ -526,13 +534,17 @@ impl Replication {
             }
             CsCommand::Delete { chunks } => self.delete(&chunks, store, io),
             CsCommand::Revoke { leases } => self.revoke(&leases),
+            CsCommand::Fork { set, to } => {
+                self.on_set(&set, store, io);
+                self.fork(set.chunk, to, store, io);
+            }
             CsCommand::Expelled { .. } => {}
         }
         self.after(store, io);
     }
 
     fn delete(&mut self, chunks: &[ChunkId], store: &mut Store, io: &mut dyn Io) {
-        for &chunk in chunks {
+        for chunk in self.drop_forks(chunks) {
             self.written.forget(chunk);
             self.damaged.remove(&chunk);
             self.giving_up.remove(&chunk);
@@ -610,6 +622,7 @@ impl Replication {
             Purpose::Delete { chunk } => {
                 self.actions.push(Action::ToMds(CsRequest::Deleted { chunks: vec![chunk] }));
             }
+            Purpose::Fork { to } => self.fork_made(to, result, store, io),
         }
     }
 
@@ -734,6 +747,7 @@ impl Replication {
     /// What may have become possible by any event.
     fn after(&mut self, store: &mut Store, io: &mut dyn Io) {
         self.answer_prepares(store);
+        self.begin_forks(store, io);
         while !self.held_back.is_empty() && self.pace.may_copy(false, io.now()) {
             let chunk = self.held_back.pop_first().expect("just seen");
             self.pump(chunk, store, io);

@@ -120,6 +120,13 @@ impl Units {
         Ok(())
     }
 
+    /// The next round writes this page, if there is one.
+    pub fn write_anew(&mut self, page: u32) {
+        if page < self.pages() {
+            self.dirty.insert(page);
+        }
+    }
+
     fn is_taken(&self, unit: u32) -> bool {
         self.taken[unit as usize / 64] & (1 << (unit % 64)) != 0
     }

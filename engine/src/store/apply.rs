@@ -1,18 +1,19 @@
-//! Rounds of write-back: small writes go from memory to their places in `data`, changed pages to `index`, `maps` and
-//! `units`, then the journal is trimmed. One round at a time; requests go on meanwhile.
+//! Rounds of write-back: small writes go from memory to their places in `data`, changed pages to `index`, `maps`, `units`
+//! and `shares`, then the journal is trimmed. One round at a time; requests go on meanwhile.
 //!
 //! Steps, each begun when the one before has ended: map pages of the blocks are read; blocks are written to `data`; pages
 //! are written while `data` is synced; the page files are synced; the journal's superblock is written: it trims the
 //! journal and makes the round's pages valid, in one atomic write. A crash before that leaves the state of the round
 //! before, on which the journal is replayed; pages the crashed round left behind are never looked at (page.rs, `find`).
 
+use super::clone::Cloning;
 use super::overlay::{Held, Waits};
 use super::page::{self, INDEX_ENTRIES, IndexEntry, PageKind, Round};
 use super::{PAGE_BLOCKS, PAGE_UNITS, Store, StoreError, UNIT_BLOCKS, UNIT_BYTES, Waiting, bits};
 use crate::cache::Version;
 use crate::store::load::Waiter;
 use shards::journal::{Checkpoint, Position};
-use shards::{Buf, Durability, FileHandle, Io};
+use shards::{Buf, BufMut, Durability, FileHandle, Io};
 use smallvec::{SmallVec, smallvec};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -41,6 +42,9 @@ pub(super) struct Apply {
     gathering: BTreeMap<u64, Gathering>,
     /// Blocks being written: chunk, block, checksum, generation.
     blocks: Vec<(ChunkId, u32, BlockCrc, u64)>,
+    /// Units that several chunks share and one of them writes to: chunk, number in it, the shared unit.
+    moves: BTreeMap<(ChunkId, u32), Move>,
+    clones: Vec<Cloning>,
     /// Everything in front of it was in memory when the round began.
     cut: Position,
     /// Of the pages as this round wrote them; chunks that come in meanwhile may need more pages.
@@ -52,6 +56,14 @@ pub(super) struct Apply {
     no_room: Vec<WriteBack>,
 }
 
+#[cfg(test)]
+impl Apply {
+    /// Everything is written but what makes it valid.
+    pub fn is_committing(&self) -> bool {
+        self.step == Step::Commit
+    }
+}
+
 /// A write of the round, kept until it is done.
 pub(super) struct WriteBack {
     file: FileHandle,
@@ -59,8 +71,22 @@ pub(super) struct WriteBack {
     parts: Parts,
 }
 
+/// From where to where a unit moves.
+#[derive(Clone, Copy)]
+struct Move {
+    from: u32,
+    to: u32,
+}
+
+/// Where a block that is written has its bytes.
+enum Source {
+    Waiting(Held),
+    /// In `data`, at this offset.
+    Moved(u64),
+}
+
 /// A write to `data`: offset and the blocks, neighbours joined.
-type Run = (u64, SmallVec<[Held; 1]>);
+type Run = (u64, SmallVec<[Source; 1]>);
 type Parts = SmallVec<[Buf; 1]>;
 
 struct Gathering {
@@ -89,6 +115,8 @@ impl Store {
         }
         let behind_durable = Position(self.last_durable.0 + 1);
         let unfinished = self.writes.values().filter_map(|w| w.first_position).min();
+        let cut = unfinished.unwrap_or(behind_durable).min(behind_durable);
+        let clones = self.clones_for_round(cut);
         self.dirty = false;
         self.last_round = Round(self.last_round.0 + 1);
         self.apply = Some(Apply {
@@ -98,7 +126,9 @@ impl Store {
             runs: VecDeque::new(),
             gathering: BTreeMap::new(),
             blocks: Vec::new(),
-            cut: unfinished.unwrap_or(behind_durable).min(behind_durable),
+            moves: BTreeMap::new(),
+            clones,
+            cut,
             checkpoint: Checkpoint::default(),
             cleared_slots: Vec::new(),
             touched: Vec::new(),
@@ -143,6 +173,7 @@ impl Store {
     fn collect_blocks(&mut self) -> Result<(), StoreError> {
         let mut placed = Vec::with_capacity(self.overlay.blocks);
         let mut blocks = Vec::with_capacity(self.overlay.blocks);
+        let mut moves = BTreeMap::new();
         for &id in &self.dirty_chunks {
             let chunk = self.chunks.get_mut(&id).expect("dirty chunks exist");
             let waiting: Vec<u32> = chunk.overlay.keys().copied().collect();
@@ -152,7 +183,16 @@ impl Store {
                     continue;
                 }
                 let newer = chunk.overlay[&block].clone();
+                let shared = |unit: u32| self.shares.of(unit) > 0 || self.vacated.contains(unit);
                 let unit = match chunk.unit(block / UNIT_BLOCKS) {
+                    Some(from) if shared(from) => {
+                        let key = (id, block / UNIT_BLOCKS);
+                        if !moves.contains_key(&key) {
+                            let to = self.units.take().ok_or(StoreError::NoSpace)?;
+                            moves.insert(key, Move { from, to });
+                        }
+                        moves[&key].to
+                    }
                     Some(unit) => unit,
                     None => {
                         let unit = self.units.take().ok_or(StoreError::NoSpace)?;
@@ -163,11 +203,13 @@ impl Store {
                         unit
                     }
                 };
-                let offset =
-                    u64::from(unit) * UNIT_BYTES + u64::from(block % UNIT_BLOCKS) * BLOCK_BYTES as u64;
-                placed.push((offset, newer.held));
+                placed.push((place_of(unit, block), Source::Waiting(newer.held)));
                 blocks.push((id, block, newer.crc, newer.generation));
             }
+        }
+        for ((id, unit), Move { from, to }) in &moves {
+            let rest = self.chunks[id].blocks_to_move(*unit);
+            placed.extend(rest.map(|block| (place_of(*to, block), Source::Moved(place_of(*from, block)))));
         }
         placed.sort_unstable_by_key(|(offset, _)| *offset);
         let mut runs: VecDeque<Run> = VecDeque::new();
@@ -182,7 +224,7 @@ impl Store {
             }
         }
         let apply = self.round();
-        (apply.runs, apply.blocks) = (runs, blocks);
+        (apply.runs, apply.blocks, apply.moves) = (runs, blocks, moves);
         Ok(())
     }
 
@@ -198,19 +240,25 @@ impl Store {
         }
     }
 
-    /// Writes a run, or reads those of its blocks first that only the journal has. They are not verified here: should one
+    /// Writes a run, or reads those of its blocks first that are not in memory. They are not verified here: should one
     /// be damaged, then whoever reads it from its place finds out.
-    fn write_run(&mut self, io: &mut dyn Io, offset: u64, blocks: &[Held]) {
+    fn write_run(&mut self, io: &mut dyn Io, offset: u64, blocks: &[Source]) {
         let run = self.fresh_id();
         let mut missing = 0;
         let mut parts = Parts::new();
         for (part, block) in blocks.iter().enumerate() {
             parts.push(match block {
-                Held::Memory(bytes) => bytes.clone(),
-                Held::Journal(at) => {
+                Source::Waiting(Held::Memory(bytes)) => bytes.clone(),
+                Source::Waiting(Held::Journal(at)) => {
                     missing += 1;
                     let wait = self.expect(Waiting::Gather { run, part });
                     io.read(self.journal.file(), *at, BLOCK_BYTES, wait);
+                    Buf::empty()
+                }
+                Source::Moved(at) => {
+                    missing += 1;
+                    let wait = self.expect(Waiting::GatherMoved { run, part });
+                    io.read(self.data, *at, BLOCK_BYTES, wait);
                     Buf::empty()
                 }
             });
@@ -229,6 +277,19 @@ impl Store {
                 return self.break_down(StoreError::Io { file, source });
             }
         };
+        self.take_gathered(io, run, part, bytes);
+    }
+
+    /// What can't be read is not what its checksum says, here or there.
+    pub(super) fn gathered_moved(&mut self, io: &mut dyn Io, run: u64, part: usize, result: io::Result<Buf>) {
+        let bytes = result.unwrap_or_else(|error| {
+            tracing::error!(dir = self.config.dir, %error, "block_lost: it could not be read to be moved");
+            BufMut::zeroed(BLOCK_BYTES).freeze()
+        });
+        self.take_gathered(io, run, part, bytes);
+    }
+
+    fn take_gathered(&mut self, io: &mut dyn Io, run: u64, part: usize, bytes: Buf) {
         let gathering = self.round().gathering.get_mut(&run).expect("its blocks are being read");
         gathering.parts[part] = bytes;
         gathering.missing -= 1;
@@ -297,12 +358,18 @@ impl Store {
         apply.step = Step::Pages;
         let (round, wrote_data) = (apply.round, !apply.blocks.is_empty());
         self.settle_blocks();
+        let mut clones = std::mem::take(&mut self.round().clones);
+        self.make_clones(&mut clones);
+        self.round().clones = clones;
         let mut writes: Vec<(FileHandle, u64, Buf)> = self.changed_maps(round);
         writes.extend(self.changed_index(round));
         for (number, place, bytes) in self.units.changed_pages(round) {
             writes.push((self.units_file, page::offset(number, place), bytes));
         }
-        let touched = [self.index, self.maps, self.units_file];
+        for (number, place, bytes) in self.shares.changed_pages(round) {
+            writes.push((self.shares_file, page::offset(number, place), bytes));
+        }
+        let touched = [self.index, self.maps, self.units_file, self.shares_file];
         let checkpoint = self.checkpoint(round);
         let apply = self.round();
         apply.checkpoint = checkpoint;
@@ -321,6 +388,9 @@ impl Store {
     }
 
     fn settle_blocks(&mut self) {
+        for ((id, number), Move { from, to }) in std::mem::take(&mut self.round().moves) {
+            self.move_unit(id, number, from, to);
+        }
         for (id, block, crc, generation) in std::mem::take(&mut self.round().blocks) {
             let Some(chunk) = self.chunks.get_mut(&id) else { continue };
             // Replaced or dropped meanwhile: what is newer has its own record or round.
@@ -432,8 +502,18 @@ impl Store {
         for unit in std::mem::take(&mut self.free_later).into_iter().chain(forgotten).chain(unowned) {
             self.units.release(unit);
         }
+        self.free_vacated(io);
         if self.dirty {
             self.mark_dirty(io);
         }
+        self.end_clones(io, apply.clones);
+        if !self.clones.is_empty() {
+            self.start_apply(io);
+        }
     }
+}
+
+/// Where a block stands in `data` when its unit is this one.
+fn place_of(unit: u32, block: u32) -> u64 {
+    u64::from(unit) * UNIT_BYTES + u64::from(block % UNIT_BLOCKS) * BLOCK_BYTES as u64
 }

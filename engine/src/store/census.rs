@@ -65,6 +65,7 @@ impl Store {
         let lost = self.units.clear_all();
         tracing::info!(units = lost.len(), "units_without_an_owner_are_free");
         for unit in lost {
+            self.shares.forget(unit);
             self.units.unrefer(unit);
             self.unowned.push((self.last_round, unit));
         }

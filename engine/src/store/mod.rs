@@ -1,8 +1,9 @@
 //! The chunk store of one shard: chunks on a data file, behind a journal. Sans-io; a node drives it.
 //!
 //! Files below the shard's directory (docs/formats.md, "Chunk store"): `journal`, `data` (64 KiB units), and metadata in
-//! pages of two places each: `index` (which chunks), `maps` (where their units lie, checksums), `units` (which are used).
-//! The index and the unit bitmap are in memory; map pages come and go within a budget.
+//! pages of two places each: `index` (which chunks), `maps` (where their units lie, checksums), `units` (which are used),
+//! `shares` (which several maps name). The index, the unit bitmap and the shares are in memory; map pages come and go within
+//! a budget.
 //!
 //! Blocks of `data` that are read again and again may also lie in a cache on SSD (`crate::cache`).
 //!
@@ -21,6 +22,7 @@
 mod alloc;
 mod apply;
 mod census;
+mod clone;
 mod give_back;
 mod load;
 mod overlay;
@@ -30,6 +32,7 @@ mod plant;
 mod read;
 mod record;
 mod replay;
+mod shares;
 mod write;
 
 #[cfg(test)]
@@ -38,12 +41,14 @@ mod tests;
 use crate::cache::{Cache, CacheConfig, CacheStat};
 use alloc::Units;
 use apply::Apply;
+use clone::{Cloning, Vacated};
 use load::Load;
 use overlay::{OverlayBlock, Waits};
 use page::{MapPage, PageKind, Round, Written};
 use replay::Opening;
 use shards::journal::{Checkpoint, Journal, JournalError, Outcome as JournalOutcome, Position};
 use shards::{Buf, Durability, FileHandle, Io, OpId, OpenHow, TimerId, Timestamp};
+use shares::Shares;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
@@ -237,6 +242,8 @@ enum Request {
     Sums(Ticket, ChunkId, Range<u32>, bool),
     SetEpoch(Ticket, ChunkId, Epoch),
     Delete(Ticket, ChunkId),
+    /// The second chunk is made of the first.
+    Clone(Ticket, ChunkId, ChunkId),
 }
 
 impl Request {
@@ -256,6 +263,7 @@ impl Request {
             }
             Request::SetEpoch(_, chunk, _) => (*chunk, 0..1, true),
             Request::Delete(_, chunk) => (*chunk, all, true),
+            Request::Clone(_, from, _) => (*from, all, false),
         }
     }
 
@@ -266,7 +274,8 @@ impl Request {
             | Request::Read(ticket, ..)
             | Request::Sums(ticket, ..)
             | Request::SetEpoch(ticket, ..)
-            | Request::Delete(ticket, _) => *ticket,
+            | Request::Delete(ticket, _)
+            | Request::Clone(ticket, ..) => *ticket,
         }
     }
 }
@@ -298,6 +307,11 @@ enum Waiting {
         run: u64,
         part: usize,
     },
+    /// A block that moves to another unit of `data`, for the running round.
+    GatherMoved {
+        run: u64,
+        part: usize,
+    },
     MapPage {
         chunk: ChunkId,
         page: u32,
@@ -320,6 +334,7 @@ pub struct Store {
     index: FileHandle,
     maps: FileHandle,
     units_file: FileHandle,
+    shares_file: FileHandle,
     journal: Journal,
     cache: Option<Cache>,
     opening: Option<Opening>,
@@ -330,6 +345,10 @@ pub struct Store {
     broken: bool,
     chunks: BTreeMap<ChunkId, Chunk>,
     units: Units,
+    shares: Shares,
+    /// Clones that wait for a round; units that clones have left.
+    clones: Vec<Cloning>,
+    vacated: Vacated,
     /// Whose slot it is.
     slots: Vec<Option<ChunkId>>,
     free_slots: Vec<u32>,
@@ -397,13 +416,14 @@ impl Store {
         // A store that was made is never made again: an empty file in place of a lost one would read as holes.
         let how = OpenHow { create: made.is_none(), direct: true, read_only: false };
         let data = open_file(io, config, "data", how)?;
-        let [index, maps, units_file] = [PageKind::Index, PageKind::Map, PageKind::Units]
-            .map(|kind| open_file(io, config, kind.file(), how));
-        let (index, maps, units_file) = (index?, maps?, units_file?);
+        let [index, maps, units_file, shares_file] =
+            [PageKind::Index, PageKind::Map, PageKind::Units, PageKind::Shares]
+                .map(|kind| open_file(io, config, kind.file(), how));
+        let (index, maps, units_file, shares_file) = (index?, maps?, units_file?, shares_file?);
         let journal = if made.is_some() {
             Journal::open(io, &config.journal_path, record::verify)?
         } else {
-            for file in [data, index, maps, units_file] {
+            for file in [data, index, maps, units_file, shares_file] {
                 if io.file_len(file).map_err(|source| StoreError::Io { file: mark.clone(), source })? > 0 {
                     return Err(StoreError::Missing { file: mark });
                 }
@@ -428,6 +448,7 @@ impl Store {
             index,
             maps,
             units_file,
+            shares_file,
             journal,
             cache,
             opening: Some(Opening::new()),
@@ -436,6 +457,9 @@ impl Store {
             broken: false,
             chunks: BTreeMap::new(),
             units: Units::new(total_units),
+            shares: Shares::default(),
+            clones: Vec::new(),
+            vacated: Vacated::default(),
             slots: Vec::new(),
             free_slots: Vec::new(),
             dead_slots: Vec::new(),
@@ -562,6 +586,12 @@ impl Store {
         self.submit(io, Request::Delete(ticket, chunk));
     }
 
+    /// Makes a chunk that is as another one is, without a copy of its data. Writes to the other wait meanwhile. An error if
+    /// there is a chunk of this id, or none to clone.
+    pub fn clone_chunk(&mut self, io: &mut dyn Io, ticket: Ticket, from: ChunkId, to: ChunkId) {
+        self.submit(io, Request::Clone(ticket, from, to));
+    }
+
     /// All sequences up to `sequence` are on all replicas. Kept in memory, written with the next thing that is.
     pub fn note_committed(&mut self, id: ChunkId, sequence: Sequence) {
         if let Some(chunk) = self.chunks.get_mut(&id)
@@ -680,7 +710,9 @@ impl Store {
     /// Takes `bytes` of the file system's room, or says that they would leave too little.
     fn take_disk_room(&mut self, io: &mut dyn Io, bytes: u64) -> bool {
         self.look_at_disk(io);
-        let waiting = (self.overlay.blocks * BLOCK_BYTES) as u64;
+        // A write to a unit that is shared takes room for all of it.
+        let each = if self.shares.any() { UNIT_BYTES } else { BLOCK_BYTES as u64 };
+        let waiting = self.overlay.blocks as u64 * each;
         let enough = bytes == 0 || self.disk_free_bytes >= bytes + waiting + DISK_RESERVE_BYTES;
         if enough {
             self.disk_free_bytes = self.disk_free_bytes.saturating_sub(bytes);
@@ -812,6 +844,7 @@ impl Store {
             Waiting::LargeSync => self.large_sync_done(io, result),
             Waiting::JournalRun { id, run } => self.journal_run_done(io, id, run, result),
             Waiting::Gather { run, part } => self.gathered(io, run, part, result),
+            Waiting::GatherMoved { run, part } => self.gathered_moved(io, run, part, result),
             Waiting::MapPage { chunk, page, again } => self.page_read(io, chunk, page, again, result),
             Waiting::Open(reading) => self.open_step(io, reading, result),
             Waiting::GiveBack { first, count } => self.gave_back(io, first, count, result),
@@ -860,10 +893,10 @@ impl Store {
     }
 
     /// What the journal keeps for us (docs/formats.md) of a round whose pages are written: the round, the last one that may
-    /// have been begun, pages of `index` and `units` that must exist, and the sum over their rounds.
+    /// have been begun, pages of `index` and `units` that must exist, and the sum over the rounds of these and of `shares`.
     fn checkpoint(&self, round: Round) -> Checkpoint {
         let pages = self.index_written.len() as u64 | u64::from(self.units.pages()) << 32;
-        let sum = self.index_sum ^ self.units.sum();
+        let sum = self.index_sum ^ self.units.sum() ^ self.shares.sum();
         Checkpoint([round.0, round.0 + 1, pages, sum, self.highest_deleted.0])
     }
 
@@ -876,7 +909,7 @@ impl Store {
         let (id, blocks, writes) = request.shape();
         if !self.chunks.contains_key(&id) {
             match &request {
-                Request::Read(ticket, ..) | Request::Sums(ticket, ..) => {
+                Request::Read(ticket, ..) | Request::Sums(ticket, ..) | Request::Clone(ticket, ..) => {
                     return self.finish(*ticket, Err(StoreError::UnknownChunk(id)));
                 }
                 Request::Delete(ticket, _) if id <= self.highest_deleted => {
@@ -912,6 +945,7 @@ impl Store {
             }
             Request::SetEpoch(ticket, chunk, epoch) => self.start_set_epoch(io, ticket, chunk, epoch),
             Request::Delete(ticket, chunk) => self.start_delete(io, ticket, chunk),
+            Request::Clone(ticket, from, to) => self.start_clone(io, ticket, from, to),
         }
     }
 

@@ -1,10 +1,10 @@
-//! Pages of the metadata files `index`, `maps` and `units`: 4 KiB each, with two places on disk.
+//! Pages of the metadata files `index`, `maps`, `units` and `shares`: 4 KiB each, with two places on disk.
 //!
 //! Every page carries the number of the round that wrote it (apply.rs). A round writes each page to the place that does
 //! not hold the last committed version, and becomes valid as a whole when the journal's checkpoint names it.
 //!
 //! The other place holds an older version that is whole as well, so a damaged page must not quietly become what it was.
-//! Which place of a map page is valid stands in its chunk's index entry. Of `index` and `units` the newest committed
+//! Which place of a map page is valid stands in its chunk's index entry. Of the other files' pages the newest committed
 //! version is taken, and the checkpoint has a sum over the rounds of all their pages ([`mark`]) that proves it to be the
 //! newest there was. Layouts are in docs/formats.md.
 
@@ -19,6 +19,7 @@ pub(super) enum PageKind {
     Index,
     Map,
     Units,
+    Shares,
 }
 
 impl PageKind {
@@ -27,6 +28,7 @@ impl PageKind {
             PageKind::Index => b"PSINDEX3",
             PageKind::Map => b"PSCMAP_2",
             PageKind::Units => b"PSUNITS2",
+            PageKind::Shares => b"PSSHARE1",
         }
     }
 
@@ -35,6 +37,7 @@ impl PageKind {
             PageKind::Index => "index",
             PageKind::Map => "maps",
             PageKind::Units => "units",
+            PageKind::Shares => "shares",
         }
     }
 }
@@ -129,7 +132,7 @@ pub(super) fn check(
     }
 }
 
-/// Looks for the newest committed version of a page of `index` or `units` in its two places.
+/// Looks for the newest committed version of a page of another file than `maps` in its two places.
 pub(super) fn find(pair: &[u8], kind: PageKind, number: u64, committed: Round) -> Result<Written, Bad> {
     let look = |place| check(body(pair, place), kind, number, ChunkId(0), committed);
     match (look(0), look(1)) {
@@ -141,7 +144,7 @@ pub(super) fn find(pair: &[u8], kind: PageKind, number: u64, committed: Round) -
     }
 }
 
-/// What a page of `index` or `units` adds (by xor) to the checkpoint's sum; nothing before it is written.
+/// What such a page adds (by xor) to the checkpoint's sum; nothing before it is written.
 pub(super) fn mark(kind: PageKind, number: u64, round: Round) -> u64 {
     if round == Round(0) {
         return 0;
@@ -208,6 +211,11 @@ impl MapPage {
     /// In place of a damaged page: nobody knows where its blocks are. Reading one is an error until it is written anew.
     pub fn lost() -> MapPage {
         MapPage { crcs: Box::new([LOST; PAGE_BLOCKS as usize]), ..MapPage::default() }
+    }
+
+    /// The same for another chunk, which is not on disk yet.
+    pub fn for_clone(&self) -> MapPage {
+        MapPage { units: self.units, crcs: self.crcs.clone(), ..MapPage::default() }
     }
 
     pub fn unit(&self, unit: u32) -> Option<u32> {
@@ -347,6 +355,15 @@ pub(super) fn encode_units(number: u64, round: Round, words: &[u64]) -> Buf {
         b[BODY_AT + 8 * i..][..8].copy_from_slice(&word.to_le_bytes());
     }
     seal(b, PageKind::Units, round, number, ChunkId(0))
+}
+
+/// Encodes page `number` of `shares` from the counts of its units.
+pub(super) fn encode_shares(number: u64, round: Round, counts: &[u16]) -> Buf {
+    let mut b = BufMut::zeroed(BLOCK_BYTES);
+    for (i, count) in counts.iter().enumerate() {
+        b[BODY_AT + 2 * i..][..2].copy_from_slice(&count.to_le_bytes());
+    }
+    seal(b, PageKind::Shares, round, number, ChunkId(0))
 }
 
 /// The words of a units page that [`find`] found.

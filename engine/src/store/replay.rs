@@ -6,8 +6,8 @@
 //! known to have been acknowledged (its sequence is committed): then a mismatch is damage, which the checksum will report,
 //! and not a torn write. Otherwise the chunk keeps what it had before.
 //!
-//! Which units are referenced after the redo: those of the valid round, without what the touched pages named before, with
-//! what they name now. (A record may name a unit that has long passed to another chunk; whatever moved it there is a later
+//! Which units are referenced after the redo, and by how many pages: those of the valid round, without what the touched pages
+//! named before, with what they name now. (A record may name a unit that has long passed to another chunk; whatever moved it there is a later
 //! record, so no touched page names it in the end. Hence a page's units are counted only when all records are redone.)
 
 use super::load::Waiter;
@@ -26,8 +26,8 @@ use std::io;
 use wire::{BLOCK_BYTES, BlockCrc, ChunkId, Sequence};
 
 const MARK_NAME: &str = "pstorage chunk store ";
-const MARK: &[u8] = b"pstorage chunk store 3\n";
-/// Pairs of pages read at once from `index` and `units`.
+const MARK: &[u8] = b"pstorage chunk store 4\n";
+/// Pairs of pages read at once from `index`, `units` and `shares`.
 const PAIRS_AT_ONCE: u64 = 128;
 /// Map pages, or extent units, read at once.
 const READS_AT_ONCE: usize = 32;
@@ -54,7 +54,7 @@ pub(super) fn check_mark(path: &str, bytes: &[u8]) -> Result<(), StoreError> {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Reading {
     Mark,
-    /// Pages of `index` or `units` from this one on.
+    /// Pages of `index`, `units` or `shares` from this one on.
     Pages(PageKind, u64),
     /// Unit of an extent: index of the record, unit within it.
     Extent(usize, u32),
@@ -68,11 +68,14 @@ pub(super) struct Opening {
     bad_record: Option<String>,
     index_pages: u64,
     units_pages: u64,
+    /// Pages that `shares` is long enough for.
+    shares_pages: u64,
     /// Over the rounds of those pages: as the checkpoint has it, and as found.
     expected_sum: u64,
     sum: u64,
-    /// A place of a page that holds something else: damage, or what a crash left of a round.
-    odd: Option<(PageKind, u64)>,
+    /// Places of pages that hold something else: damage, or what a crash left of a round. They are written anew before any
+    /// round is valid that is newer than that one.
+    odd: Vec<(PageKind, u64)>,
     /// Map pages to read.
     pages: Vec<(ChunkId, u32)>,
     /// Extent units to check.
@@ -116,8 +119,16 @@ impl Store {
         (self.committed_round, self.last_round) = (Round(committed), Round(begun));
         let (index_pages, units_pages) = (pages & u64::from(u32::MAX), pages >> 32);
         self.index_written = vec![Written::NEVER; index_pages as usize];
+        let shares_pages = match io.file_len(self.shares_file) {
+            Ok(bytes) => bytes.div_ceil(PAIR_BYTES as u64),
+            Err(source) => {
+                let file = format!("{}/{}", self.config.dir, PageKind::Shares.file());
+                return self.break_down(StoreError::Io { file, source });
+            }
+        };
         let opening = self.opening();
         (opening.index_pages, opening.units_pages, opening.expected_sum) = (index_pages, units_pages, sum);
+        opening.shares_pages = shares_pages;
         // Before this life writes any page, its rounds must be told from those of a life that crashed.
         self.journal.trim_with(io, Position(0), Checkpoint([committed, begun + 1, pages, sum, deleted]));
     }
@@ -155,10 +166,11 @@ impl Store {
 
     // ---- the valid round ----
 
-    /// Reads the next pages of `index`, then those of `units`, then goes on to the journal's records.
+    /// Reads the next pages of `index`, then those of `units` and `shares`, then goes on to the journal's records.
     fn read_pages(&mut self, io: &mut dyn Io, kind: PageKind, first: u64) {
         let (file, pages) = match kind {
             PageKind::Index => (self.index, self.opening().index_pages),
+            PageKind::Shares => (self.shares_file, self.opening().shares_pages),
             _ => (self.units_file, self.opening().units_pages),
         };
         if first < pages {
@@ -171,8 +183,14 @@ impl Store {
             self.free_slots = free.rev().collect();
             return self.read_pages(io, PageKind::Units, 0);
         }
+        if kind == PageKind::Units {
+            return self.read_pages(io, PageKind::Shares, 0);
+        }
         match self.check_sum() {
-            Ok(()) => self.plan_pages(io),
+            Ok(()) => {
+                self.write_odd_pages_anew();
+                self.plan_pages(io);
+            }
             Err(error) => self.break_down(error),
         }
     }
@@ -185,16 +203,41 @@ impl Store {
         data: &Buf,
     ) -> Result<(), StoreError> {
         for (number, pair) in (first..).zip(data.chunks_exact(PAIR_BYTES)) {
-            let written = self.find_page(kind, number, pair)?;
+            let written = match self.find_page(kind, number, pair) {
+                Ok(written) => written,
+                // Few of these pages were ever committed: the sum says if one is missing.
+                Err(_) if kind == PageKind::Shares => {
+                    if pair.iter().any(|&byte| byte != 0) {
+                        self.opening().odd.push((kind, number));
+                    }
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             self.opening().sum ^= page::mark(kind, number, written.round);
             let body = page::body(pair, written.place);
             match kind {
                 PageKind::Index => self.take_index(number, written, body)?,
+                PageKind::Shares => self.shares.load(number as u32, written, body),
                 _ => self.take_units(number, written, body)?,
             }
         }
         self.read_pages(io, kind, first + PAIRS_AT_ONCE);
         Ok(())
+    }
+
+    /// What a round left behind in a crash would pass for the newest version when later rounds are valid: the first round, which
+    /// takes the place of that one, writes these pages too.
+    fn write_odd_pages_anew(&mut self) {
+        for (kind, number) in std::mem::take(&mut self.opening().odd) {
+            match kind {
+                PageKind::Index => {
+                    self.dirty_index.insert(number as u32);
+                }
+                PageKind::Shares => self.shares.write_anew(number as u32),
+                _ => self.units.write_anew(number as u32),
+            }
+        }
     }
 
     /// Every page was found in its newest committed version, not in an older one beside a damaged one.
@@ -203,7 +246,7 @@ impl Store {
         if opening.sum == opening.expected_sum {
             return Ok(());
         }
-        let (kind, number) = opening.odd.unwrap_or((PageKind::Index, 0));
+        let (kind, number) = opening.odd.first().copied().unwrap_or((PageKind::Index, 0));
         Err(StoreError::Corrupt {
             file: format!("{}/{}", self.config.dir, kind.file()),
             offset: page::offset(number, 0),
@@ -265,7 +308,7 @@ impl Store {
         })?;
         let other = page::check(page::body(pair, 1 - found.place), kind, number, ChunkId(0), committed);
         if other == Err(page::Bad::Damaged) {
-            self.opening().odd.get_or_insert((kind, number));
+            self.opening().odd.push((kind, number));
         }
         Ok(found)
     }
@@ -427,12 +470,14 @@ impl Store {
         }
     }
 
-    /// Units named by the map pages in memory; each by one.
-    fn named_units(&self) -> Result<BTreeSet<u32>, StoreError> {
-        let mut named = BTreeSet::new();
+    /// Units named by the map pages in memory, and by how many: no more than share them.
+    fn named_units(&self) -> Result<BTreeMap<u32, u32>, StoreError> {
+        let mut named = BTreeMap::new();
         for (id, chunk) in &self.chunks {
             for unit in chunk.pages.values().flat_map(|p| p.units()) {
-                if !named.insert(unit) {
+                let names = named.entry(unit).or_insert(0);
+                *names += 1;
+                if *names > 1 + u32::from(self.shares.of(unit)) {
                     return Err(self.two_owners(*id, chunk, unit));
                 }
             }
@@ -440,13 +485,18 @@ impl Store {
         Ok(named)
     }
 
-    fn settle_units(&mut self, before: &BTreeSet<u32>) -> Result<(), StoreError> {
+    fn settle_units(&mut self, before: &BTreeMap<u32, u32>) -> Result<(), StoreError> {
         let after = self.named_units()?;
-        for &unit in before.difference(&after) {
-            self.units.unrefer(unit);
-            self.units.release(unit);
+        for (&unit, names) in before {
+            for _ in after.get(&unit).copied().unwrap_or(0)..*names {
+                if !self.shares.remove(unit) {
+                    self.units.unrefer(unit);
+                    self.units.release(unit);
+                }
+            }
         }
-        for &unit in after.difference(before) {
+        // No record names a unit that is shared, so none of these is.
+        for &unit in after.keys().filter(|unit| !before.contains_key(unit)) {
             // What a lost page named is taken already. A record may have put it in its place again, or one freed it and
             // another gave it to another page.
             if !self.units.claim(unit) && !self.may_be_of_lost_page(unit) {
@@ -466,7 +516,9 @@ impl Store {
         StoreError::Corrupt {
             file: format!("{}/{}", self.config.dir, PageKind::Map.file()),
             offset: page::offset(page::map_number(chunk.slot, 0), 0),
-            expected: format!("units of chunk {id} that belong to it alone and lie within the capacity"),
+            expected: format!(
+                "units of chunk {id} that belong to it, and to no more chunks than share them, and lie within the capacity"
+            ),
             found: format!("unit {unit} of {}", self.units.total()),
         }
     }

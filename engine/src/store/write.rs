@@ -179,7 +179,7 @@ impl Store {
         self.begin(io, ticket, chunk, Stamp::default(), 0..u32::MAX, records, Change::Delete, 0);
     }
 
-    fn fail_early(&mut self, io: &mut dyn Io, ticket: Ticket, chunk: ChunkId, error: StoreError) {
+    pub(super) fn fail_early(&mut self, io: &mut dyn Io, ticket: Ticket, chunk: ChunkId, error: StoreError) {
         self.finish(ticket, Err(error));
         self.end_hold(io, chunk, 0);
     }
@@ -387,13 +387,7 @@ impl Store {
                 }
             }
         }
-        for unit in freed {
-            if let Some(cache) = &mut self.cache {
-                cache.forget_unit(unit);
-            }
-            self.units.unrefer(unit);
-            self.free_unit(unit);
-        }
+        freed.into_iter().for_each(|unit| self.drop_unit(unit));
         Ok(Done::Stored)
     }
 }

@@ -84,6 +84,9 @@ impl Server {
                 self.read(conn, head, Request::Cs(request), Patience::Fresh, io)
             }
             CsRequest::Deleted { chunks } => self.tell_log(conn, head, Internal::Deleted { cs, chunks }, io),
+            CsRequest::Forked { to, sequence } => {
+                self.tell_log(conn, head, Internal::Forked { cs, to, sequence }, io);
+            }
             CsRequest::Gone { chunk, first_block, blocks } => {
                 tracing::error!(name: "blocks_gone", cs = cs.0, chunk = chunk.0, first_block, blocks);
                 self.tell_log(conn, head, Internal::BlocksGone { cs, chunk, first_block, blocks }, io);

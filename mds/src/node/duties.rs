@@ -51,6 +51,7 @@ impl Server {
         self.tell_lagging(io);
         self.reconcile_members(io);
         self.repeat_deletes(io);
+        self.repeat_forks(io);
         self.drop_drained(io);
         self.watch_license(io);
         self.note_renewals(io);
@@ -250,6 +251,12 @@ impl Server {
             let chunks: Vec<ChunkId> = self.state.pending_deletes(cs).take(CHUNKS_PER_COMMAND).collect();
             self.delete_chunks(cs, chunks, io);
         }
+    }
+
+    /// Servers that were away, or came to another master, hear again what they have to make.
+    fn repeat_forks(&mut self, io: &mut dyn Io) {
+        let forks: Vec<ChunkId> = self.state.forks().collect();
+        forks.into_iter().for_each(|to| self.ask_for_fork(to, io));
     }
 
     /// Queues a change of a set asked for by somebody, or answers at once if there is none.

@@ -124,6 +124,7 @@ impl Server {
             Effect::RevokeLeases { leases, .. } => self.revoke(&leases, io),
             Effect::DeleteChunks { cs, chunks } => self.delete_chunks(cs, chunks, io),
             Effect::SetChanged { view } => self.set_changed(&view, io),
+            Effect::ForkBegun { to } => self.ask_for_fork(to, io),
             Effect::SessionEnded { client } => {
                 if let Some(master) = &mut self.master {
                     master.sessions.ended(client);
@@ -196,6 +197,17 @@ impl Server {
                 self.command_cs(conn, &CsCommand::Delete { chunks: part.to_vec() }, io);
             }
         }
+    }
+
+    /// Asks the servers that have yet to make their parts of a fork.
+    pub(super) fn ask_for_fork(&mut self, to: ChunkId, io: &mut dyn Io) {
+        let Some(master) = &self.master else { return };
+        let Some((from, missing)) = self.state.fork(to) else { return };
+        let Some(view) = self.state.chunk(from) else { return };
+        let command = CsCommand::Fork { set: master.chunk_set(&view, &self.state), to };
+        let conns: Vec<ConnId> =
+            missing.into_iter().filter_map(|cs| master.registry.conn_for(cs, from)).collect();
+        conns.into_iter().for_each(|conn| self.command_cs(conn, &command, io));
     }
 
     pub(super) fn expel(&mut self, cs: CsId, why: &str, io: &mut dyn Io) {

@@ -310,7 +310,7 @@ impl Server {
             Ok(missing) => missing,
             Err(refusal) => return self.refuse(conn, head, false, refusal.status, refusal.detail, None, io),
         };
-        if missing.is_empty() {
+        if missing.is_empty() && self.state.chunks_to_fork(file, first, count).is_empty() {
             let request = Request::Mds(MdsRequest::Map { file, first, count });
             return self.read(conn, head, request, patience, io);
         }

@@ -246,6 +246,7 @@ impl State {
             }
             Internal::Found(foundation) => self.found(now, foundation),
             Internal::Renewed { generation, nodes } => self.note_renewed(*generation, nodes),
+            Internal::Forked { cs, to, sequence } => self.forked(*cs, *to, *sequence, effects),
         }
         Reply::Wire(MdsReply::Done)
     }
@@ -335,8 +336,8 @@ impl State {
         effects.push(Effect::Logged { event: number });
     }
 
-    fn is_stray(&self, cs: CsId, chunk: ChunkId) -> bool {
-        self.chunk(chunk).is_none_or(|view| view.role_of(cs).is_none())
+    pub(super) fn is_stray(&self, cs: CsId, chunk: ChunkId) -> bool {
+        self.chunk(chunk).is_none_or(|view| view.role_of(cs).is_none()) && !self.is_fork_of(cs, chunk)
     }
 
     /// Reported chunks that the CS must not hold; propose `Internal::DeleteStrays` for them.

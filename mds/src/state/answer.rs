@@ -38,6 +38,10 @@ pub enum Effect {
         cs: CsId,
         chunks: Vec<ChunkId>,
     },
+    /// Chunk servers have to make their parts of a chunk (`CsCommand::Fork`).
+    ForkBegun {
+        to: ChunkId,
+    },
     /// The chunk's set changed; its primary must hear it (`CsCommand::Repair` when it has learners).
     SetChanged {
         view: ChunkView,
@@ -81,6 +85,8 @@ pub struct ChunkView {
     pub min_replicas: u8,
     /// How many in-sync replicas there should be.
     pub normal_replicas: u8,
+    /// Several files are made of it: none of them writes to it.
+    pub is_shared: bool,
 }
 
 impl ChunkView {
@@ -107,7 +113,8 @@ impl ChunkView {
     }
 
     pub fn to_map(&self, addr_of: &dyn Fn(CsId, ChunkId) -> SocketAddr) -> ChunkMap {
-        ChunkMap { index: self.index, chunk: self.chunk, epoch: self.epoch, grant: self.to_grant(addr_of) }
+        let (index, chunk, epoch, is_shared) = (self.index, self.chunk, self.epoch, self.is_shared);
+        ChunkMap { index, chunk, epoch, is_shared, grant: self.to_grant(addr_of) }
     }
 }
 

@@ -16,7 +16,7 @@ const ORDER: [Role; 3] = [Role::InSync, Role::Learner, Role::Stale];
 
 impl State {
     pub(super) fn view(&self, chunk: ChunkId, record: &ChunkRecord) -> ChunkView {
-        let policy = self.data.inodes.get(record.file).map_or(super::DEFAULT_POLICY, |i| i.policy);
+        let policy = self.chunk_policy(chunk, record.file);
         ChunkView {
             chunk,
             file: record.file,
@@ -26,6 +26,7 @@ impl State {
             in_sync_until: self.in_sync_until(chunk),
             min_replicas: policy.minimum,
             normal_replicas: policy.normal,
+            is_shared: self.is_shared(chunk),
         }
     }
 
@@ -138,6 +139,7 @@ impl State {
         first: u32,
         count: u32,
         placements: &[Placement],
+        effects: &mut Vec<Effect>,
     ) -> Result<Vec<ChunkView>, Refusal> {
         let missing = self.missing_chunks(client, file, lease, first, count)?;
         let placed: BTreeMap<u32, &Vec<CsId>> = placements.iter().map(|p| (p.index, &p.replicas)).collect();
@@ -158,6 +160,7 @@ impl State {
                 chunks.insert(index, chunk);
             }
         }
+        self.begin_forks(file, first, count, effects);
         self.map(file, first, count)
     }
 
@@ -203,6 +206,7 @@ impl State {
         let set = self.chunk(change.chunk);
         if let (SetOutcome::Changed, Some(view)) = (outcome, &set) {
             effects.push(Effect::SetChanged { view: view.clone() });
+            self.look_at_forks_of(change.chunk, effects);
         }
         SetResult { chunk: change.chunk, outcome, set }
     }
@@ -376,7 +380,7 @@ impl State {
         }
         // Writes wait below the minimum: such a chunk does not wait for anybody to return.
         if in_sync.len() + awaited.len() < normal || in_sync.len() < usize::from(view.min_replicas) {
-            let policy = self.policy(view.file).ok()?;
+            let policy = self.chunk_policy(chunk, view.file);
             return Some(RepairStep::Place { exclude: view.replicas.iter().map(|r| r.0).collect(), policy });
         }
         None
@@ -417,9 +421,9 @@ impl State {
         self.data.chunks.iter().map(|(chunk, record)| self.view(chunk, record))
     }
 
-    /// Policy of the file of a chunk.
+    /// Policy of the file of a chunk, or of the files that share it.
     pub fn policy_of(&self, view: &ChunkView) -> ReplicaPolicy {
-        self.policy(view.file).unwrap_or(super::DEFAULT_POLICY)
+        self.chunk_policy(view.chunk, view.file)
     }
 
     /// Replicas that servers have yet to delete.

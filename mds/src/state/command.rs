@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use wire::auth::{Foundation, PasswordDigest};
 use wire::license::SignedLicense;
 use wire::mds_api::{AttrChange, FileKind, KeyStep, LeaseMode, MdsRequest, NewNode, Severity};
-use wire::{ChunkId, ClientId, CsId, Epoch, FileId, LeaseId, MdsId, NodeId};
+use wire::{ChunkId, ClientId, CsId, Epoch, FileId, LeaseId, MdsId, NodeId, Sequence};
 
 /// Version of the encoding that this program writes.
 pub const COMMAND_VERSION: u8 = 1;
@@ -97,7 +97,7 @@ pub enum Op {
         size_bytes: u64,
         mtime_ns: i64,
     },
-    /// Makes sure that chunks `first .. first + count` exist. `placements` names the replicas of those that were
+    /// Makes sure that chunks `first .. first + count` exist, and begins forks of those that are shared. `placements` names the replicas of those that were
     /// missing when the master looked ([`super::State::missing_chunks`]), first the primary.
     Allocate {
         file: FileId,
@@ -142,6 +142,12 @@ pub enum Op {
         license: Box<SignedLicense>,
         renew: bool,
     },
+    /// Makes a file that shares the chunks of another one.
+    Clone {
+        file: FileId,
+        parent: FileId,
+        name: String,
+    },
 }
 
 /// Where one new chunk shall lie.
@@ -183,6 +189,8 @@ pub enum Internal {
     Found(Box<Foundation>),
     /// Nodes have shown that they have their certificates of this generation of the cluster's keys.
     Renewed { generation: u32, nodes: Vec<NodeId> },
+    /// A CS has made its part of a fork, up to this sequence, or can't make it.
+    Forked { cs: CsId, to: ChunkId, sequence: Option<Sequence> },
 }
 
 /// One change of a replica set, carried out only while the chunk is at `epoch`.
@@ -267,6 +275,7 @@ impl Op {
                     Op::Create { parent, name, kind, mode, uid, gid, symlink_target, exclusive, open, first };
                 (client, op)
             }
+            R::Clone { client, file, parent, name } => (client, Op::Clone { file, parent, name }),
             R::Unlink { client, parent, name, directory } => (client, Op::Unlink { parent, name, directory }),
             R::Rename { client, from_parent, from_name, to_parent, to_name, no_replace, exchange } => {
                 (client, Op::Rename { from_parent, from_name, to_parent, to_name, no_replace, exchange })

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use wire::data::MAX_REPLICAS;
 use wire::license::SignedLicense;
 use wire::mds_api::{Event, FileAttr, FileKind, LeaseMode, MdsReply, ReplicaPolicy, Special};
-use wire::{ChunkId, ClientId, CsId, Epoch, FileId, LeaseId, MdsId, Role};
+use wire::{ChunkId, ClientId, CsId, Epoch, FileId, LeaseId, MdsId, Role, Sequence};
 
 /// Maps of imbl: B-trees whose copies share their nodes.
 #[derive(Clone)]
@@ -32,6 +32,10 @@ pub(super) struct Data {
     /// and nobody came in. Nothing was acknowledged at any of them (docs/replication.md, "Nothing was missed").
     pub below_minimum_since: OrdMap<ChunkId, Epoch>,
     pub pending_deletes: OrdSet<(CsId, ChunkId)>,
+    /// Chunks of which other files than their own are made too, at the same place (clones.rs).
+    pub sharers: OrdSet<(ChunkId, FileId)>,
+    /// Chunks that are being made of such, by their ids to be.
+    pub forks: OrdMap<ChunkId, Fork>,
     /// Blocks that no replica held any more when they were to be copied: chunk and first block, number of blocks. They may
     /// have been written since.
     pub gone: OrdMap<(ChunkId, u32), u32>,
@@ -113,6 +117,17 @@ pub(super) struct ChunkRecord {
     pub index: u32,
     pub epoch: Epoch,
     pub replicas: Replicas,
+}
+
+/// A chunk of its own for a file that is made of one that it shares.
+#[derive(Clone, PartialEq, Debug, Archive, Serialize, Deserialize)]
+pub(super) struct Fork {
+    pub file: FileId,
+    pub index: u32,
+    pub from: ChunkId,
+    /// Servers that may have made their parts, and those that have, with the last sequence in them.
+    pub asked: Vec<CsId>,
+    pub done: Vec<(CsId, Sequence)>,
 }
 
 /// Replicas of a chunk: in-sync ones first, then learners, then stale ones. Packed: the role in the upper two bits, the CS

@@ -13,7 +13,7 @@ type Answered = Result<MdsReply, Refusal>;
 const MOST_XATTR_BYTES: usize = 64 << 10;
 const NS_PER_MS: i64 = 1_000_000;
 
-fn check_name(name: &str) -> Result<(), Refusal> {
+pub(super) fn check_name(name: &str) -> Result<(), Refusal> {
     match name {
         "" | "." | ".." => refuse(Status::InvalidArgument, format!("'{name}' is not a file name")),
         _ if name.len() > 255 => refuse(Status::NameTooLong, "names have at most 255 bytes"),
@@ -63,7 +63,14 @@ impl State {
     }
 
     /// Puts a name into a directory, or takes it out, and keeps counts and times.
-    fn enter(&mut self, parent: FileId, name: &str, child: Option<FileId>, is_directory: bool, now: i64) {
+    pub(super) fn enter(
+        &mut self,
+        parent: FileId,
+        name: &str,
+        child: Option<FileId>,
+        is_directory: bool,
+        now: i64,
+    ) {
         let inode = self.data.inodes.get_mut(parent).expect("looked at before");
         inode.mtime_ns = now;
         inode.ctime_ns = now;
@@ -133,7 +140,7 @@ impl State {
                     let lease = self.open(client, file, LeaseMode::Write)?;
                     if !first.is_empty() {
                         let placement = Placement { index: 0, replicas: first.clone() };
-                        self.allocate(client, file, lease, 0, 1, &[placement])?;
+                        self.allocate(client, file, lease, 0, 1, &[placement], effects)?;
                     }
                     Some(lease)
                 } else {
@@ -141,6 +148,7 @@ impl State {
                 };
                 Ok(MdsReply::Created { attr: self.attr(file)?, lease, first: None })
             }
+            Op::Clone { file, parent, name } => self.clone_file(*file, *parent, name, now),
             Op::Unlink { parent, name, directory } => {
                 let file = self.child(*parent, name)?;
                 let kind = self.inode(file)?.kind();
@@ -245,7 +253,7 @@ impl State {
             && !chunks.is_empty()
         {
             let unwritten = chunks.split_off(0);
-            self.delete_chunks(&unwritten, effects);
+            self.give_up_chunks(file, &unwritten, effects);
         }
     }
 
@@ -281,7 +289,7 @@ impl State {
         }
         inode.mtime_ns = change.mtime_ns.unwrap_or(inode.mtime_ns);
         inode.atime_ns = change.atime_ns.unwrap_or(inode.atime_ns);
-        self.delete_chunks(&dropped, effects);
+        self.give_up_chunks(file, &dropped, effects);
         Ok(MdsReply::Attr(self.attr(file)?))
     }
 
@@ -301,7 +309,7 @@ impl State {
         }
         if let Some(Inode { body: Body::File { chunks, .. }, .. }) = self.data.inodes.remove(file) {
             let all: Vec<ChunkId> = chunks.chunks().collect();
-            self.delete_chunks(&all, effects);
+            self.give_up_chunks(file, &all, effects);
         }
     }
 

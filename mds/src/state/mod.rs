@@ -10,6 +10,7 @@
 mod admin;
 mod answer;
 mod chunks;
+mod clones;
 mod command;
 pub mod config;
 mod data;
@@ -172,7 +173,7 @@ impl State {
                 Ok(MdsReply::Done)
             }
             Op::Allocate { file, lease, first, count, placements } => {
-                match self.allocate(client, *file, *lease, *first, *count, placements) {
+                match self.allocate(client, *file, *lease, *first, *count, placements, effects) {
                     Ok(views) => return Reply::Maps(views),
                     Err(refusal) => Err(refusal),
                 }

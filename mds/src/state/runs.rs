@@ -105,6 +105,33 @@ impl Runs {
         }
     }
 
+    /// Puts a chunk where another one is.
+    pub fn replace(&mut self, index: u32, chunk: ChunkId) {
+        let at = self.at(index);
+        let Some(old) = self.all().get(at).copied().filter(|run| run.first <= index) else {
+            return self.insert(index, chunk);
+        };
+        let before = Run { count: index - old.first, ..old };
+        let behind = Run {
+            first: index + 1,
+            count: (old.end() - u64::from(index) - 1) as u32,
+            chunk: ChunkId(old.chunk_at(index).0 + 1),
+        };
+        let parts = [before, Run { first: index, count: 1, chunk }, behind];
+        let mut runs: Vec<Run> = self.all()[..at].to_vec();
+        runs.extend(parts.into_iter().filter(|run| run.count > 0));
+        runs.extend_from_slice(&self.all()[at + 1..]);
+        runs.dedup_by(|next, run| {
+            let follows =
+                run.end() == u64::from(next.first) && run.chunk.0 + u64::from(run.count) == next.chunk.0;
+            if follows {
+                run.count += next.count;
+            }
+            follows
+        });
+        self.set(runs);
+    }
+
     /// Takes out the chunks from `index` on.
     pub fn split_off(&mut self, index: u32) -> Vec<ChunkId> {
         let at = self.at(index);
@@ -132,7 +159,7 @@ mod tests {
     proptest! {
         #[test]
         fn runs_are_a_map(
-            steps in proptest::collection::vec((0..60u32, 0..4u8, 1..20u32), 1..80),
+            steps in proptest::collection::vec((0..60u32, 0..5u8, 1..20u32), 1..80),
         ) {
             let (mut runs, mut model, mut next) = (Runs::default(), BTreeMap::new(), 1);
             for (index, kind, count) in steps {
@@ -141,6 +168,11 @@ mod tests {
                     prop_assert_eq!(runs.split_off(index), gone);
                 }
                 for index in (index..index + count).filter(|_| kind > 0) {
+                    if kind == 4 {
+                        runs.replace(index, ChunkId(next));
+                        model.insert(index, ChunkId(next));
+                        next += 1;
+                    }
                     if runs.contains(index) {
                         continue;
                     }

@@ -1,7 +1,7 @@
 //! The whole state as blocks, for snapshots. They are made from a copy while the state goes on, a few thousand rows at a
 //! time, and read the same way.
 
-use super::data::{Body, ChunkRecord, Counters, Data, Inode, Session, Small};
+use super::data::{Body, ChunkRecord, Counters, Data, Fork, Inode, Session, Small};
 use super::{DEFAULT_POLICY, FileId, ROOT, State, data};
 use imbl::{OrdMap, OrdSet};
 use rkyv::{Archive, Deserialize, Serialize};
@@ -36,6 +36,8 @@ enum Block {
         inodes: u64,
         chunks: u64,
     },
+    Sharers(Vec<(ChunkId, FileId)>),
+    Forks(Vec<(ChunkId, Fork)>),
 }
 
 #[derive(Archive, Serialize, Deserialize)]
@@ -66,6 +68,8 @@ impl StateWriter {
             in_sync_until,
             below_minimum_since,
             pending_deletes,
+            sharers,
+            forks,
             gone,
             sessions,
             revoking,
@@ -83,6 +87,8 @@ impl StateWriter {
             of_map(revoking, ROWS, |lease, file| (*lease, *file), Block::Revoking),
             of_map(events, FEW_ROWS, |_, event| event.clone(), Block::Events),
             of_set(pending_deletes, Block::PendingDeletes),
+            of_set(sharers, Block::Sharers),
+            of_map(forks, ROWS, |to, fork| (*to, fork.clone()), Block::Forks),
             of_table(inodes, Block::Inodes),
             of_table(chunks, Block::Chunks),
             once(end),
@@ -130,8 +136,8 @@ fn of_map<K: Ord + Clone + 'static, V: Clone + 'static, R: 'static>(
     })
 }
 
-fn of_set(set: OrdSet<(CsId, ChunkId)>, block: fn(Vec<(CsId, ChunkId)>) -> Block) -> Section {
-    let mut last: Option<(CsId, ChunkId)> = None;
+fn of_set<K: Ord + Copy + 'static>(set: OrdSet<K>, block: fn(Vec<K>) -> Block) -> Section {
+    let mut last: Option<K> = None;
     Box::new(move || {
         let from = last.map_or(Unbounded, Excluded);
         let rows: Vec<_> = set.range((from, Unbounded)).take(ROWS).copied().collect();
@@ -209,6 +215,8 @@ impl StateReader {
             }
             Block::BelowMinimumSince(rows) => data.below_minimum_since.extend(rows),
             Block::PendingDeletes(rows) => data.pending_deletes.extend(rows),
+            Block::Sharers(rows) => data.sharers.extend(rows),
+            Block::Forks(rows) => data.forks.extend(rows),
             Block::Gone(rows) => {
                 data.gone.extend(rows.into_iter().map(|(chunk, first, blocks)| ((chunk, first), blocks)))
             }
@@ -270,6 +278,8 @@ impl Data {
             in_sync_until: OrdMap::new(),
             below_minimum_since: OrdMap::new(),
             pending_deletes: OrdSet::new(),
+            sharers: OrdSet::new(),
+            forks: OrdMap::new(),
             gone: OrdMap::new(),
             sessions: OrdMap::new(),
             revoking: OrdMap::new(),

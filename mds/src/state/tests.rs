@@ -86,6 +86,39 @@ impl Bench {
     }
 }
 
+impl Bench {
+    fn clone_file(&mut self, file: FileId, name: &str) -> Reply {
+        self.ask(ClientId(0), Op::Clone { file, parent: ROOT, name: name.into() })
+    }
+
+    /// Opens a file and asks for its first chunk, to write to it: the lease, and the map.
+    fn open_to_write(&mut self, file: FileId) -> (LeaseId, ChunkView) {
+        let open = Op::Open { file, mode: LeaseMode::Write, reclaim: LeaseId(0) };
+        let Reply::Wire(MdsReply::Opened { lease, .. }) = self.ask(ClientId(1), open) else { panic!() };
+        let placements = Vec::new();
+        match self.ask(ClientId(1), Op::Allocate { file, lease, first: 0, count: 1, placements }) {
+            Reply::Maps(views) => (lease, views[0].clone()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A chunk server has made its part of a fork.
+    fn forked(&mut self, cs: u32, to: ChunkId, sequence: Option<u64>) {
+        let sequence = sequence.map(wire::Sequence);
+        self.apply(Command::internal(1, Internal::Forked { cs: CsId(cs), to, sequence }));
+    }
+
+    fn chunk_of(&self, file: FileId) -> ChunkView {
+        self.state.chunks_of(file).next().expect("it has one")
+    }
+
+    fn only_fork(&self) -> ChunkId {
+        let forks: Vec<ChunkId> = self.state.forks().collect();
+        assert_eq!(forks.len(), 1);
+        forks[0]
+    }
+}
+
 fn status(reply: &Reply) -> Status {
     match reply {
         Reply::Wire(MdsReply::Failed { status, .. }) => *status,
@@ -768,8 +801,14 @@ fn state_with_all() -> State {
     b.apply(Command::internal(9, Internal::BlocksGone { cs: CsId(3), chunk, first_block: 4, blocks: 5 }));
     let license = Box::new(license().sign(&[7; 32]).unwrap());
     b.ask(ClientId(0), Op::LoadLicense { license, renew: false });
+    let (original, lease) = b.file("original");
+    let placements = vec![Placement { index: 0, replicas: vec![CsId(1)] }];
+    b.ask(ClientId(1), Op::Allocate { file: original, lease, first: 0, count: 1, placements });
+    b.ask(ClientId(1), Op::Release { file: original, lease, size_bytes: Some(5), mtime_ns: None });
+    b.clone_file(original, "clone");
+    b.open_to_write(original);
     let kinds = b.state.snapshot().count();
-    assert_eq!(kinds, 12, "a block of each kind");
+    assert_eq!(kinds, 14, "a block of each kind");
     b.state
 }
 
@@ -807,4 +846,104 @@ fn a_licence_is_renewed_by_a_newer_one_of_its_number() {
     assert_eq!(load("A", 5, false), Ok(5), "whoever says so may go back");
     let again = restored(&b.state);
     assert_eq!((again.license(), again.digest()), (b.state.license(), b.state.digest()));
+}
+
+/// A file with one chunk that nobody has open, and a clone of it.
+fn cloned() -> (Bench, FileId, FileId, ChunkId) {
+    let mut b = Bench::new();
+    let (file, chunk) = b.chunk();
+    assert_eq!(status(&b.clone_file(file, "early")), Status::FileBusy);
+    let lease = b.state.leases_of_file(file)[0].id;
+    b.ask(ClientId(1), Op::Release { file, lease, size_bytes: Some(9), mtime_ns: None });
+    let Reply::Wire(MdsReply::Attr(clone)) = b.clone_file(file, "clone") else { panic!() };
+    assert_eq!((clone.size_bytes, clone.replicas.normal), (9, 3));
+    assert_eq!(status(&b.clone_file(file, "clone")), Status::Exists);
+    assert_eq!(status(&b.clone_file(ROOT, "root")), Status::InvalidArgument);
+    (b, file, clone.file, chunk)
+}
+
+#[test]
+fn a_clone_shares_chunks_until_one_is_written_to() {
+    let (mut b, file, clone, chunk) = cloned();
+    assert_eq!((b.chunk_of(clone).chunk, b.chunk_of(file).is_shared), (chunk, true));
+    let (lease, now) = b.open_to_write(clone);
+    assert_eq!((now.chunk, now.is_shared), (chunk, true), "until the fork is there");
+    let to = b.only_fork();
+    b.ask(ClientId(1), Op::Allocate { file: clone, lease, first: 0, count: 1, placements: Vec::new() });
+    assert_eq!(b.only_fork(), to, "it is begun once");
+    assert_eq!(b.state.fork(to), Some((chunk, vec![CsId(1), CsId(2), CsId(3)])));
+    b.forked(1, to, Some(7));
+    b.forked(3, to, Some(7));
+    assert_eq!(b.state.fork(to), Some((chunk, vec![CsId(2)])));
+    assert!(b.state.strays(CsId(1), &[wire::cs_api::ChunkReport { chunk: to, epoch: Epoch(1) }]).is_empty());
+    b.forked(2, to, Some(7));
+    let own = b.chunk_of(clone);
+    assert_eq!((own.chunk, own.epoch, own.is_shared), (to, Epoch(2), false));
+    assert_eq!(own.in_sync().collect::<Vec<_>>(), [CsId(1), CsId(2), CsId(3)]);
+    let original = b.chunk_of(file);
+    assert_eq!((original.chunk, original.is_shared), (chunk, false));
+    assert_eq!((b.state.forks().count(), b.state.replica_count(CsId(1))), (0, 2));
+    assert_eq!(restored(&b.state).digest(), b.state.digest());
+}
+
+#[test]
+fn a_shared_chunk_lives_as_long_as_any_of_its_files() {
+    let (mut b, file, clone, chunk) = cloned();
+    b.ask(
+        ClientId(0),
+        Op::SetPolicy { file: clone, name: "replicas".into(), value: "4:3".into(), recursive: false },
+    );
+    let policy = b.state.policy_of(&b.chunk_of(file));
+    assert_eq!((policy.normal, policy.minimum), (4, 3), "that of the most careful");
+    let Reply::Wire(MdsReply::Attr(second)) = b.clone_file(clone, "second") else { panic!() };
+    assert_eq!(b.state.files_of(chunk), [file, clone, second.file]);
+    for (name, left) in [("disk", vec![clone, second.file]), ("second", vec![clone])] {
+        b.ask(ClientId(1), Op::Unlink { parent: ROOT, name: name.into(), directory: false });
+        assert_eq!(b.state.files_of(chunk), left);
+        assert_eq!(b.state.pending_deletes(CsId(1)).count(), 0);
+    }
+    assert!(!b.chunk_of(clone).is_shared);
+    let change = AttrChange { size_bytes: Some(0), ..AttrChange::default() };
+    b.ask(ClientId(1), Op::SetAttr { file: clone, change });
+    assert!(b.state.chunk(chunk).is_none());
+    assert_eq!(b.state.pending_deletes(CsId(1)).collect::<Vec<_>>(), [chunk]);
+}
+
+#[test]
+fn a_fork_waits_for_no_server_that_left_and_begins_anew_when_replicas_differ() {
+    let (mut b, file, clone, chunk) = cloned();
+    b.open_to_write(clone);
+    let first = b.only_fork();
+    b.forked(1, first, Some(7));
+    b.forked(2, first, Some(7));
+    b.forked(3, first, Some(8));
+    assert_eq!((b.state.forks().count(), b.chunk_of(clone).chunk), (0, chunk));
+    assert_eq!(b.state.pending_deletes(CsId(2)).collect::<Vec<_>>(), [first]);
+    // What comes late, or twice, changes nothing.
+    b.forked(2, first, Some(7));
+    let (_, _) = b.open_to_write(clone);
+    let second = b.only_fork();
+    b.forked(2, second, Some(8));
+    b.forked(3, second, Some(8));
+    b.set(chunk, 1, SetAction::Drop { cs: vec![CsId(1)], force: true });
+    let own = b.chunk_of(clone);
+    assert_eq!((own.chunk, own.epoch), (second, Epoch(3)));
+    assert_eq!(own.replicas, [(CsId(2), Role::InSync), (CsId(3), Role::InSync)]);
+    assert_eq!(b.state.pending_deletes(CsId(1)).collect::<Vec<_>>(), [first, second]);
+    b.forked(1, second, Some(8));
+    assert_eq!(b.chunk_of(clone).replicas.len(), 2);
+
+    // One that can't be made, and one whose file goes.
+    let Reply::Wire(MdsReply::Attr(third)) = b.clone_file(file, "third") else { panic!() };
+    b.open_to_write(third.file);
+    let to = b.only_fork();
+    b.forked(2, to, None);
+    assert_eq!(b.state.forks().count(), 0);
+    let (lease, _) = b.open_to_write(third.file);
+    let to = b.only_fork();
+    b.ask(ClientId(1), Op::Unlink { parent: ROOT, name: "third".into(), directory: false });
+    b.ask(ClientId(1), Op::Release { file: third.file, lease, size_bytes: None, mtime_ns: None });
+    assert_eq!(b.state.forks().count(), 0);
+    assert!(b.state.pending_deletes(CsId(3)).any(|chunk| chunk == to));
+    assert!(b.state.chunk(chunk).is_some(), "the original has it");
 }

@@ -2,8 +2,8 @@
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use pstorage_tools::commands::{
-    advise, attributes, auth, check, check_flush, configure, discover, explain, license, local, make, nbd,
-    remove, services, stat, top,
+    advise, attributes, auth, check, check_flush, clone, configure, discover, explain, license, local, make,
+    nbd, remove, services, stat, top,
 };
 use pstorage_tools::conf::Conf;
 use pstorage_tools::{Context, Outcome, parse_replicas};
@@ -384,6 +384,9 @@ enum Command {
         #[arg(required = true, value_name = "KEY=VALUE")]
         assignments: Vec<String>,
     },
+    /// Makes a file that is as another one is now, at once and without a copy (paths inside the cluster). The two share their
+    /// data until one of them is written to. The original must not be open for writing.
+    Clone { from: String, to: String },
     /// Ends the leases of a file whose host has died (path inside the cluster). Returns when nobody uses it any more: when the
     /// holder has said so, or after mds.lease.timeout.
     Revoke { path: String },
@@ -524,6 +527,7 @@ fn run(context: &Context, command: Command) -> Outcome {
         Command::ListServices { ask_cluster } => services::list_services(context, ask_cluster),
         Command::GetConfig { verbose, keys } => attributes::get_config(context, &keys, verbose),
         Command::SetConfig { assignments } => attributes::set_config(context, &assignments),
+        Command::Clone { from, to } => clone::clone(context, &from, &to),
         Command::Revoke { path } => attributes::revoke(context, &path),
         Command::Local(Local::Up(shape)) => local::up(&shape.dir, &shape_of(&shape)),
         Command::Local(Local::Status { dir }) => local::status(&dir, context.json),

@@ -5,6 +5,7 @@ pub mod attributes;
 pub mod auth;
 pub mod check;
 pub mod check_flush;
+pub mod clone;
 pub mod configure;
 pub mod discover;
 pub mod explain;
