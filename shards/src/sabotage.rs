@@ -50,10 +50,14 @@ pub enum Sabotage {
     LeaveAtOnce,
     /// `fsync` and `close` are answered though gathered writes are not on their way yet.
     SyncLeavesGathered,
+    /// A client writes to chunks that other files are made of too.
+    WriteToShared,
+    /// A chunk server writes into units that other chunks name too.
+    KeepSharedUnits,
 }
 
 impl Sabotage {
-    pub const ALL: [(&str, Sabotage); 23] = [
+    pub const ALL: [(&str, Sabotage); 25] = [
         ("ack-before-secondaries", Sabotage::AckBeforeSecondaries),
         ("ack-before-durable", Sabotage::AckBeforeDurable),
         ("skip-epoch-check", Sabotage::SkipEpochCheck),
@@ -77,6 +81,8 @@ impl Sabotage {
         ("lost-blocks-are-holes", Sabotage::LostBlocksAreHoles),
         ("leave-at-once", Sabotage::LeaveAtOnce),
         ("sync-leaves-gathered", Sabotage::SyncLeavesGathered),
+        ("write-to-shared", Sabotage::WriteToShared),
+        ("keep-shared-units", Sabotage::KeepSharedUnits),
     ];
 
     pub fn by_name(name: &str) -> Option<Sabotage> {

@@ -56,8 +56,8 @@ pub enum CsRequest {
     /// As primary and the only replica in sync: these blocks can't be read here, so they are gone. From now on all replicas
     /// know them as such, until they are written anew.
     Gone { chunk: ChunkId, first_block: u32, blocks: u32 },
-    /// The part of a fork that was asked for is there, with everything up to this sequence of the chunk it was made of; or it
-    /// can't be made (`None`).
+    /// The part of a fork that was asked for is there, made of a replica of which everything up to this sequence, and nothing
+    /// else, is known to be on all of them; or it can't be made (`None`).
     Forked { to: ChunkId, sequence: Option<Sequence> },
     /// As the only replica in sync: a copy is needed of blocks that can't be read here. May they be given up? Answered by Done, or Failed while
     /// a replica may come back that has them.

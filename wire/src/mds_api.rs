@@ -115,8 +115,22 @@ pub struct ChunkMap {
     pub chunk: ChunkId,
     pub epoch: Epoch,
     pub grant: Grant,
+    /// The file that is made of it.
+    pub file: FileId,
     /// Other files are made of it too: who is to write asks for one of its own (Allocate).
     pub is_shared: bool,
+}
+
+impl ChunkMap {
+    /// Whether the holder of a file's lease may write to the chunk: no other file is made of it.
+    pub fn belongs_to(&self, file: FileId) -> bool {
+        self.file == file && !self.is_shared
+    }
+
+    /// Whether the chunk has become another file's: the answer is about one that this file was made of before.
+    pub fn is_of_another_than(&self, file: FileId) -> bool {
+        self.file != file && !self.is_shared
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]

@@ -92,7 +92,7 @@ impl ClientCore {
         while claimed < count {
             let Some(index) = first.checked_add(claimed) else { break };
             let slot = f.slots.entry(index).or_default();
-            let lacks = slot.map.as_ref().is_none_or(|map| map.is_shared && claimed == 0);
+            let lacks = slot.map.as_ref().is_none_or(|map| !map.belongs_to(file) && claimed == 0);
             if slot.busy || (slot.known && !(to_write && lacks)) {
                 break;
             }
@@ -117,7 +117,7 @@ impl ClientCore {
                 (slot.known, slot.map) = (holes, None);
             }
         }
-        for map in maps {
+        for map in maps.into_iter().filter(|map| !map.is_of_another_than(file)) {
             if let Some(slot) =
                 f.slots.get_mut(&map.index).filter(|_| (first..first + count).contains(&map.index))
             {
@@ -179,7 +179,7 @@ impl ClientCore {
         let again = |f: &File| f.lost.is_none() && f.lease.is_none_or(|(now, _)| now != lease);
         let why = match reply {
             Ok(MdsReply::Maps { chunks }) => {
-                let waits = chunks.iter().any(|map| map.index == first && map.is_shared);
+                let waits = chunks.iter().any(|map| map.index == first && !map.belongs_to(file));
                 self.learn(file, version, first, count, false, chunks);
                 if waits {
                     return self.fork_awaited(io, file, first, count);
@@ -282,7 +282,9 @@ impl ClientCore {
         reply: Result<MdsReply>,
     ) {
         let now = match reply {
-            Ok(MdsReply::Maps { chunks }) => chunks.into_iter().find(|m| m.chunk == old.chunk),
+            Ok(MdsReply::Maps { chunks }) => {
+                chunks.into_iter().find(|m| m.chunk == old.chunk && !m.is_of_another_than(file))
+            }
             Ok(other) => return self.fail_slot(io, file, index, &unexpected(&other)),
             Err(e) if e.status().is_some_and(|s| matches!(s, Status::UnknownChunk | Status::NotFound)) => {
                 None

@@ -7,6 +7,7 @@
 use super::maps::back_off;
 use super::{ClientCore, Then};
 use crate::error::{ClientError, Result};
+use shards::sabotage::{Sabotage, on};
 use shards::{BLOCK_BYTES, Buf, Io, Timestamp};
 use std::net::SocketAddr;
 use wire::data::{block_crcs, first_mismatch};
@@ -166,7 +167,8 @@ impl ClientCore {
         if slot.busy {
             return slot.waiting.push(id);
         }
-        let may_use = |map: &&ChunkMap| !map.is_shared || part.job.is_read();
+        let may_use =
+            |map: &&ChunkMap| map.belongs_to(file) || part.job.is_read() || on(Sabotage::WriteToShared);
         if let Some(map) = slot.map.as_ref().filter(may_use) {
             part.chunk = map.chunk;
             part.epoch = map.epoch;

@@ -1,8 +1,9 @@
 //! Forks: chunks that begin as replicas of others here are, because a file is to write to a chunk that it shares
 //! (docs/replication.md, "Clones").
 //!
-//! Invariant: a fork is made of a replica whose every write is known to be on all of them. Replicas of a fork that are made
-//! of the same sequence are then the same.
+//! Invariant: a fork is made of a replica whose every write is known to be on all of them. Parts of a fork that were made when
+//! the same was known to be on all are then the same. (Not all replicas have been sent all sequences: what levels them goes to
+//! those that need it.)
 
 use super::{Action, Purpose, Replication};
 use crate::store::{ChunkInfo, Done, Store, StoreError};
@@ -22,10 +23,12 @@ pub(super) struct Fork {
 impl Replication {
     /// Asked for by the metadata service, again and again until it has heard that the fork is there.
     pub(super) fn fork(&mut self, from: ChunkId, to: ChunkId, store: &mut Store, io: &mut dyn Io) {
-        if let Some(info) = store.chunk(to).filter(|_| !self.forks.contains_key(&to)) {
-            return self.tell_forked(to, Some(info.last_sequence));
+        match store.chunk(to).filter(|_| !self.forks.contains_key(&to)) {
+            Some(info) => self.tell_forked(to, Some(info.committed)),
+            None => {
+                self.forks.entry(to).or_insert(Fork { from, is_begun: false, is_dropped: false });
+            }
         }
-        self.forks.entry(to).or_insert(Fork { from, is_begun: false, is_dropped: false });
         // The others wait to hear what is on all replicas; who leads knows that when it is active.
         match self.chunks.get(&from).and_then(|known| known.primary.as_ref()) {
             Some(primary) if primary.is_active() => {
@@ -74,7 +77,7 @@ impl Replication {
         }
         // A write may have come in since it was asked for.
         let made = store.chunk(to).filter(|info| result.is_ok() && is_level(info));
-        match made.map(|info| info.last_sequence) {
+        match made.map(|info| info.committed) {
             Some(sequence) => self.tell_forked(to, Some(sequence)),
             None => {
                 self.tell_forked(to, None);

@@ -13,6 +13,7 @@ use super::{PAGE_BLOCKS, PAGE_UNITS, Store, StoreError, UNIT_BLOCKS, UNIT_BYTES,
 use crate::cache::Version;
 use crate::store::load::Waiter;
 use shards::journal::{Checkpoint, Position};
+use shards::sabotage::{Sabotage, on};
 use shards::{Buf, BufMut, Durability, FileHandle, Io};
 use smallvec::{SmallVec, smallvec};
 use std::collections::{BTreeMap, VecDeque};
@@ -185,7 +186,7 @@ impl Store {
                 let newer = chunk.overlay[&block].clone();
                 let shared = |unit: u32| self.shares.of(unit) > 0 || self.vacated.contains(unit);
                 let unit = match chunk.unit(block / UNIT_BLOCKS) {
-                    Some(from) if shared(from) => {
+                    Some(from) if shared(from) && !on(Sabotage::KeepSharedUnits) => {
                         let key = (id, block / UNIT_BLOCKS);
                         if !moves.contains_key(&key) {
                             let to = self.units.take().ok_or(StoreError::NoSpace)?;

@@ -199,14 +199,14 @@ impl Server {
         }
     }
 
-    /// Asks the servers that have yet to make their parts of a fork.
+    /// Asks the servers that have yet to make their parts of a fork, and who leads the original: they wait to hear from it.
     pub(super) fn ask_for_fork(&mut self, to: ChunkId, io: &mut dyn Io) {
         let Some(master) = &self.master else { return };
         let Some((from, missing)) = self.state.fork(to) else { return };
         let Some(view) = self.state.chunk(from) else { return };
         let command = CsCommand::Fork { set: master.chunk_set(&view, &self.state), to };
-        let conns: Vec<ConnId> =
-            missing.into_iter().filter_map(|cs| master.registry.conn_for(cs, from)).collect();
+        let asked = missing.iter().copied().chain(view.primary().filter(|cs| !missing.contains(cs)));
+        let conns: Vec<ConnId> = asked.filter_map(|cs| master.registry.conn_for(cs, from)).collect();
         conns.into_iter().for_each(|conn| self.command_cs(conn, &command, io));
     }
 

@@ -113,8 +113,14 @@ impl ChunkView {
     }
 
     pub fn to_map(&self, addr_of: &dyn Fn(CsId, ChunkId) -> SocketAddr) -> ChunkMap {
-        let (index, chunk, epoch, is_shared) = (self.index, self.chunk, self.epoch, self.is_shared);
-        ChunkMap { index, chunk, epoch, is_shared, grant: self.to_grant(addr_of) }
+        ChunkMap {
+            index: self.index,
+            chunk: self.chunk,
+            epoch: self.epoch,
+            grant: self.to_grant(addr_of),
+            file: self.file,
+            is_shared: self.is_shared,
+        }
     }
 }
 

@@ -101,12 +101,13 @@ impl State {
             return self.delete_chunks(chunks, effects);
         }
         let unshared: Vec<ChunkId> =
-            chunks.iter().copied().filter(|chunk| !self.leave_chunk(file, *chunk)).collect();
+            chunks.iter().copied().filter(|chunk| !self.leave_chunk(file, *chunk, effects)).collect();
         self.delete_chunks(&unshared, effects);
     }
 
-    /// False if the file is the only one that is made of the chunk.
-    fn leave_chunk(&mut self, file: FileId, chunk: ChunkId) -> bool {
+    /// False if the file is the only one that is made of the chunk. Whoever has it alone afterwards writes to it, and its fork
+    /// would lack that.
+    fn leave_chunk(&mut self, file: FileId, chunk: ChunkId, effects: &mut Vec<Effect>) -> bool {
         let Some(heir) = self.sharers(chunk).next() else { return false };
         let Some(record) = self.data.chunks.get_mut(chunk) else { return false };
         let leaves = if record.file == file { heir } else { file };
@@ -114,6 +115,11 @@ impl State {
             record.file = heir;
         }
         self.data.sharers.remove(&(chunk, leaves));
+        if !self.is_shared(chunk) {
+            let forks: Vec<ChunkId> =
+                self.data.forks.iter().filter(|(_, fork)| fork.from == chunk).map(|(to, _)| *to).collect();
+            forks.into_iter().for_each(|to| self.cancel_fork(to, effects));
+        }
         true
     }
 
@@ -206,7 +212,7 @@ impl State {
             chunks.replace(index, to);
         }
         self.data.forks.remove(&to);
-        self.leave_chunk(file, fork.from);
+        self.leave_chunk(file, fork.from, effects);
         for cs in fork.asked.into_iter().filter(|cs| !servers.contains(cs)) {
             self.must_delete(cs, vec![to], effects);
         }

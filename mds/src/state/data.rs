@@ -125,7 +125,7 @@ pub(super) struct Fork {
     pub file: FileId,
     pub index: u32,
     pub from: ChunkId,
-    /// Servers that may have made their parts, and those that have, with the last sequence in them.
+    /// Servers that may have made their parts, and those that have: of everything up to this sequence.
     pub asked: Vec<CsId>,
     pub done: Vec<(CsId, Sequence)>,
 }

@@ -910,6 +910,20 @@ fn a_shared_chunk_lives_as_long_as_any_of_its_files() {
 }
 
 #[test]
+fn who_has_a_chunk_alone_again_writes_to_it_and_gets_no_fork() {
+    let (mut b, _, clone, chunk) = cloned();
+    b.open_to_write(clone);
+    let to = b.only_fork();
+    b.forked(1, to, Some(7));
+    b.ask(ClientId(1), Op::Unlink { parent: ROOT, name: "disk".into(), directory: false });
+    assert_eq!(b.state.forks().count(), 0, "what is written now would be missing in it");
+    let own = b.chunk_of(clone);
+    assert_eq!((own.chunk, own.file, own.is_shared), (chunk, clone, false));
+    b.forked(2, to, Some(7));
+    assert!(b.state.pending_deletes(CsId(2)).any(|deleted| deleted == to));
+}
+
+#[test]
 fn a_fork_waits_for_no_server_that_left_and_begins_anew_when_replicas_differ() {
     let (mut b, file, clone, chunk) = cloned();
     b.open_to_write(clone);
@@ -921,7 +935,7 @@ fn a_fork_waits_for_no_server_that_left_and_begins_anew_when_replicas_differ() {
     assert_eq!(b.state.pending_deletes(CsId(2)).collect::<Vec<_>>(), [first]);
     // What comes late, or twice, changes nothing.
     b.forked(2, first, Some(7));
-    let (_, _) = b.open_to_write(clone);
+    b.open_to_write(clone);
     let second = b.only_fork();
     b.forked(2, second, Some(8));
     b.forked(3, second, Some(8));

@@ -9,11 +9,12 @@ use client::Call;
 use engine::cache::CacheStat;
 use engine::{Backlog, CsShard};
 use mds::MdsNode;
+use shards::Timestamp;
 use shards::sim::{CrashKind, Weather};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use wire::mds_api::{ChunkMap, LeaseMode, MdsRequest};
-use wire::{BlockCrc, ChunkId, CsId, ROOT, Replica, Role};
+use wire::{BlockCrc, ChunkId, CsId, FileId, ROOT, Replica, Role};
 
 /// How long a healed cluster may take to bring every replica in sync.
 const HEAL_WITHIN: Duration = Duration::from_secs(120);
@@ -155,35 +156,50 @@ impl Cluster {
 
     fn read_everything(&mut self) -> Result<(), String> {
         for n in 0..self.shape.files {
-            let file = self.workload().files[n];
-            let until = self.world.now().after(Duration::from_secs(30));
-            let mode = LeaseMode::Read;
-            // The killed clients' leases end in their time.
-            while let Err(why) = self.admin("open", |done| Call::Open { file, mode, done }) {
-                if self.world.now() > until {
-                    return Err(why);
-                }
-            }
-            let now = self.world.now();
-            self.workload.as_mut().expect("set up").histories[n].fence(now);
-            for first in (0..FILE_BYTES).step_by(1 << 20) {
-                let start = self.world.now();
-                let read = |done| Call::Read { file, offset: first, len: 1 << 20, done };
-                let data = self.admin("last read", read)?;
-                if data.len() != 1 << 20 {
-                    return Err(format!("file {n}: {} bytes read at {first}, 1 MiB expected", data.len()));
-                }
-                let end = self.world.now();
-                let cell = (first / CELL_BYTES as u64) as u32;
-                let work = self.workload.as_mut().expect("set up");
-                work.saw(n, cell, &data, start, end);
-                if let Some(why) = &work.violation {
-                    return Err(why.clone());
-                }
-            }
-            self.admin("close", |done| Call::Close { file, mode, done })?;
+            self.read_file(n, self.workload().files[n], None)?;
+        }
+        for frozen in self.workload().frozen.clone() {
+            let then = Some((frozen.start, frozen.end));
+            self.read_file(frozen.of, frozen.file, then).map_err(|why| format!("{frozen:?}: {why}"))?;
         }
         Ok(())
+    }
+
+    /// Reads all of a file, which has contents of file `n`: those of now, or of another time.
+    fn read_file(
+        &mut self,
+        n: usize,
+        file: FileId,
+        then: Option<(Timestamp, Timestamp)>,
+    ) -> Result<(), String> {
+        let until = self.world.now().after(Duration::from_secs(30));
+        let mode = LeaseMode::Read;
+        // The killed clients' leases end in their time.
+        while let Err(why) = self.admin("open", |done| Call::Open { file, mode, done }) {
+            if self.world.now() > until {
+                return Err(why);
+            }
+        }
+        if then.is_none() {
+            let now = self.world.now();
+            self.workload.as_mut().expect("set up").histories[n].fence(now);
+        }
+        for first in (0..FILE_BYTES).step_by(1 << 20) {
+            let start = self.world.now();
+            let read = |done| Call::Read { file, offset: first, len: 1 << 20, done };
+            let data = self.admin("last read", read)?;
+            if data.len() != 1 << 20 {
+                return Err(format!("file {n}: {} bytes read at {first}, 1 MiB expected", data.len()));
+            }
+            let (start, end) = then.unwrap_or((start, self.world.now()));
+            let cell = (first / CELL_BYTES as u64) as u32;
+            let work = self.workload.as_mut().expect("set up");
+            work.saw(n, cell, &data, start, end);
+            if let Some(why) = &work.violation {
+                return Err(why.clone());
+            }
+        }
+        self.admin("close", |done| Call::Close { file, mode, done })
     }
 
     fn check_listing(&mut self) -> Result<(), String> {

@@ -1,5 +1,9 @@
 //! What the simulated clients do, and what they saw: random reads and writes of shared files, small files made and
-//! removed.
+//! removed, clones.
+//!
+//! A clone is never written to: whatever happens to the original, a read of it shows what the original held when it was
+//! made, and is noted as a read at that time. Often the original and the clone change places, so that it is the original that
+//! stays as it is.
 
 use crate::registers::{CELL_BYTES, History, cell, value_of};
 use client::{Call, ClientCore, ClientError, Done, WriteHow};
@@ -76,7 +80,29 @@ enum Op {
     Unlink {
         name: String,
     },
+    Clone {
+        file: usize,
+        name: String,
+        start: Timestamp,
+        /// How often the file had been opened.
+        opens: u64,
+    },
 }
+
+/// A file that stays as it is.
+#[derive(Clone, Debug)]
+pub struct Frozen {
+    pub file: FileId,
+    /// Whose contents it has, and when it had them.
+    pub of: usize,
+    pub start: Timestamp,
+    pub end: Timestamp,
+    /// In the root; `None` for an original.
+    name: Option<String>,
+}
+
+/// Clones that are kept.
+const MOST_FROZEN: usize = 6;
 
 /// A small file as far as its maker knows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -124,6 +150,11 @@ pub struct Workload {
     pub violation: Option<String>,
     stopped: bool,
     stranded: Option<Stranded>,
+    pub frozen: Vec<Frozen>,
+    /// How often each file was opened, or was tried to be.
+    opens: Vec<u64>,
+    /// Of runs with clones.
+    clones: Option<Rng>,
 }
 
 /// A client that is cut off together with those that lead the chunks of its file.
@@ -158,8 +189,13 @@ impl Workload {
             next_name: 0,
             rest_until: Timestamp(0),
         };
+        let users = clients.iter().map(user).collect();
+        let mut clones = rng.fork();
         Workload {
-            users: clients.iter().map(user).collect(),
+            users,
+            frozen: Vec::new(),
+            opens: vec![0; files.len()],
+            clones: clones.one_in(2).then_some(clones),
             histories: files.iter().map(|_| History::default()).collect(),
             files,
             names: BTreeMap::new(),
@@ -269,11 +305,17 @@ impl Workload {
         let (files, readers) = (self.files.len() as u64, self.readers);
         let stranded = self.stranded.filter(|s| s.client == client).is_some();
         let wanted = self.stranded.map(|s| s.file);
+        let is_free = user.holds.is_none() && user.busy.is_empty();
+        if is_free && wanted.is_none() && self.start_clone(world, client) {
+            return;
+        }
+        let user = &mut self.users[client];
         match user.holds {
             None if user.busy.is_empty() => {
                 let any = user.rng.below(files) as usize;
                 let file = wanted.filter(|_| user.rng.one_in(2)).unwrap_or(any);
                 user.holds = Some(file);
+                self.opens[file] += 1;
                 // Readers share a file; they may find it in their caches.
                 user.mode = if readers && user.rng.one_in(4) { LeaseMode::Read } else { LeaseMode::Write };
                 (user.left, user.depth) = (user.rng.between(20, 300), user.rng.between(1, 8));
@@ -393,6 +435,63 @@ impl Workload {
         self.say(world, client, call);
     }
 
+    /// Now and then a client clones a file that nobody has open, or removes a clone.
+    fn start_clone(&mut self, world: &mut World, client: usize) -> bool {
+        let idle: Vec<usize> = (0..self.files.len()).filter(|n| !self.is_held(*n)).collect();
+        let Some(rng) = &mut self.clones else { return false };
+        if !rng.one_in(3) {
+            return false;
+        }
+        if self.frozen.len() >= MOST_FROZEN {
+            let at = rng.below(MOST_FROZEN as u64) as usize;
+            let Some(name) = self.frozen[at].name.clone() else { return false };
+            self.frozen.remove(at);
+            let tag = self.tag(client, Op::Unlink { name: name.clone() });
+            let request =
+                MdsRequest::Unlink { client: wire::ClientId(0), parent: ROOT, name, directory: false };
+            let done = self.answers.done(tag, Answer::Reply);
+            self.say(world, client, Call::Mds { request, done });
+            return true;
+        }
+        if idle.is_empty() {
+            return false;
+        }
+        let file = *rng.pick(&idle);
+        self.next_op += 1;
+        let name = format!("s{}", self.next_op);
+        let start = world.now();
+        let opens = self.opens[file];
+        let tag = self.tag(client, Op::Clone { file, name: name.clone(), start, opens });
+        let (file, nobody) = (self.files[file], wire::ClientId(0));
+        let request = MdsRequest::Clone { client: nobody, file, parent: ROOT, name };
+        let done = self.answers.done(tag, Answer::Reply);
+        self.say(world, client, Call::Mds { request, done });
+        true
+    }
+
+    /// Whether anybody has the file open, or may have.
+    fn is_held(&self, file: usize) -> bool {
+        self.users.iter().any(|user| user.holds == Some(file))
+    }
+
+    fn cloned(
+        &mut self,
+        of: usize,
+        clone: FileId,
+        name: String,
+        opens: u64,
+        (start, end): (Timestamp, Timestamp),
+    ) {
+        // Nobody has written to the original since.
+        let is_same = !self.is_held(of) && self.opens[of] == opens;
+        let swap = is_same && self.clones.as_mut().is_some_and(|rng| rng.one_in(2));
+        let (file, name) = match swap {
+            true => (std::mem::replace(&mut self.files[of], clone), None),
+            false => (clone, Some(name)),
+        };
+        self.frozen.push(Frozen { file, of, start, end, name });
+    }
+
     fn answered(&mut self, world: &mut World, tag: Tag, answer: Answer) {
         let user = &mut self.users[tag.client];
         let Some(op) = user.busy.remove(&tag.op) else {
@@ -466,6 +565,9 @@ impl Workload {
             }
             (Op::Unlink { name }, _) => {
                 self.names.insert(name, Known::Gone);
+            }
+            (Op::Clone { file, name, start, opens }, Answer::Reply(Ok(MdsReply::Attr(attr)))) => {
+                self.cloned(file, attr.file, name, opens, (start, now));
             }
             _ => {}
         }

@@ -5,6 +5,7 @@
 mod common;
 
 mod check_flush;
+mod clones;
 mod errors;
 mod explain;
 mod failure_domains;
