@@ -119,12 +119,33 @@ fn handle(mode: LeaseMode) -> FileHandle {
     })
 }
 
-fn open_flags(flags: i32) -> FopenFlags {
+/// How the kernel is to treat a file opened with `flags`.
+pub fn open_flags(flags: i32) -> FopenFlags {
     if flags & libc::O_DIRECT != 0 {
         FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
     } else {
         FopenFlags::empty()
     }
+}
+
+/// What the mount asks of the kernel.
+pub fn negotiate(config: &mut KernelConfig) {
+    let wanted = [
+        InitFlags::FUSE_ASYNC_DIO,
+        InitFlags::FUSE_PARALLEL_DIROPS,
+        InitFlags::FUSE_DO_READDIRPLUS,
+        InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+        // Without it the kernel asks for security.capability before every write.
+        InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    ];
+    for flag in wanted {
+        if config.add_capabilities(flag).is_err() {
+            tracing::debug!(?flag, "fuse_capability_missing");
+        }
+    }
+    let _ = config.set_max_write(MAX_WRITE_BYTES);
+    let _ = config.set_max_readahead(MAX_WRITE_BYTES).map_err(|most| config.set_max_readahead(most));
+    let _ = config.set_max_background(MAX_BACKGROUND);
 }
 
 fn owned(data: &[u8]) -> Buf {
@@ -135,22 +156,7 @@ fn owned(data: &[u8]) -> Buf {
 
 impl Filesystem for PstorageFs {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let wanted = [
-            InitFlags::FUSE_ASYNC_DIO,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-            // Without it the kernel asks for security.capability before every write.
-            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-        ];
-        for flag in wanted {
-            if config.add_capabilities(flag).is_err() {
-                tracing::debug!(?flag, "fuse_capability_missing");
-            }
-        }
-        let _ = config.set_max_write(MAX_WRITE_BYTES);
-        let _ = config.set_max_readahead(MAX_WRITE_BYTES).map_err(|most| config.set_max_readahead(most));
-        let _ = config.set_max_background(MAX_BACKGROUND);
+        negotiate(config);
         Ok(())
     }
 
