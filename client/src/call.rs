@@ -180,6 +180,11 @@ pub enum Call {
         len: u64,
         done: Done<()>,
     },
+    /// Clears the set-uid and set-gid bits of an open file.
+    DropPrivileges {
+        file: FileId,
+        done: Done<()>,
+    },
     /// First position of data or of a hole at or behind `offset`; `None` behind the end.
     Seek {
         file: FileId,
@@ -226,6 +231,7 @@ impl std::fmt::Debug for Call {
             Call::Sync { .. } => "Sync",
             Call::Zero { .. } => "Zero",
             Call::Reserve { .. } => "Reserve",
+            Call::DropPrivileges { .. } => "DropPrivileges",
             Call::Seek { .. } => "Seek",
             Call::Map { .. } => "Map",
             Call::Stats { .. } => "Stats",

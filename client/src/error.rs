@@ -21,6 +21,8 @@ pub enum ClientError {
     Closed(&'static str),
     #[error("invalid argument: {0}")]
     Invalid(&'static str),
+    #[error("beyond the largest size of a file")]
+    TooLarge,
 }
 
 pub type Result<T> = std::result::Result<T, ClientError>;
@@ -46,6 +48,7 @@ impl ClientError {
             }
             ClientError::Closed(_) => libc::EBADF,
             ClientError::Invalid(_) => libc::EINVAL,
+            ClientError::TooLarge => libc::EFBIG,
         }
     }
 }

@@ -7,7 +7,8 @@
 //!   sliced, sent to other threads) without a copy;
 //! - memory is zeroed when it is first allocated, never handed out uninitialised;
 //! - freed memory goes to a list of the freeing thread by size, so that a shard in steady state asks the
-//!   allocator for none.
+//!   allocator for none; what that has no room for, to a list of all threads, so that one that only makes buffers
+//!   for another to free (an event loop of the mount) does not either.
 //!
 //! Buffers for transfers to and from a disk come from the thread's arena ([`crate::arena`]) while that has room.
 //!
@@ -18,7 +19,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 
 /// Alignment and granularity of buffers, bytes: the block size of the whole system.
 pub const BLOCK_BYTES: usize = 4096;
@@ -67,7 +68,7 @@ impl Drop for Slab {
     }
 }
 
-/// Bytes a thread keeps for reuse; beyond that memory goes back to the allocator.
+/// Bytes a thread keeps for reuse, and so do all threads together; beyond that memory goes back to the allocator.
 const KEEP_BYTES: usize = 64 << 20;
 /// Capacities up to so many blocks have lists of their own.
 const LISTED_BLOCKS: usize = 16;
@@ -75,11 +76,34 @@ const LISTED_BLOCKS: usize = 16;
 /// Memory of a thread for reuse, with old content. Everything in it has one owner: the pool.
 #[derive(Default)]
 struct Pool {
-    free: ByCapacity,
-    kept_bytes: usize,
+    free: Free,
     arena: Option<Arc<Arena>>,
     /// Free parts of the arena.
     in_arena: ByCapacity,
+}
+
+#[derive(Default)]
+struct Free {
+    by_capacity: ByCapacity,
+    kept_bytes: usize,
+}
+
+impl Free {
+    fn take(&mut self, capacity_bytes: usize) -> Option<Arc<Slab>> {
+        let slab = self.by_capacity.list(capacity_bytes).pop()?;
+        self.kept_bytes -= capacity_bytes;
+        Some(slab)
+    }
+
+    /// Gives it back if there is no room.
+    fn keep(&mut self, slab: Arc<Slab>) -> Option<Arc<Slab>> {
+        if self.kept_bytes + slab.capacity_bytes > KEEP_BYTES {
+            return Some(slab);
+        }
+        self.kept_bytes += slab.capacity_bytes;
+        self.by_capacity.list(slab.capacity_bytes).push(slab);
+        None
+    }
 }
 
 #[derive(Default)]
@@ -126,11 +150,11 @@ impl Pool {
                 self.in_arena.list(slab.capacity_bytes).push(slab);
             }
             (Some(_), _) => {} // Goes back to its own thread.
-            (None, _) if self.kept_bytes + slab.capacity_bytes <= KEEP_BYTES => {
-                self.kept_bytes += slab.capacity_bytes;
-                self.free.list(slab.capacity_bytes).push(slab);
+            (None, _) => {
+                if let Some(slab) = self.free.keep(slab) {
+                    spare().keep(slab);
+                }
             }
-            (None, _) => {}
         }
     }
 }
@@ -148,14 +172,15 @@ thread_local! {
     static POOL: RefCell<Pool> = RefCell::default();
 }
 
+/// What all threads share.
+fn spare() -> MutexGuard<'static, Free> {
+    static SPARE: LazyLock<Mutex<Free>> = LazyLock::new(Mutex::default);
+    SPARE.lock().expect("no panic under this lock")
+}
+
 fn obtain(capacity_bytes: usize) -> Arc<Slab> {
-    let pooled = POOL.try_with(|pool| {
-        let mut pool = pool.borrow_mut();
-        let slab = pool.free.list(capacity_bytes).pop()?;
-        pool.kept_bytes -= capacity_bytes;
-        Some(slab)
-    });
-    pooled.ok().flatten().unwrap_or_else(|| Arc::new(Slab::new(capacity_bytes)))
+    let own = POOL.try_with(|pool| pool.borrow_mut().free.take(capacity_bytes)).ok().flatten();
+    own.or_else(|| spare().take(capacity_bytes)).unwrap_or_else(|| Arc::new(Slab::new(capacity_bytes)))
 }
 
 /// Gives up one owner's hold. The last one's memory goes into its thread's pool, unless that is full or the thread is
@@ -361,6 +386,15 @@ mod tests {
         assert_eq!(tail[903], 7);
         assert!(whole.try_into_mut().is_err(), "a second view exists");
         assert!(tail.slice(1..2).len() == 1 && !tail.slice(1..2).is_aligned());
+    }
+
+    #[test]
+    fn what_one_thread_frees_beyond_its_own_need_another_gets() {
+        let len = (1 << 20) + 3 * BLOCK_BYTES; // Of no other test.
+        let made: Vec<BufMut> = (0..KEEP_BYTES / len + 2).map(|_| BufMut::scratch(len)).collect();
+        let at: Vec<usize> = made.iter().map(|b| b.as_ptr() as usize).collect();
+        std::thread::spawn(move || drop(made)).join().unwrap();
+        assert!(at.contains(&(BufMut::scratch(len).as_ptr() as usize)));
     }
 
     #[test]

@@ -75,6 +75,13 @@ fn main() -> ExitCode {
         Err(why) => return fail(&why),
     }
     let args = Args::parse_from(&words);
+    match parse_options(&args) {
+        Ok(options) if options.remount => {
+            return remount(&args.dir, &options).map_or_else(|why| fail(&why), |()| ExitCode::SUCCESS);
+        }
+        Ok(_) => {}
+        Err(why) => return fail(&why),
+    }
     if !args.foreground && !args.daemon {
         return match start_daemon(&args, &words[1..]) {
             Ok(()) => ExitCode::SUCCESS,
@@ -96,6 +103,13 @@ fn main() -> ExitCode {
 fn fail(why: &str) -> ExitCode {
     eprintln!("pstorage-mount: {why}");
     ExitCode::FAILURE
+}
+
+/// `-o remount,…`: what the kernel alone decides is changed; the process goes on with what it was told.
+fn remount(dir: &Path, options: &MountOptions) -> Result<(), String> {
+    let none = None::<&str>;
+    nix::mount::mount(none, dir, none, options.remount_flags(), none)
+        .map_err(|e| format!("can't change the mount at {}: {}", dir.display(), e.desc()))
 }
 
 /// Starts the daemon with the same words and waits for its verdict.

@@ -146,10 +146,7 @@ impl ClientCore {
             return Err(ClientError::Closed("the file is not open for writing"));
         }
         if to > f.max_bytes() {
-            return Err(ClientError::refused(
-                wire::Status::InvalidArgument,
-                "beyond the largest size of a file",
-            ));
+            return Err(ClientError::TooLarge);
         }
         Ok(())
     }
@@ -181,7 +178,7 @@ impl ClientCore {
         then: Then<()>,
     ) {
         let Some(end) = offset.checked_add(data.len() as u64) else {
-            return then(self, io, Err(ClientError::Invalid("offset")));
+            return then(self, io, Err(ClientError::TooLarge));
         };
         if data.is_empty() {
             return then(self, io, Ok(()));

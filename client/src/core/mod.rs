@@ -211,6 +211,7 @@ impl ClientCore {
                 self.zero(io, file, offset, len, keep_size, pass(done))
             }
             Call::Reserve { file, offset, len, done } => self.reserve(io, file, offset, len, pass(done)),
+            Call::DropPrivileges { file, done } => self.drop_privileges(io, file, pass(done)),
             Call::Seek { file, offset, what, done } => self.seek(io, file, offset, what, pass(done)),
             Call::Map { file, done } => self.file_map(io, file, pass(done)),
         }
@@ -318,7 +319,8 @@ pub(crate) fn refuse(call: Call, why: ClientError) {
         | Call::Write { done, .. }
         | Call::Sync { done, .. }
         | Call::Zero { done, .. }
-        | Call::Reserve { done, .. } => done(Err(why)),
+        | Call::Reserve { done, .. }
+        | Call::DropPrivileges { done, .. } => done(Err(why)),
         Call::Seek { done, .. } => done(Err(why)),
         Call::Map { done, .. } => done(Err(why)),
     }

@@ -24,6 +24,15 @@ pub struct OpenDirectories {
     names: Arc<Mutex<HashMap<u64, Vec<String>>>>,
 }
 
+/// A page to read: what begins behind `after`, `from` entries from the start; shown from `offset` on.
+struct Page {
+    dir: INodeNo,
+    handle: u64,
+    offset: u64,
+    from: u64,
+    after: String,
+}
+
 /// Where entries go, of either form.
 pub enum Reply {
     Plain(ReplyDirectory),
@@ -42,15 +51,15 @@ impl OpenDirectories {
         self.names.lock().expect("no panic under this lock").remove(&handle);
     }
 
-    /// The name in front of `offset`: where the page starts.
-    fn before(&self, handle: u64, offset: u64) -> Option<String> {
+    /// The nearest place to `offset` that is known, at most that far: how many entries are before it, and the last of them.
+    fn before(&self, handle: u64, offset: u64) -> (u64, String) {
         let mut names = self.names.lock().expect("no panic under this lock");
-        let names = names.get_mut(&handle)?;
-        let count = offset.saturating_sub(DOTS) as usize;
+        let Some(names) = names.get_mut(&handle) else { return (DOTS, String::new()) };
         if offset == 0 {
             names.clear(); // rewinddir: begins anew.
         }
-        if count == 0 { Some(String::new()) } else { names.get(count - 1).cloned() }
+        let known = names.len().min(offset.saturating_sub(DOTS) as usize);
+        (DOTS + known as u64, if known == 0 { String::new() } else { names[known - 1].clone() })
     }
 
     fn note(&self, handle: u64, offset: u64, name: &str) {
@@ -71,45 +80,54 @@ impl OpenDirectories {
         handle: u64,
         offset: u64,
         over: Overrides,
-        reply: Reply,
-    ) {
-        let Some(after) = self.before(handle, offset) else { return reply.error(Errno::EINVAL) };
-        let this = self.clone();
-        mailbox.send(Call::ReadDir {
-            directory: convert::file(dir),
-            after,
-            limit: PAGE,
-            done: Box::new(move |page| this.answer(dir, handle, offset, over, page, reply)),
-        });
-    }
-
-    fn answer(
-        &self,
-        dir: INodeNo,
-        handle: u64,
-        offset: u64,
-        over: Overrides,
-        page: Result<(Vec<DirEntry>, bool)>,
         mut reply: Reply,
     ) {
-        let (entries, _more) = match page {
-            Ok(page) => page,
-            Err(error) => return reply.error(convert::errno(&error)),
-        };
         for at in offset..DOTS {
             if reply.add_dot(dir, at + 1, if at == 0 { "." } else { ".." }) {
                 return reply.ok();
             }
         }
-        let mut at = offset.max(DOTS);
+        let (from, after) = self.before(handle, offset);
+        self.page(mailbox, Page { dir, handle, offset, from, after }, over, reply);
+    }
+
+    fn page(&self, mailbox: &Mailbox<Call>, page: Page, over: Overrides, reply: Reply) {
+        let (this, again) = (self.clone(), mailbox.clone());
+        mailbox.send(Call::ReadDir {
+            directory: convert::file(page.dir),
+            after: page.after.clone(),
+            limit: PAGE,
+            done: Box::new(move |entries| this.answer(&again, page, over, entries, reply)),
+        });
+    }
+
+    fn answer(
+        &self,
+        mailbox: &Mailbox<Call>,
+        mut page: Page,
+        over: Overrides,
+        entries: Result<(Vec<DirEntry>, bool)>,
+        mut reply: Reply,
+    ) {
+        let (entries, more) = match entries {
+            Ok(entries) => entries,
+            Err(error) => return reply.error(convert::errno(&error)),
+        };
         for entry in &entries {
-            if reply.add(at + 1, entry, over) {
-                break;
+            if page.from >= page.offset && reply.add(page.from + 1, entry, over) {
+                return reply.ok();
             }
-            self.note(handle, at, &entry.name);
-            at += 1;
+            self.note(page.handle, page.from, &entry.name);
+            page.from += 1;
         }
-        reply.ok();
+        match entries.last() {
+            // An offset of another handle (seekdir, an NFS server): its place is looked for.
+            Some(last) if more && page.from < page.offset => {
+                page.after = last.name.clone();
+                self.page(mailbox, page, over, reply);
+            }
+            _ => reply.ok(),
+        }
     }
 }
 

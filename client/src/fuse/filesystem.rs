@@ -6,6 +6,7 @@ use super::directory::{OpenDirectories, Reply, text};
 use super::info::Info;
 use super::xattr;
 use crate::call::{Call, OpenFile, SeekFor, WriteHow};
+use crate::core::refuse;
 use crate::error::Result;
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
@@ -119,12 +120,35 @@ fn handle(mode: LeaseMode) -> FileHandle {
     })
 }
 
-fn open_flags(flags: i32) -> FopenFlags {
+/// How the kernel is to treat a file opened with `flags`.
+pub fn open_flags(flags: i32) -> FopenFlags {
     if flags & libc::O_DIRECT != 0 {
         FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
     } else {
         FopenFlags::empty()
     }
+}
+
+/// What the mount asks of the kernel.
+pub fn negotiate(config: &mut KernelConfig) {
+    let wanted = [
+        InitFlags::FUSE_ASYNC_DIO,
+        InitFlags::FUSE_PARALLEL_DIROPS,
+        InitFlags::FUSE_DO_READDIRPLUS,
+        InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+        // Without it the kernel asks for security.capability before every write.
+        InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+        // File handles (open_by_handle_at, NFS servers): the kernel looks up "." and ".." of what it has forgotten.
+        InitFlags::FUSE_EXPORT_SUPPORT,
+    ];
+    for flag in wanted {
+        if config.add_capabilities(flag).is_err() {
+            tracing::debug!(?flag, "fuse_capability_missing");
+        }
+    }
+    let _ = config.set_max_write(MAX_WRITE_BYTES);
+    let _ = config.set_max_readahead(MAX_WRITE_BYTES).map_err(|most| config.set_max_readahead(most));
+    let _ = config.set_max_background(MAX_BACKGROUND);
 }
 
 fn owned(data: &[u8]) -> Buf {
@@ -135,28 +159,16 @@ fn owned(data: &[u8]) -> Buf {
 
 impl Filesystem for PstorageFs {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let wanted = [
-            InitFlags::FUSE_ASYNC_DIO,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-            // Without it the kernel asks for security.capability before every write.
-            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-        ];
-        for flag in wanted {
-            if config.add_capabilities(flag).is_err() {
-                tracing::debug!(?flag, "fuse_capability_missing");
-            }
-        }
-        let _ = config.set_max_write(MAX_WRITE_BYTES);
-        let _ = config.set_max_readahead(MAX_WRITE_BYTES).map_err(|most| config.set_max_readahead(most));
-        let _ = config.set_max_background(MAX_BACKGROUND);
+        negotiate(config);
         Ok(())
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         if let Some(attr) = self.info.lookup(parent, name) {
             return reply.entry(&TTL, &attr, Generation(0));
+        }
+        if name == "." {
+            return self.mailbox.send(Call::GetAttr { file: convert::file(parent), done: self.entry(reply) });
         }
         match text(name) {
             Ok(name) => {
@@ -537,7 +549,7 @@ impl Filesystem for PstorageFs {
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -556,7 +568,16 @@ impl Filesystem for PstorageFs {
             0 => Call::Reserve { file, offset, len: length, done },
             _ => return done(Err(crate::ClientError::refused(wire::Status::NotSupported, ""))),
         };
-        self.mailbox.send(call);
+        if req.uid() == 0 {
+            return self.mailbox.send(call);
+        }
+        // As for a write, of which the kernel says so itself.
+        let mailbox = self.mailbox.clone();
+        let done = Box::new(move |dropped| match dropped {
+            Ok(()) => mailbox.send(call),
+            Err(error) => refuse(call, error),
+        });
+        self.mailbox.send(Call::DropPrivileges { file, done });
     }
 
     fn lseek(

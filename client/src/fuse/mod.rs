@@ -27,7 +27,7 @@ mod info;
 mod options;
 mod xattr;
 
-pub use filesystem::PstorageFs;
+pub use filesystem::{PstorageFs, negotiate, open_flags};
 pub use options::{CacheOptions, MountOptions, cache_mb};
 
 use crate::cluster::Cluster;
@@ -45,16 +45,22 @@ pub fn mount(
     dir: &Path,
     options: &MountOptions,
 ) -> io::Result<Session<PstorageFs>> {
+    let info = info::Info::new(options.cache.as_ref().map(|c| c.path.clone()));
+    let config = config(&format!("pstorage://{name}"), options);
+    Session::new(PstorageFs::new(cluster.mailbox(), options.overrides, info), dir, &config)
+}
+
+/// What a mount of `source` is like; `perf` measures one with nothing behind it.
+pub fn config(source: &str, options: &MountOptions) -> Config {
     let mut config = Config::default();
     config.mount_options = options.mount_options.clone();
-    config.mount_options.push(MountOption::FSName(format!("pstorage://{name}")));
+    config.mount_options.push(MountOption::FSName(source.into()));
     config.mount_options.push(MountOption::Subtype("pstorage".into()));
     config.mount_options.push(MountOption::DefaultPermissions);
     config.acl = if options.only_owner { SessionACL::Owner } else { SessionACL::All };
     config.n_threads = Some(EVENT_LOOPS);
     config.clone_fd = true;
-    let info = info::Info::new(options.cache.as_ref().map(|c| c.path.clone()));
-    Session::new(PstorageFs::new(cluster.mailbox(), options.overrides, info), dir, &config)
+    config
 }
 
 /// Whether the kernel's FUSE device can be reached, or what to do.

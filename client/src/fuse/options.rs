@@ -2,6 +2,7 @@
 
 pub use super::convert::Overrides;
 use fuser::MountOption;
+use nix::mount::MsFlags;
 use std::path::PathBuf;
 
 #[derive(Clone, Debug, Default)]
@@ -10,6 +11,8 @@ pub struct MountOptions {
     pub overrides: Overrides,
     /// Mount over a directory that is not empty.
     pub nonempty: bool,
+    /// Change the options of a mount that is there.
+    pub remount: bool,
     /// Only the user who mounted may enter.
     pub only_owner: bool,
     /// `timeout=SECONDS`: how long requests wait through failures.
@@ -30,7 +33,7 @@ pub struct CacheOptions {
 }
 
 const KNOWN: &str = "ro, rw, dev, nodev, suid, nosuid, exec, noexec, atime, noatime, sync, async, dirsync, \
-                     allow_other, only_owner, nonempty, timeout=SECONDS, log=FILE, cache=FILE, cachesize=MB";
+                     remount, allow_other, only_owner, nonempty, timeout=SECONDS, log=FILE, cache=FILE, cachesize=MB";
 
 impl MountOptions {
     /// Adds the words of one `-o`.
@@ -50,6 +53,10 @@ impl MountOptions {
                 "sync" => MountOption::Sync,
                 "async" => MountOption::Async,
                 "dirsync" => MountOption::DirSync,
+                "remount" => {
+                    self.remount = true;
+                    continue;
+                }
                 "nonempty" => {
                     self.nonempty = true;
                     continue;
@@ -62,7 +69,8 @@ impl MountOptions {
                     self.only_owner = true;
                     continue;
                 }
-                // Words of /etc/fstab for mount(8), not for us.
+                // Words of /etc/fstab for mount(8), or on times that we keep in one way only; not for us.
+                "diratime" | "nodiratime" | "strictatime" | "lazytime" | "nolazytime" => continue,
                 "defaults" | "auto" | "noauto" | "user" | "nouser" | "nofail" | "_netdev" => continue,
                 word if word.starts_with("x-") => continue,
                 word if word.starts_with("timeout=") => {
@@ -98,6 +106,31 @@ pub fn cache_mb(text: &str) -> Result<u64, String> {
 }
 
 impl MountOptions {
+    /// What the kernel is told when a mount is changed: all that it is to be, as for a new one.
+    pub fn remount_flags(&self) -> MsFlags {
+        let mut flags = MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        for option in &self.mount_options {
+            let (flag, on) = match option {
+                MountOption::RO => (MsFlags::MS_RDONLY, true),
+                MountOption::RW => (MsFlags::MS_RDONLY, false),
+                MountOption::Dev => (MsFlags::MS_NODEV, false),
+                MountOption::NoDev => (MsFlags::MS_NODEV, true),
+                MountOption::Suid => (MsFlags::MS_NOSUID, false),
+                MountOption::NoSuid => (MsFlags::MS_NOSUID, true),
+                MountOption::Exec => (MsFlags::MS_NOEXEC, false),
+                MountOption::NoExec => (MsFlags::MS_NOEXEC, true),
+                MountOption::Atime => (MsFlags::MS_NOATIME, false),
+                MountOption::NoAtime => (MsFlags::MS_NOATIME, true),
+                MountOption::Sync => (MsFlags::MS_SYNCHRONOUS, true),
+                MountOption::Async => (MsFlags::MS_SYNCHRONOUS, false),
+                MountOption::DirSync => (MsFlags::MS_DIRSYNC, true),
+                _ => continue,
+            };
+            flags.set(flag, on);
+        }
+        flags
+    }
+
     /// Puts together what was said of the read cache: the file and its size go with each other.
     pub fn settle_cache(&mut self) -> Result<(), String> {
         self.cache = match (self.cache_file.take(), self.cache_mb.take()) {
@@ -138,6 +171,15 @@ mod tests {
         assert!(options.nonempty && options.timeout_s == Some(5));
         assert!(options.add("bogus").unwrap_err().contains("known are"));
         assert!(options.add("timeout=0").is_err());
+    }
+
+    #[test]
+    fn a_mount_is_changed_to_what_is_said_last() {
+        let mut options = MountOptions::default();
+        options.add("rw,remount,dev,ro,nodiratime").unwrap();
+        assert!(options.remount);
+        let expected = MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_RDONLY;
+        assert_eq!(options.remount_flags(), expected);
     }
 
     #[test]

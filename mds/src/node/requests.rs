@@ -24,6 +24,7 @@ const MAX_ENTRIES: u32 = 4096;
 const MAX_EVENTS: u32 = 1000;
 /// Chunks in one Map, Allocate or ListChunks.
 const MAX_CHUNKS: u32 = 4096;
+const SET_GROUP_ID: u32 = 0o2000;
 /// Longest unit of a request that goes into the log, bytes; the rest of a command is small.
 const MAX_REQUEST_BYTES: usize = MAX_COMMAND_BYTES / 2;
 
@@ -70,9 +71,7 @@ impl Server {
                 self.heard(client, conn, io);
                 self.allocate(conn, head, Asked { client, file, lease, first, count }, patience, io);
             }
-            MdsRequest::Create { open: true, kind: FileKind::File, .. } => {
-                self.create_open(conn, head, &request, io);
-            }
+            MdsRequest::Create { .. } => self.create(conn, head, &request, io),
             MdsRequest::LoadLicense { text, renew } => self.load_license(conn, head, &text, renew, io),
             MdsRequest::RemoveCs { cs, force } => self.remove_cs(conn, head, cs, force, patience, io),
             MdsRequest::CancelRemoval { cs } => self.cancel_removal(conn, head, cs, io),
@@ -333,14 +332,26 @@ impl Server {
         }
     }
 
-    /// Whoever creates a file and opens it will write to it: its first chunk is made with it, if there is a place.
-    fn create_open(&mut self, conn: ConnId, head: Head, request: &MdsRequest, io: &mut dyn Io) {
+    /// A directory with the set-group-ID bit gives its group to what is made in it, and the bit to directories. Whoever
+    /// creates a file and opens it will write to it: its first chunk is made with it, if there is a place.
+    fn create(&mut self, conn: ConnId, head: Head, request: &MdsRequest, io: &mut dyn Io) {
         let Some(mut command) = Command::from_request(head.request, io.wall_ms(), request) else { return };
-        if let Command::Client { op: Op::Create { parent, first, .. }, .. } = &mut command
-            && self.master.as_ref().is_some_and(|m| m.license.lets_grow())
-            && let Ok(placements) = self.place(*parent, &[0], io)
+        if let Command::Client { op: Op::Create { parent, kind, mode, gid, open, first, .. }, .. } =
+            &mut command
         {
-            *first = placements.into_iter().next().map_or_else(Vec::new, |p| p.replicas);
+            if let Ok(above) = self.state.attr(*parent)
+                && above.mode & SET_GROUP_ID != 0
+            {
+                *gid = above.gid;
+                *mode |= if *kind == FileKind::Directory { SET_GROUP_ID } else { 0 };
+            }
+            if *open
+                && *kind == FileKind::File
+                && self.master.as_ref().is_some_and(|m| m.license.lets_grow())
+                && let Ok(placements) = self.place(*parent, &[0], io)
+            {
+                *first = placements.into_iter().next().map_or_else(Vec::new, |p| p.replicas);
+            }
         }
         self.mutate(conn, head, &command, io);
     }

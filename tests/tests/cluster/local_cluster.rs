@@ -130,6 +130,7 @@ fn a_line_of_fstab_mounts_the_cluster() {
         fs::write(&line, format!("pstorage://local {dir} fuse.pstorage {options},_netdev 0 0\n")).unwrap();
         // Where nobody else sees it, /sbin holds nothing but the helper.
         let script = "mount --bind \"$1\" /sbin; mount -a -T \"$2\"; code=$?; cat \"$3/f\" | sha256sum
+            touch \"$3/f\" && mount -o remount,ro,nosuid pstorage://local \"$3\" || code=1
             grep -F \" $3 \" /proc/self/mounts; umount \"$3\"; exit $code";
         let etc = c.dir.path("etc");
         run_command(
@@ -140,7 +141,7 @@ fn a_line_of_fstab_mounts_the_cluster() {
     };
     fs::write(c.dir.0.join("image"), &image).unwrap();
     let sum = run_command(Command::new("sh").args(["-c", &format!("sha256sum < {}", c.dir.path("image"))]));
-    let mounted = mount(&format!("ro,nosuid,log={log}"));
+    let mounted = mount(&format!("rw,nodiratime,nosuid,log={log}"));
     let (content, mount_line) = mounted.ok().split_once('\n').unwrap();
     assert_eq!(content, sum.ok().trim_end());
     let words: Vec<&str> = mount_line.split([' ', ',']).collect();

@@ -2,10 +2,12 @@
 
 use crate::common::Cluster;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
-use std::fs::{self, File, FileTimes};
+use std::fs::{self, File, FileTimes, Permissions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 fn small(name: &str) -> Cluster {
@@ -86,4 +88,68 @@ fn times_are_kept_to_the_nanosecond_and_written_files_get_new_ones() {
     );
     fs::read(&path).expect("readable");
     assert_eq!(seen().0, read, "reading is not kept");
+}
+
+#[test]
+fn what_is_beyond_the_largest_file_is_too_large() {
+    let c = small("largest");
+    let file = File::create(c.mnt("file")).expect("made");
+    let too_large = |result: std::io::Result<()>| {
+        assert_eq!(
+            result.expect_err("2^32 chunks of 64 MiB are most").raw_os_error(),
+            Some(nix::libc::EFBIG)
+        );
+    };
+    too_large(file.set_len(1 << 59));
+    too_large(file.write_all_at(b"x", 1 << 59).and_then(|()| file.sync_all()));
+    assert_eq!(file.metadata().expect("there").len(), 0);
+}
+
+#[test]
+fn a_directory_with_the_set_group_id_bit_gives_its_group_on() {
+    let c = small("group");
+    let above = c.mnt("above");
+    fs::create_dir(&above).expect("made");
+    chown(&above, None, Some(7)).expect("root may");
+    fs::set_permissions(&above, Permissions::from_mode(0o2775)).expect("root may");
+    fs::create_dir(c.mnt("above/directory")).expect("made");
+    File::create(c.mnt("above/directory/file")).expect("made");
+    let found = |name: &str| fs::metadata(c.mnt(name)).map(|m| (m.gid(), m.mode() & 0o2000)).expect("there");
+    assert_eq!(found("above/directory"), (7, 0o2000));
+    assert_eq!(found("above/directory/file"), (7, 0));
+}
+
+#[test]
+fn a_directory_is_read_on_from_where_another_handle_was() {
+    let c = small("seekdir");
+    (0..500).for_each(|n| drop(File::create(c.mnt(&format!("{n:03}"))).expect("made")));
+    // What an NFS server does between two requests of one listing.
+    let read = |from: i64| {
+        let script = "opendir my $d, $ARGV[0]; seekdir $d, $ARGV[1]; my $n = readdir $d; print $n // 'end', ' ', telldir $d";
+        let told = Command::new("perl")
+            .args(["-e", script, &c.mnt("").to_string_lossy(), &from.to_string()])
+            .output();
+        String::from_utf8(told.expect("perl runs").stdout).expect("text")
+    };
+    assert_eq!(read(0), ". 1");
+    assert_eq!(read(2 + 450), "450 453");
+    assert!(read(2 + 500).starts_with("end"));
+    assert!(read(9000).starts_with("end"));
+}
+
+#[test]
+fn a_stranger_who_punches_a_hole_takes_the_set_user_id_bit() {
+    let c = small("punch");
+    let path = c.mnt("file");
+    fs::write(&path, [1; 8192]).expect("written");
+    fs::set_permissions(&path, Permissions::from_mode(0o6666)).expect("root may");
+    let punch = |user: u32| {
+        let file = File::options().read(true).write(true).open(&path).expect("opened");
+        let mut run = Command::new("fallocate");
+        // By the open file: not every user may come to its name.
+        run.args(["-p", "-l", "4096", "/proc/self/fd/0"]).stdin(file).uid(user);
+        assert!(run.status().expect("fallocate runs").success());
+        fs::metadata(&path).expect("there").mode() & 0o6000
+    };
+    assert_eq!((punch(0), punch(65534)), (0o6000, 0));
 }
