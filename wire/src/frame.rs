@@ -48,6 +48,8 @@ pub mod flags {
     pub const ONE_WAY: u16 = 16;
     /// Stored, of a Forward with FILL: clients work at this shard, so the next ones should come slowly.
     pub const CLIENTS_WORK: u16 = 32;
+    /// Read: the checksums of the blocks are asked for, of up to 16 MiB, and no data.
+    pub const NO_DATA: u16 = 64;
 }
 
 macro_rules! kinds {

@@ -4,7 +4,7 @@
 //! a write that does not cover whole blocks: lock, read the edges, write, unlock, answer.
 
 use super::leases::{File, unexpected};
-use super::parts::Job;
+use super::parts::{Job, MAX_FIND_BYTES};
 use super::{ClientCore, Then};
 use crate::call::SeekFor;
 use crate::error::{ClientError, Result};
@@ -650,20 +650,54 @@ impl ClientCore {
                     Ok(f) => f,
                     Err(e) => return then(core, io, Err(e)),
                 };
-                let has_data = |i: &u32| f.slots.get(i).is_some_and(|s| s.map.is_some());
-                let found = match what {
-                    SeekFor::Data => (first..=last).find(has_data),
-                    SeekFor::Hole => (first..=last).find(|i| !has_data(i)),
-                };
-                let next = (u64::from(last) + 1) * chunk_bytes;
-                match found {
-                    Some(index) => then(core, io, Ok(Some(offset.max(u64::from(index) * chunk_bytes)))),
-                    None if next < size => core.seek(io, file, next, what, then),
-                    None if what == SeekFor::Hole => then(core, io, Ok(Some(size))),
-                    None => then(core, io, Ok(None)),
+                let has_chunk = |i: &u32| f.slots.get(i).is_some_and(|s| s.map.is_some());
+                let start = |index: u32| offset.max(u64::from(index) * chunk_bytes);
+                // A hole may begin within a chunk; data is within one in any case.
+                let end = u64::from(last) * chunk_bytes + chunk_bytes;
+                match ((first..=last).find(has_chunk), what) {
+                    (Some(index), SeekFor::Hole) if index > first => then(core, io, Ok(Some(offset))),
+                    (None, SeekFor::Hole) => then(core, io, Ok(Some(offset))),
+                    (Some(index), _) => core.seek_in_chunk(io, file, start(index), what, then),
+                    (None, SeekFor::Data) => core.seek(io, file, end, what, then),
                 }
             }),
         );
+    }
+
+    /// The same, where a chunk is: asks which of its next blocks hold something.
+    fn seek_in_chunk(
+        &mut self,
+        io: &mut dyn Io,
+        file: FileId,
+        offset: u64,
+        what: SeekFor,
+        then: Then<Option<u64>>,
+    ) {
+        let (size, chunk_bytes) = match self.open_file(file) {
+            Ok(f) => (f.size, f.chunk_bytes()),
+            Err(e) => return then(self, io, Err(e)),
+        };
+        let from = offset / BLOCK * BLOCK;
+        let chunk_end = (offset / chunk_bytes + 1) * chunk_bytes;
+        let end = chunk_end.min(size.next_multiple_of(BLOCK)).min(from + MAX_FIND_BYTES);
+        if from >= end {
+            return self.seek(io, file, offset, what, then); // It was cut meanwhile.
+        }
+        let found: Then<Buf> = Box::new(move |core, io, found| {
+            let found = match found {
+                Ok(found) => found,
+                Err(e) => return then(core, io, Err(e)),
+            };
+            let wanted = |byte: &u8| (*byte != 0) == (what == SeekFor::Data);
+            let at = found.iter().position(wanted).map(|n| offset.max(from + n as u64 * BLOCK));
+            match at {
+                Some(at) => then(core, io, Ok(Some(at.min(size)))),
+                None if end < size => core.seek(io, file, end, what, then),
+                None if what == SeekFor::Hole => then(core, io, Ok(Some(size))),
+                None => then(core, io, Ok(None)),
+            }
+        });
+        self.transfer(io, file, from, end - from, Job::Find, found);
     }
 }
 

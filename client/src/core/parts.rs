@@ -13,8 +13,8 @@ use std::net::SocketAddr;
 use wire::data::{block_crcs, first_mismatch};
 use wire::mds_api::{ChunkMap, MdsRequest};
 use wire::{
-    BlockCrcs, ChunkId, CsId, DataMeta, Epoch, FileId, Frame, Grant, Head, Kind, LeaseId, MAX_IO_BYTES,
-    Status, flags,
+    BlockCrc, BlockCrcs, ChunkId, CsId, DataMeta, Epoch, FileId, Frame, Grant, Head, Kind, LeaseId,
+    MAX_IO_BYTES, Status, flags,
 };
 
 /// Reads that arrive damaged this often from all that was tried end with an error.
@@ -25,15 +25,20 @@ const REPORT_BAD_SUMS: u32 = 2;
 const REFRESH_WHEN_BUSY: u32 = 16;
 
 /// What to do with a range.
+/// Bytes of which a chunk server says at once which blocks hold something.
+pub(super) const MAX_FIND_BYTES: u64 = 16 << 20;
+
 pub(super) enum Job {
     Read,
+    /// Which blocks hold something: a byte for each, 0 for a hole.
+    Find,
     Write(Buf),
     Zero,
 }
 
 impl Job {
     fn is_read(&self) -> bool {
-        matches!(self, Job::Read)
+        matches!(self, Job::Read | Job::Find)
     }
 }
 
@@ -79,7 +84,7 @@ pub(super) struct Part {
 }
 
 impl ClientCore {
-    /// Moves `len` bytes at `offset` (both whole blocks); `then` gets the data of a read.
+    /// Moves `len` bytes at `offset` (both whole blocks); `then` gets the data of a read, or what was found.
     pub(super) fn transfer(
         &mut self,
         io: &mut dyn Io,
@@ -98,16 +103,23 @@ impl ClientCore {
             return then(self, io, Ok(Buf::empty()));
         }
         let then = if job.is_read() { then } else { self.cache_guards(file, offset..offset + len, then) };
+        // Bytes of the range for each of the result.
+        let scale = if matches!(job, Job::Find) { BLOCK_BYTES } else { 1 };
         let id = self.next_id();
         let deadline = io.now().after(self.config.io_timeout);
         let mut runs = Vec::new();
         let mut at = 0u64;
         while at < len {
             let (index, within) = ((offset + at) / chunk_bytes, (offset + at) % chunk_bytes);
-            let limit = if matches!(job, Job::Zero) { u64::MAX } else { MAX_IO_BYTES as u64 };
+            let limit = match job {
+                Job::Zero => u64::MAX,
+                Job::Find => MAX_FIND_BYTES,
+                Job::Read | Job::Write(_) => MAX_IO_BYTES as u64,
+            };
             let part_len = (len - at).min(chunk_bytes - within).min(limit);
             let part_job = match &job {
                 Job::Read => Job::Read,
+                Job::Find => Job::Find,
                 Job::Zero => Job::Zero,
                 Job::Write(data) => Job::Write(data.slice(at as usize..(at + part_len) as usize)),
             };
@@ -121,7 +133,7 @@ impl ClientCore {
                 index: u32::try_from(index).unwrap_or(u32::MAX),
                 offset: within as u32,
                 len: part_len as u32,
-                at: at as usize,
+                at: at as usize / scale,
                 job: part_job,
                 crcs,
                 place: Place::Waiting,
@@ -140,9 +152,15 @@ impl ClientCore {
             runs.push(part_id);
             at += part_len;
         }
-        let is_read = matches!(job, Job::Read);
-        let transfer =
-            Transfer { len: len as usize, left: runs.len(), error: None, pieces: Vec::new(), is_read, then };
+        let is_read = job.is_read();
+        let transfer = Transfer {
+            len: len as usize / scale,
+            left: runs.len(),
+            error: None,
+            pieces: Vec::new(),
+            is_read,
+            then,
+        };
         self.transfers.insert(id, transfer);
         for part in runs {
             self.part_run(io, part);
@@ -196,8 +214,12 @@ impl ClientCore {
                 let zeros = io.buffer(part.len as usize).freeze();
                 self.part_end(io, id, Ok(zeros));
             }
+            (Job::Find, true) => {
+                let holes = io.buffer(part.len as usize / BLOCK_BYTES).freeze();
+                self.part_end(io, id, Ok(holes));
+            }
             (Job::Zero, true) if slot.map.is_none() => self.part_end(io, id, Ok(Buf::empty())),
-            (Job::Read | Job::Zero, false) => {
+            (Job::Read | Job::Find | Job::Zero, false) => {
                 slot.waiting.push(id);
                 self.fetch_maps(io, file, index);
             }
@@ -228,7 +250,7 @@ impl ClientCore {
     ) -> Option<(Frame, ChunkId, Epoch)> {
         let part = self.parts.get(&id)?;
         let (kind, payload) = match &part.job {
-            Job::Read => (Kind::Read, Buf::empty()),
+            Job::Read | Job::Find => (Kind::Read, Buf::empty()),
             Job::Write(data) => (Kind::Write, data.clone()),
             Job::Zero => (Kind::Discard, Buf::empty()),
         };
@@ -243,7 +265,8 @@ impl ClientCore {
             epoch: part.epoch,
             offset_bytes: part.offset,
             length_bytes: part.len,
-            flags: if with_grant { flags::GRANT } else { 0 },
+            flags: if with_grant { flags::GRANT } else { 0 }
+                | if matches!(part.job, Job::Find) { flags::NO_DATA } else { 0 },
             trace: part.transfer,
             ..Head::new(kind, request)
         };
@@ -323,6 +346,17 @@ impl ClientCore {
         }
         let data = match &part.job {
             Job::Write(_) | Job::Zero => Ok(Buf::empty()),
+            Job::Find => match DataMeta::decode(&frame.meta) {
+                Ok(meta) if meta.crcs.len() * BLOCK_BYTES == part.len as usize => {
+                    let mut found = io.buffer(meta.crcs.len());
+                    for (byte, crc) in found.iter_mut().zip(&meta.crcs) {
+                        *byte = u8::from(*crc != BlockCrc::HOLE);
+                    }
+                    Ok(found.freeze())
+                }
+                Ok(meta) => Err(format!("{} checksums came for {} bytes", meta.crcs.len(), part.len)),
+                Err(why) => Err(why),
+            },
             Job::Read if frame.payload.len() != part.len as usize => {
                 Err(format!("{} bytes came for {} asked", frame.payload.len(), part.len))
             }

@@ -1,5 +1,7 @@
-//! The NBD protocol as a server speaks it ("fixed newstyle" negotiation, simple replies), after the specification of the NBD project.
-//! Big endian. Pure: bytes in, bytes and requests out.
+//! The NBD protocol as a server speaks it ("fixed newstyle" negotiation, simple and structured replies, block status), after the
+//! specification of the NBD project. Big endian. Pure: bytes in, bytes and requests out.
+
+use smallvec::SmallVec;
 
 /// What the server says first: two magic numbers, and its flags (fixed newstyle, no zeroes).
 pub const GREETING: [u8; 18] = *b"NBDMAGICIHAVEOPT\0\x03";
@@ -15,6 +17,7 @@ const OPTION_MAGIC: u64 = u64::from_be_bytes(*b"IHAVEOPT");
 const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 const REQUEST_MAGIC: u32 = 0x2560_9513;
 const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
+const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
 
 const FIXED_NEWSTYLE: u32 = 1;
 const NO_ZEROES: u32 = 2;
@@ -22,6 +25,7 @@ const NO_ZEROES: u32 = 2;
 const REP_ACK: u32 = 1;
 const REP_SERVER: u32 = 2;
 const REP_INFO: u32 = 3;
+const REP_META_CONTEXT: u32 = 4;
 const REP_ERR_UNSUPPORTED: u32 = 1 << 31 | 1;
 const REP_ERR_INVALID: u32 = 1 << 31 | 3;
 const REP_ERR_UNKNOWN: u32 = 1 << 31 | 6;
@@ -38,6 +42,27 @@ const SEND_WRITE_ZEROES: u16 = 64;
 const CAN_MULTI_CONN: u16 = 256;
 
 const FLAG_FUA: u16 = 1;
+
+/// The one metadata context: which parts hold data, and its number.
+const ALLOCATION: &[u8] = b"base:allocation";
+const ALLOCATION_ID: u32 = 1;
+/// Of a stretch of [`ALLOCATION`]: no room is taken, and it reads as zeros.
+const HOLE_AND_ZERO: u32 = 3;
+
+/// A structured reply in one piece.
+const DONE: u16 = 1;
+const PIECE_DATA: u16 = 1;
+const PIECE_STATUS: u16 = 5;
+const PIECE_ERROR: u16 = 1 << 15 | 1;
+
+/// What client and server have agreed on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Agreed {
+    /// Reads are answered by structured replies.
+    pub structured: bool,
+    /// The client may ask which parts hold data.
+    pub allocation: bool,
+}
 
 /// What is offered to clients.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -110,8 +135,47 @@ fn wanted_name(data: &[u8]) -> Option<&[u8]> {
     (wishes.len() == usize::from(u16::from_be_bytes(*count)) * 2).then_some(name)
 }
 
+/// The name in the data of LIST_META_CONTEXT and SET_META_CONTEXT, and what is asked for.
+fn wanted_contexts(data: &[u8]) -> Option<(&[u8], Vec<&[u8]>)> {
+    let text = |data: &'_ [u8]| -> Option<(usize, usize)> {
+        let length = u32::from_be_bytes(*data.first_chunk::<4>()?) as usize;
+        (data.len() - 4 >= length).then_some((4, 4 + length))
+    };
+    let (from, to) = text(data)?;
+    let (name, rest) = (&data[from..to], &data[to..]);
+    let (count, mut rest) = rest.split_first_chunk::<4>()?;
+    let mut queries = Vec::new();
+    for _ in 0..u32::from_be_bytes(*count) {
+        let (from, to) = text(rest)?;
+        queries.push(&rest[from..to]);
+        rest = &rest[to..];
+    }
+    rest.is_empty().then_some((name, queries))
+}
+
+fn contexts(offer: &Offer, agreed: &mut Agreed, option: u32, data: &[u8]) -> Vec<u8> {
+    const LIST: u32 = 9;
+    if !agreed.structured {
+        return reply(option, REP_ERR_INVALID, b"structured replies come first");
+    }
+    let Some((name, queries)) = wanted_contexts(data) else {
+        return reply(option, REP_ERR_INVALID, b"the data is cut short");
+    };
+    if !offer.is_meant(name) {
+        return reply(option, REP_ERR_UNKNOWN, b"there is no export of this name");
+    }
+    let is_listed = option == LIST && (queries.is_empty() || queries.contains(&&b"base:"[..]));
+    let is_wanted = is_listed || queries.contains(&ALLOCATION);
+    if option != LIST {
+        agreed.allocation = is_wanted;
+    }
+    let context = [&ALLOCATION_ID.to_be_bytes()[..], ALLOCATION].concat();
+    let told = if is_wanted { reply(option, REP_META_CONTEXT, &context) } else { Vec::new() };
+    [told, reply(option, REP_ACK, &[])].concat()
+}
+
 /// Answers an option. `zeroes`: what [`client_flags`] said.
-pub fn option(offer: &Offer, option: u32, data: &[u8], zeroes: bool) -> (Vec<u8>, Next) {
+pub fn option(offer: &Offer, agreed: &mut Agreed, option: u32, data: &[u8], zeroes: bool) -> (Vec<u8>, Next) {
     match option {
         // EXPORT_NAME, of old clients: it has no way to refuse.
         1 if !offer.is_meant(data) => (Vec::new(), Next::End),
@@ -147,6 +211,16 @@ pub fn option(offer: &Offer, option: u32, data: &[u8], zeroes: bool) -> (Vec<u8>
                 (all, if option == 7 { Next::Requests } else { Next::Option })
             }
         },
+        // STRUCTURED_REPLY
+        8 if !data.is_empty() => {
+            (reply(option, REP_ERR_INVALID, b"STRUCTURED_REPLY has no data"), Next::Option)
+        }
+        8 => {
+            agreed.structured = true;
+            (reply(option, REP_ACK, &[]), Next::Option)
+        }
+        // LIST_META_CONTEXT and SET_META_CONTEXT
+        9 | 10 => (contexts(offer, agreed, option, data), Next::Option),
         _ => (reply(option, REP_ERR_UNSUPPORTED, &[]), Next::Option),
     }
 }
@@ -160,6 +234,7 @@ pub enum Command {
     Flush,
     Trim,
     WriteZeroes,
+    BlockStatus,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -185,6 +260,7 @@ pub enum Errno {
 #[allow(clippy::type_complexity)]
 pub fn request(
     offer: &Offer,
+    agreed: Agreed,
     bytes: &[u8; REQUEST_BYTES],
 ) -> Result<Result<Request, (u64, Errno, u32)>, String> {
     let magic = u32::from_be_bytes(bytes[..4].try_into().expect("4 bytes"));
@@ -203,6 +279,7 @@ pub fn request(
         3 => Command::Flush,
         4 => Command::Trim,
         6 => Command::WriteZeroes,
+        7 if agreed.allocation => Command::BlockStatus,
         _ => return Ok(Err((cookie, Errno::Invalid, 0))),
     };
     // A payload must be read, whatever becomes of it; one that is too long may be no payload at all.
@@ -212,11 +289,14 @@ pub fn request(
     }
     let refuse = |why| Ok(Err((cookie, why, payload_bytes)));
     let changes = matches!(command, Command::Write | Command::Trim | Command::WriteZeroes);
-    let has_range = changes || command == Command::Read;
+    let has_range = changes || matches!(command, Command::Read | Command::BlockStatus);
     let end = offset_bytes.checked_add(u64::from(length_bytes));
     match command {
         _ if changes && offer.read_only => refuse(Errno::NotPermitted),
         Command::Read if length_bytes > MAX_PAYLOAD_BYTES => refuse(Errno::Invalid),
+        // There is no structured reply without data.
+        Command::Read if length_bytes == 0 && agreed.structured => refuse(Errno::Invalid),
+        Command::BlockStatus if length_bytes == 0 => refuse(Errno::Invalid),
         _ if has_range && end.is_none_or(|end| end > offer.size_bytes) => {
             refuse(if command == Command::Write { Errno::NoSpace } else { Errno::Invalid })
         }
@@ -224,13 +304,61 @@ pub fn request(
     }
 }
 
+/// What an answer says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answer {
+    Done,
+    Failed(Errno),
+    /// So many bytes from here on follow, read by a structured reply.
+    Data {
+        offset_bytes: u64,
+        length_bytes: u32,
+    },
+    /// The same as an error, to who asked for a structured reply.
+    NoData(Errno),
+    /// From where was asked on, so many bytes are a hole, or hold data.
+    Status {
+        length_bytes: u32,
+        is_hole: bool,
+    },
+}
+
 /// The head of an answer; the data of a read follows it.
-pub fn answer(cookie: u64, error: Option<Errno>) -> [u8; 16] {
-    let mut out = [0; 16];
-    out[..4].copy_from_slice(&SIMPLE_REPLY_MAGIC.to_be_bytes());
-    out[4..8].copy_from_slice(&error.map_or(0, |errno| errno as u32).to_be_bytes());
-    out[8..].copy_from_slice(&cookie.to_be_bytes());
-    out
+pub fn answer(cookie: u64, answer: Answer) -> SmallVec<[u8; 32]> {
+    let simple = |error: u32| {
+        let mut out = SmallVec::new();
+        out.extend_from_slice(&SIMPLE_REPLY_MAGIC.to_be_bytes());
+        out.extend_from_slice(&error.to_be_bytes());
+        out.extend_from_slice(&cookie.to_be_bytes());
+        out
+    };
+    let piece = |kind: u16, head: &[u8], behind: u32| {
+        let mut out = SmallVec::new();
+        out.extend_from_slice(&STRUCTURED_REPLY_MAGIC.to_be_bytes());
+        out.extend_from_slice(&DONE.to_be_bytes());
+        out.extend_from_slice(&kind.to_be_bytes());
+        out.extend_from_slice(&cookie.to_be_bytes());
+        out.extend_from_slice(&(head.len() as u32 + behind).to_be_bytes());
+        out.extend_from_slice(head);
+        out
+    };
+    match answer {
+        Answer::Done => simple(0),
+        Answer::Failed(errno) => simple(errno as u32),
+        Answer::Data { offset_bytes, length_bytes } => {
+            piece(PIECE_DATA, &offset_bytes.to_be_bytes(), length_bytes)
+        }
+        Answer::NoData(errno) => {
+            let mut error = [0; 6]; // The number, and a message of no length.
+            error[..4].copy_from_slice(&(errno as u32).to_be_bytes());
+            piece(PIECE_ERROR, &error, 0)
+        }
+        Answer::Status { length_bytes, is_hole } => {
+            let flags = if is_hole { HOLE_AND_ZERO } else { 0 };
+            let words = [ALLOCATION_ID, length_bytes, flags].map(u32::to_be_bytes);
+            piece(PIECE_STATUS, words.as_flattened(), 0)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -258,8 +386,24 @@ mod tests {
         assert_eq!(GREETING[..8], 0x4e42_444d_4147_4943u64.to_be_bytes());
         assert_eq!(GREETING[8..16], 0x4948_4156_454f_5054u64.to_be_bytes());
         assert_eq!(
-            answer(7, Some(Errno::NoSpace)),
+            answer(7, Answer::Failed(Errno::NoSpace))[..],
             [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 28, 0, 0, 0, 0, 0, 0, 0, 7]
+        );
+        let head = |kind: [u8; 2], length: u8| {
+            let magic = [0x66, 0x8e, 0x33, 0xef, 0, 1];
+            [&magic[..], &kind, &7u64.to_be_bytes(), &[0, 0, 0, length]].concat()
+        };
+        assert_eq!(
+            answer(7, Answer::Data { offset_bytes: 9, length_bytes: 100 })[..],
+            [&head([0, 1], 108)[..], &9u64.to_be_bytes()].concat()[..]
+        );
+        assert_eq!(
+            answer(7, Answer::NoData(Errno::Io))[..],
+            [&head([0x80, 1], 6)[..], &[0, 0, 0, 5, 0, 0]].concat()[..]
+        );
+        assert_eq!(
+            answer(7, Answer::Status { length_bytes: 5, is_hole: true })[..],
+            [&head([0, 5], 12)[..], &[0, 0, 0, 1, 0, 0, 0, 5, 0, 0, 0, 3]].concat()[..]
         );
         assert!(client_flags([0, 0, 0, 1]).unwrap() && !client_flags([0, 0, 0, 3]).unwrap());
         assert!(client_flags([0, 0, 0, 2]).is_err() && client_flags([0, 0, 0, 9]).is_err());
@@ -271,32 +415,75 @@ mod tests {
         for (data, next) in
             [(go(b"image"), Next::Requests), (go(b""), Next::Requests), (go(b"x"), Next::Option)]
         {
-            assert_eq!(option(&offer(false), 7, &data, false).1, next);
-            assert_eq!(option(&offer(false), 6, &data, false).1, Next::Option);
+            assert_eq!(ask(false, 7, &data).1, next);
+            assert_eq!(ask(false, 6, &data).1, Next::Option);
         }
         for cut in 0..go(b"image").len() {
-            let (out, next) = option(&offer(false), 7, &go(b"image")[..cut], false);
+            let (out, next) = ask(false, 7, &go(b"image")[..cut]);
             assert_eq!(
                 (next, &out[12..16]),
                 (Next::Option, &REP_ERR_INVALID.to_be_bytes()[..]),
                 "cut at {cut}"
             );
         }
-        let (out, next) = option(&offer(true), 1, b"image", true);
+        let (out, next) = ask(true, 1, b"image");
         assert_eq!((out.len(), next), (8 + 2 + 124, Next::Requests));
         assert_eq!(
             out[8..10],
             (HAS_FLAGS | READ_ONLY | SEND_FLUSH | SEND_FUA | CAN_MULTI_CONN).to_be_bytes()
         );
-        assert_eq!(option(&offer(false), 1, b"other", true).1, Next::End);
-        assert_eq!(option(&offer(false), 5, b"", true).0[12..16], REP_ERR_UNSUPPORTED.to_be_bytes());
+        assert_eq!(ask(false, 1, b"other").1, Next::End);
+        assert_eq!(ask(false, 5, b"").0[12..16], REP_ERR_UNSUPPORTED.to_be_bytes());
+    }
+
+    /// Answers an option of a client with which nothing was agreed, that wants the zeroes.
+    fn ask(read_only: bool, number: u32, data: &[u8]) -> (Vec<u8>, Next) {
+        option(&offer(read_only), &mut Agreed::default(), number, data, true)
+    }
+
+    #[test]
+    fn allocation_is_told_to_who_asks_for_it_by_its_name() {
+        let queries = |name: &[u8], queries: &[&[u8]]| {
+            let text = |text: &[u8]| [&(text.len() as u32).to_be_bytes()[..], text].concat();
+            let all: Vec<u8> = queries.iter().flat_map(|q| text(q)).collect();
+            [text(name), (queries.len() as u32).to_be_bytes().to_vec(), all].concat()
+        };
+        let mut agreed = Agreed::default();
+        let wanted = queries(b"image", &[b"qemu:dirty-bitmap:", b"base:allocation"]);
+        let kind = |out: &[u8]| u32::from_be_bytes(out[12..16].try_into().unwrap());
+        let (out, _) = option(&offer(false), &mut agreed, 10, &wanted, false);
+        assert_eq!(
+            (kind(&out), agreed),
+            (REP_ERR_INVALID, Agreed::default()),
+            "structured replies come first"
+        );
+        assert_eq!(kind(&option(&offer(false), &mut agreed, 8, b"", false).0), REP_ACK);
+        let (out, next) = option(&offer(false), &mut agreed, 10, &wanted, false);
+        assert_eq!((kind(&out), next, agreed.allocation), (REP_META_CONTEXT, Next::Option, true));
+        assert_eq!(out[20..39], [&[0, 0, 0, 1][..], b"base:allocation"].concat());
+        let (out, _) = option(&offer(false), &mut agreed, 9, &queries(b"", &[]), false);
+        assert_eq!(kind(&out), REP_META_CONTEXT, "all there are");
+        for cut in 0..wanted.len() {
+            let (out, _) = option(&offer(false), &mut agreed, 10, &wanted[..cut], false);
+            assert_eq!(kind(&out), REP_ERR_INVALID, "cut at {cut}");
+        }
+        assert!(agreed.allocation);
+        let (out, _) = option(&offer(false), &mut agreed, 10, &queries(b"x", &[]), false);
+        assert_eq!(kind(&out), REP_ERR_UNKNOWN);
+        let status = raw(0, 7, 4096, 8192);
+        let asked = request(&offer(false), agreed, &status).unwrap().unwrap();
+        assert_eq!((asked.command, asked.length_bytes), (Command::BlockStatus, 8192));
+        let (out, _) = option(&offer(false), &mut agreed, 10, &queries(b"image", &[b"base:other"]), false);
+        assert_eq!((kind(&out), agreed.allocation), (REP_ACK, false));
+        assert_eq!(request(&offer(false), agreed, &status).unwrap(), Err((7, Errno::Invalid, 0)));
     }
 
     #[test]
     fn requests_stay_within_the_export() {
         let size = 1u64 << 20;
+        let all = Agreed { structured: true, allocation: true };
         let ask =
-            |kind, offset, length| request(&offer(false), &raw(FLAG_FUA, kind, offset, length)).unwrap();
+            |kind, offset, length| request(&offer(false), all, &raw(FLAG_FUA, kind, offset, length)).unwrap();
         let read = ask(0, size - 4096, 4096).unwrap();
         assert_eq!((read.command, read.fua, read.cookie, read.length_bytes), (Command::Read, true, 7, 4096));
         assert_eq!(ask(0, size - 4095, 4096), Err((7, Errno::Invalid, 0)));
@@ -305,9 +492,9 @@ mod tests {
         assert_eq!(ask(9, 0, 0), Err((7, Errno::Invalid, 0)));
         assert!(ask(3, u64::MAX, 0).is_ok() && ask(6, 0, 1 << 20).is_ok());
         let write = raw(0, 1, 0, 512);
-        assert_eq!(request(&offer(true), &write).unwrap(), Err((7, Errno::NotPermitted, 512)));
-        assert!(request(&offer(false), &raw(0, 1, 0, MAX_PAYLOAD_BYTES + 1)).is_err());
-        assert!(request(&offer(false), &[0; REQUEST_BYTES]).is_err());
+        assert_eq!(request(&offer(true), all, &write).unwrap(), Err((7, Errno::NotPermitted, 512)));
+        assert!(request(&offer(false), all, &raw(0, 1, 0, MAX_PAYLOAD_BYTES + 1)).is_err());
+        assert!(request(&offer(false), all, &[0; REQUEST_BYTES]).is_err());
     }
 
     proptest! {
@@ -319,14 +506,15 @@ mod tests {
         ) {
             let mut with_magic = head;
             with_magic[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
+            let mut agreed = Agreed { structured: true, allocation: true };
             for bytes in [head, with_magic] {
-                if let Ok(Ok(request)) = request(&offer(false), &bytes)
+                if let Ok(Ok(request)) = request(&offer(false), agreed, &bytes)
                     && !matches!(request.command, Command::Flush | Command::Disconnect)
                 {
                     prop_assert!(request.offset_bytes + u64::from(request.length_bytes) <= 1 << 20);
                 }
             }
-            let _ = option(&offer(false), number, &data, true);
+            let _ = option(&offer(false), &mut agreed, number, &data, true);
             let _ = option_head(head[..16].try_into().unwrap());
         }
     }

@@ -3,10 +3,10 @@
 //! the buffer that came from one.
 
 use super::protocol::{
-    self, CLIENT_FLAGS_BYTES, Command, Errno, GREETING, Next, OPTION_HEAD_BYTES, Offer, REQUEST_BYTES,
-    Request,
+    self, Agreed, CLIENT_FLAGS_BYTES, Command, Errno, GREETING, Next, OPTION_HEAD_BYTES, Offer,
+    REQUEST_BYTES, Request,
 };
-use crate::call::{Call, Done, WriteHow};
+use crate::call::{Call, Done, SeekFor, WriteHow};
 use crate::error::ClientError;
 use crate::{Cluster, File};
 use shards::{Buf, BufMut};
@@ -74,7 +74,7 @@ impl Stream for std::net::TcpStream {
 
 struct Answer {
     cookie: u64,
-    error: Option<Errno>,
+    says: protocol::Answer,
     data: Buf,
     cost_bytes: usize,
 }
@@ -106,16 +106,14 @@ impl Window {
 
 /// Serves one connection until it ends; all its requests have ended then too. Errors are of the connection.
 pub fn serve<S: Stream>(export: &Arc<Export>, mut stream: S) -> io::Result<()> {
-    if !negotiate(export, &mut stream)? {
-        return Ok(());
-    }
+    let Some(agreed) = negotiate(export, &mut stream)? else { return Ok(()) };
     let window = Arc::new(Window::default());
     let (tell, hear) = channel();
     let writer = {
         let (stream, window) = (stream.try_clone()?, window.clone());
         std::thread::Builder::new().name("nbd-answers".into()).spawn(move || write(stream, &hear, &window))?
     };
-    let outcome = read(export, &mut stream, &tell, &window);
+    let outcome = read(export, agreed, &mut stream, &tell, &window);
     // Answers go out as long as somebody listens; what is under way ends in any case.
     window.wait_until_empty();
     drop(tell);
@@ -136,28 +134,29 @@ fn read_or_end(stream: &mut impl Read, into: &mut [u8]) -> io::Result<bool> {
     }
 }
 
-/// False when the client has ended the connection.
-fn negotiate(export: &Export, stream: &mut impl Stream) -> io::Result<bool> {
+/// `None` when the client has ended the connection.
+fn negotiate(export: &Export, stream: &mut impl Stream) -> io::Result<Option<Agreed>> {
     stream.write_all(&GREETING)?;
     let mut flags = [0; CLIENT_FLAGS_BYTES];
     if !read_or_end(stream, &mut flags)? {
-        return Ok(false);
+        return Ok(None);
     }
     let zeroes = protocol::client_flags(flags).map_err(invalid)?;
+    let mut agreed = Agreed::default();
     loop {
         let mut head = [0; OPTION_HEAD_BYTES];
         if !read_or_end(stream, &mut head)? {
-            return Ok(false);
+            return Ok(None);
         }
         let (option, length) = protocol::option_head(&head).map_err(invalid)?;
         let mut data = vec![0; length as usize];
         stream.read_exact(&mut data)?;
-        let (reply, next) = protocol::option(&export.offer, option, &data, zeroes);
+        let (reply, next) = protocol::option(&export.offer, &mut agreed, option, &data, zeroes);
         stream.write_all(&reply)?;
         match next {
             Next::Option => {}
-            Next::Requests => return Ok(true),
-            Next::End => return Ok(false),
+            Next::Requests => return Ok(Some(agreed)),
+            Next::End => return Ok(None),
         }
     }
 }
@@ -165,6 +164,7 @@ fn negotiate(export: &Export, stream: &mut impl Stream) -> io::Result<bool> {
 /// Reads requests until the client goes.
 fn read(
     export: &Arc<Export>,
+    agreed: Agreed,
     stream: &mut impl Stream,
     tell: &Sender<Answer>,
     window: &Window,
@@ -174,13 +174,17 @@ fn read(
         if !read_or_end(stream, &mut head)? {
             return Ok(());
         }
-        let request = match protocol::request(&export.offer, &head).map_err(invalid)? {
+        let request = match protocol::request(&export.offer, agreed, &head).map_err(invalid)? {
             Ok(request) => request,
             Err((cookie, why, payload_bytes)) => {
                 io::copy(&mut stream.take(u64::from(payload_bytes)), &mut io::sink())?;
                 window.enter(REQUEST_COST_BYTES);
                 let cost_bytes = REQUEST_COST_BYTES;
-                let _ = tell.send(Answer { cookie, error: Some(why), data: Buf::empty(), cost_bytes });
+                // A read has to be answered so by one who said it would be.
+                let failed =
+                    if agreed.structured { protocol::Answer::NoData } else { protocol::Answer::Failed };
+                let says = failed(why);
+                let _ = tell.send(Answer { cookie, says, data: Buf::empty(), cost_bytes });
                 continue;
             }
         };
@@ -202,24 +206,69 @@ fn read(
                 Buf::empty()
             }
         };
-        hand_in(export, request, payload, cost_bytes, tell);
+        match request.command {
+            Command::BlockStatus => tell_status(export, request, cost_bytes, tell),
+            _ => hand_in(export, agreed, request, payload, cost_bytes, tell),
+        }
     }
 }
 
-fn hand_in(export: &Arc<Export>, request: Request, payload: Buf, cost_bytes: usize, tell: &Sender<Answer>) {
+/// Says how far the hole reaches, or the data, that begins where it is asked for.
+fn tell_status(export: &Arc<Export>, request: Request, cost_bytes: usize, tell: &Sender<Answer>) {
+    let Request { cookie, offset_bytes: offset, length_bytes, .. } = request;
+    let (tell, file, holder) = (tell.clone(), export.file.id(), export.clone());
+    let answer = move |says: Result<protocol::Answer, ClientError>| {
+        let says = says.unwrap_or_else(|error| {
+            tracing::warn!(name: "nbd_status_failed", offset, %error);
+            protocol::Answer::NoData(errno(&error))
+        });
+        drop(holder);
+        let _ = tell.send(Answer { cookie, says, data: Buf::empty(), cost_bytes });
+    };
+    let until = move |end: Option<u64>, is_hole| {
+        let length = end.map_or(u64::from(length_bytes), |end| end - offset);
+        let length_bytes = length.min(u64::from(length_bytes)) as u32;
+        protocol::Answer::Status { length_bytes, is_hole }
+    };
+    let cluster = export.cluster.clone();
+    let done: Done<Option<u64>> = Box::new(move |hole| match hole {
+        Ok(Some(hole)) if hole > offset => answer(Ok(until(Some(hole), false))),
+        Ok(_) => {
+            let done: Done<Option<u64>> = Box::new(move |data| answer(data.map(|data| until(data, true))));
+            cluster.submit(Call::Seek { file, offset, what: SeekFor::Data, done });
+        }
+        Err(error) => answer(Err(error)),
+    });
+    export.cluster.submit(Call::Seek { file, offset, what: SeekFor::Hole, done });
+}
+
+fn hand_in(
+    export: &Arc<Export>,
+    agreed: Agreed,
+    request: Request,
+    payload: Buf,
+    cost_bytes: usize,
+    tell: &Sender<Answer>,
+) {
     let Request { cookie, offset_bytes: offset, length_bytes, fua, command } = request;
     let (tell, file, holder) = (tell.clone(), export.file.id(), export.clone());
     let answer = move |result: Result<Buf, ClientError>| {
-        let (error, data) = match result {
-            Ok(data) => (None, data),
+        let is_structured = agreed.structured && command == Command::Read;
+        let (says, data) = match result {
+            Ok(data) if is_structured => {
+                (protocol::Answer::Data { offset_bytes: offset, length_bytes }, data)
+            }
+            Ok(data) => (protocol::Answer::Done, data),
             Err(error) => {
                 tracing::warn!(name: "nbd_request_failed", ?command, offset, length_bytes, %error);
-                (Some(errno(&error)), Buf::empty())
+                let errno = errno(&error);
+                let failed = if is_structured { protocol::Answer::NoData } else { protocol::Answer::Failed };
+                (failed(errno), Buf::empty())
             }
         };
         // Before the connection knows that nothing is under way any more.
         drop(holder);
-        let _ = tell.send(Answer { cookie, error, data, cost_bytes }); // The writer takes all until the last.
+        let _ = tell.send(Answer { cookie, says, data, cost_bytes }); // The writer takes all until the last.
     };
     if length_bytes == 0 && command != Command::Flush {
         return answer(Ok(Buf::empty()));
@@ -248,7 +297,7 @@ fn hand_in(export: &Arc<Export>, request: Request, payload: Buf, cost_bytes: usi
         Command::Trim | Command::WriteZeroes => {
             Call::Zero { file, offset, len: u64::from(length_bytes), keep_size: true, done }
         }
-        Command::Flush | Command::Disconnect => Call::Sync { file, done },
+        Command::Flush | Command::Disconnect | Command::BlockStatus => Call::Sync { file, done },
     });
 }
 
@@ -263,8 +312,8 @@ fn errno(error: &ClientError) -> Errno {
 /// Writes answers until the reader has gone and all are out.
 fn write(mut stream: impl Stream, hear: &Receiver<Answer>, window: &Window) {
     let mut broken = false;
-    for Answer { cookie, error, data, cost_bytes } in hear {
-        if !broken && let Err(error) = write_both(&mut stream, &protocol::answer(cookie, error), &data) {
+    for Answer { cookie, says, data, cost_bytes } in hear {
+        if !broken && let Err(error) = write_both(&mut stream, &protocol::answer(cookie, says), &data) {
             tracing::debug!(name: "nbd_client_gone", %error);
             // Wakes the reader.
             stream.end();

@@ -643,6 +643,11 @@ impl Replication {
                 let meta = DataMeta { crcs, ..DataMeta::default() };
                 self.actions.push(Action::Reply(conn, Frame::data(reply, &meta, data)));
             }
+            Ok(Done::Sums { crcs }) => {
+                let meta = DataMeta { crcs, ..DataMeta::default() };
+                let reply = head.reply(Kind::ReadDone, Status::Ok);
+                self.actions.push(Action::Reply(conn, Frame::data(reply, &meta, Buf::empty())));
+            }
             Ok(_) => self.reply(conn, &head, Kind::ReadDone, Status::BadRequest),
             Err(error) if error.is_damage() => {
                 let helpless = self.damaged.get(&chunk).copied().unwrap_or(false);

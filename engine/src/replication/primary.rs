@@ -608,7 +608,12 @@ impl Replication {
         let ClientRequest { conn, head, blocks, since, .. } = request;
         let ticket = self.ticket(Purpose::Read { conn, head, chunk, since, began: io.now() });
         // The store runs overlapping operations in the order of the calls: a later write waits for this read.
-        store.read(io, ticket, chunk, blocks.start * BLOCK, (blocks.end - blocks.start) * BLOCK);
+        let count = blocks.end - blocks.start;
+        if head.has(flags::NO_DATA) {
+            store.sums(io, ticket, chunk, blocks.start, count, false);
+        } else {
+            store.read(io, ticket, chunk, blocks.start * BLOCK, count * BLOCK);
+        }
     }
 
     fn start_write(&mut self, chunk: ChunkId, request: ClientRequest, store: &mut Store, io: &mut dyn Io) {

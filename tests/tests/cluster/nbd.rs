@@ -41,6 +41,15 @@ impl Bench {
         self.qemu(&format!("qemu-io -f raw -d unmap {} '{}'", quoted.join(" "), self.uri("vm.raw")))
     }
 
+    /// Where qemu finds data: offsets and lengths in bytes.
+    fn data(&self, file: &str) -> Vec<(u64, u64)> {
+        let ended = self.qemu(&format!("qemu-img map --output=json '{}'", self.uri(file)));
+        let map: serde_json::Value = serde_json::from_str(ended.ok()).expect("JSON");
+        let extents = map.as_array().expect("a list").iter().filter(|extent| extent["data"] == true);
+        let number = |extent: &serde_json::Value, name: &str| extent[name].as_u64().expect("bytes");
+        extents.map(|extent| (number(extent, "start"), number(extent, "length"))).collect()
+    }
+
     fn terminate(&self, mut served: Running) {
         served.signal("-TERM");
         let mut code = None;
@@ -114,6 +123,7 @@ fn a_machines_disk_is_served_to_qemu() {
             .contains("read")
     );
     assert!(b.io(&["write -P 1 0 4k"]).code != 0, "it is read only");
+    assert_eq!(b.data("vm.raw"), [(1 << 20, 2 << 20), (13 << 20, 11 << 20), (100 << 20, 64 << 10)]);
     assert_eq!(fs::read(b.c.mnt("vm.raw")).expect("readers share").len(), 128 << 20);
     b.terminate(served);
     let bytes = fs::read(b.c.mnt("vm.raw")).expect("it is free again");

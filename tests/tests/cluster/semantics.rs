@@ -153,3 +153,39 @@ fn a_stranger_who_punches_a_hole_takes_the_set_user_id_bit() {
     };
     assert_eq!((punch(0), punch(65534)), (0o6000, 0));
 }
+
+#[test]
+fn data_and_holes_are_found_to_the_block() {
+    let c = small("holes");
+    let path = c.mnt("file");
+    let file = File::options().create_new(true).read(true).write(true).open(&path).expect("made");
+    const MIB: i64 = 1 << 20;
+    // In two chunks of 64 MiB, with one between that does not exist.
+    file.set_len(200 << 20).expect("grown");
+    file.write_all_at(&[1; 4096], 5 << 20).expect("written");
+    file.write_all_at(&[2; 70_000], (40 << 20) - 100).expect("written");
+    file.write_all_at(&[3; 10], (199 << 20) + 5000).expect("written");
+    let seek = |from: i64, whence| {
+        let found = nix::unistd::lseek(&file, from, whence);
+        found.unwrap_or_else(|error| -(error as i64))
+    };
+    let data = |from| seek(from, nix::unistd::Whence::SeekData);
+    let hole = |from| seek(from, nix::unistd::Whence::SeekHole);
+    assert_eq!((data(0), hole(0)), (5 * MIB, 0));
+    assert_eq!((data(5 * MIB + 7), hole(5 * MIB)), (5 * MIB + 7, 5 * MIB + 4096));
+    assert_eq!((data(6 * MIB), hole(6 * MIB + 1)), (40 * MIB - 4096, 6 * MIB + 1));
+    assert_eq!(hole(40 * MIB), (40 * MIB - 100 + 70_000 + 4095) / 4096 * 4096);
+    assert_eq!((data(41 * MIB), hole(100 * MIB)), (199 * MIB + 4096, 100 * MIB));
+    assert_eq!(hole(199 * MIB + 4096), 199 * MIB + 8192);
+    assert_eq!(data(199 * MIB + 8192), -(nix::errno::Errno::ENXIO as i64));
+    assert_eq!(hole(200 * MIB - 1), 200 * MIB - 1);
+    // A copy that keeps holes.
+    let copied = std::process::Command::new("cp")
+        .args(["--sparse=auto", "--reflink=never"])
+        .arg(&path)
+        .arg(c.mnt("copy"))
+        .status();
+    assert!(copied.expect("cp runs").success());
+    let same = std::process::Command::new("cmp").arg(&path).arg(c.mnt("copy")).status();
+    assert!(same.expect("cmp runs").success());
+}
