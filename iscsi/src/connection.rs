@@ -31,6 +31,8 @@ pub const WINDOW_BYTES: usize = 64 << 20;
 const COMMAND_COST_BYTES: usize = 4096;
 /// Tag of the transfer that goes on with a long text.
 const TEXT_TRANSFER: u32 = 1;
+/// Tag of a question whether the initiator is there. What comes back is answer enough.
+const PING_TRANSFER: u32 = 2;
 
 /// Why a connection can't go on. The initiator logs in anew.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -211,6 +213,13 @@ impl Connection {
     /// What to do next, if anything.
     pub fn next(&mut self) -> Option<Action> {
         self.actions.pop_front()
+    }
+
+    /// Asks the initiator whether it is there: it answers, whatever it does otherwise. Nothing happens before its login.
+    pub fn ping(&mut self) {
+        if matches!(self.phase, Phase::Full(_)) {
+            self.send(Response::Ping { transfer: PING_TRANSFER }, Buf::empty());
+        }
     }
 
     /// Commands that are not answered yet.

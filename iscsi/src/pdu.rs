@@ -326,6 +326,10 @@ pub enum Response {
         task: u32,
         lun: u64,
     },
+    /// Asks an idle initiator whether it is there.
+    Ping {
+        transfer: u32,
+    },
     Command {
         task: u32,
         status: u8,
@@ -382,7 +386,7 @@ pub enum Response {
 impl Response {
     /// Whether it carries a status, and with it a number of its own.
     pub fn has_status(&self) -> bool {
-        !matches!(self, Response::DataIn { ends: None, .. } | Response::Ready { .. })
+        !matches!(self, Response::DataIn { ends: None, .. } | Response::Ready { .. } | Response::Ping { .. })
     }
 
     /// The head; the lengths of more headers and data are left 0.
@@ -400,6 +404,11 @@ impl Response {
                 put(8, &lun.to_be_bytes());
                 put(16, &word(task));
                 put(20, &word(NO_TAG));
+            }
+            Response::Ping { transfer } => {
+                put(0, &[0x20, FINAL]);
+                put(16, &word(NO_TAG));
+                put(20, &word(transfer));
             }
             Response::Command { task, status, residual, data_count } => {
                 let (flags, bytes) = residual.flag_and_bytes();

@@ -404,6 +404,23 @@ fn targets_are_told() {
 }
 
 #[test]
+fn initiators_are_asked_whether_they_are_there() {
+    let mut b = Bench::new();
+    b.connection.ping();
+    b.nothing();
+    let mut b = Bench::normal("");
+    b.connection.ping();
+    let (opcode, _, ping, _) = b.got();
+    assert_eq!((opcode, number(&ping, 16)), (0x20, NO_TAG));
+    let stat_sn = number(&ping, 24);
+    b.feed(head(&[(0, &[0x40, 0x80]), (16, &word(NO_TAG)), (20, &ping[20..24]), (24, &word(1))]), &[])
+        .unwrap();
+    b.nothing();
+    b.feed(head(&[(0, &[0x40, 0x80]), (16, &word(3)), (20, &word(NO_TAG)), (24, &word(1))]), &[]).unwrap();
+    assert_eq!(number(&b.got().2, 24), stat_sn, "a question has no number of its own");
+}
+
+#[test]
 fn strangers_are_not_let_in() {
     let mut b = Bench::new();
     assert!(b.feed(head(&[(0, &[0x01, READ])]), &[]).is_err());

@@ -8,6 +8,7 @@ mod check_flush;
 mod errors;
 mod explain;
 mod failure_domains;
+mod iscsi;
 mod license;
 mod local_cluster;
 mod mds_disk;
