@@ -180,7 +180,7 @@ impl Gateway {
         for target in self.store.targets()? {
             let is_ours = target.started && target.host.as_deref() == Some(&self.host);
             if is_ours && let Err(error) = self.serve(&target) {
-                tracing::error!(name: "iscsi_target_not_started", target = target.iqn, %error);
+                tracing::error!(iqn = target.iqn, %error, "iscsi_target_not_started");
             }
         }
         Ok(())
@@ -246,7 +246,7 @@ impl Gateway {
             counts: Counts::default(),
         };
         self.state().targets.insert(iqn.clone(), Arc::new(running));
-        tracing::info!(name: "iscsi_target_started", target = iqn);
+        tracing::info!(iqn, "iscsi_target_started");
         Ok(())
     }
 
@@ -302,7 +302,7 @@ impl Gateway {
             }
             std::thread::sleep(Duration::from_millis(5));
         };
-        tracing::info!(name: "iscsi_target_stopped", target = iqn);
+        tracing::info!(iqn, "iscsi_target_stopped");
         let closed = running.units.into_values().filter_map(Arc::into_inner).map(Unit::close);
         closed.collect::<Vec<_>>().into_iter().collect()
     }
@@ -317,9 +317,9 @@ impl Gateway {
         let (gateway, iqn) = (self.clone(), running.iqn.clone());
         // It waits for the worker that says so.
         std::thread::spawn(move || {
-            tracing::error!(name: "iscsi_target_lost", target = iqn, "its files' leases were taken away");
+            tracing::error!(iqn, "iscsi_target_lost: its files' leases were taken away");
             if let Err(error) = gateway.stop_serving(&iqn) {
-                tracing::warn!(name: "iscsi_target_lost", target = iqn, %error);
+                tracing::warn!(iqn, %error, "iscsi_target_lost");
             }
         });
     }

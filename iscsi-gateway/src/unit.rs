@@ -117,7 +117,7 @@ impl Unit {
         let file = self.file.id();
         let (iqn, lun) = (self.iqn.clone(), self.lun);
         let failed = move |error: ClientError| {
-            tracing::warn!(name: "iscsi_medium_failed", iqn, lun, %error);
+            tracing::warn!(iqn, lun, %error, "iscsi_medium_failed");
             failure(&error)
         };
         self.cluster.submit(match medium {
@@ -161,7 +161,7 @@ impl Unit {
                 std::thread::spawn(move || {
                     let kept = store.keep_reservations(&iqn, lun, &reservations);
                     done(kept.map(|()| Answer::Done).map_err(|error| {
-                        tracing::warn!(name: "iscsi_reservations_not_kept", iqn, lun, %error);
+                        tracing::warn!(iqn, lun, %error, "iscsi_reservations_not_kept");
                         Failure::Broken
                     }));
                 });

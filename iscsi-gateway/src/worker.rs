@@ -184,7 +184,7 @@ impl Worker {
                 Ok(count) => count,
                 Err(nix::errno::Errno::EINTR) => 0,
                 Err(error) => {
-                    tracing::error!(name: "iscsi_epoll_failed", %error);
+                    tracing::error!(%error, "iscsi_epoll_failed");
                     return;
                 }
             };
@@ -279,7 +279,7 @@ impl Worker {
         let event = EpollEvent::new(EpollFlags::EPOLLIN, self.next_id);
         match self.epoll.add(&listener, event) {
             Ok(()) => drop(self.listeners.insert(self.next_id, (listener, portal))),
-            Err(error) => tracing::error!(name: "iscsi_listen_failed", %portal, %error),
+            Err(error) => tracing::error!(%portal, %error, "iscsi_listen_failed"),
         }
     }
 
@@ -290,7 +290,7 @@ impl Worker {
             Ok((stream, _)) => self.gateway.assign(stream, portal),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionAborted) => {}
             Err(error) => {
-                tracing::warn!(name: "iscsi_accept_failed", %portal, %error);
+                tracing::warn!(%portal, %error, "iscsi_accept_failed");
                 // Too many files, perhaps: later there may be room.
                 std::thread::sleep(Duration::from_millis(10));
             }
@@ -312,7 +312,7 @@ impl Worker {
         let connection = Connection::new(Challenge { id: challenge_id, bytes }, self.gateway.next_tsih());
         let interest = EpollFlags::EPOLLIN;
         if let Err(error) = self.epoll.add(&stream, EpollEvent::new(interest, id)) {
-            return tracing::warn!(name: "iscsi_accept_failed", %portal, %error);
+            return tracing::warn!(%portal, %error, "iscsi_accept_failed");
         }
         let link = Link {
             stream,
@@ -384,7 +384,7 @@ impl Worker {
             if self.gateway.session_ended(&session.running, &session.nexus, &place) {
                 session.running.units.values().for_each(|unit| unit.disconnect(&session.nexus));
             }
-            tracing::info!(name: "iscsi_session_ended", initiator = session.nexus.initiator, peer = %link.peer);
+            tracing::info!(initiator = session.nexus.initiator, peer = %link.peer, "iscsi_session_ended");
         }
         link.successors.into_iter().for_each(Place::resume);
     }
@@ -426,7 +426,7 @@ impl Worker {
             };
             self.act(id, link);
             if let Err(error) = fed {
-                tracing::warn!(name: "iscsi_connection_broken", peer = %link.peer, %error);
+                tracing::warn!(peer = %link.peer, %error, "iscsi_connection_broken");
                 link.dead = true;
                 return;
             }
@@ -448,7 +448,7 @@ impl Worker {
                     link.out.push_back(outgoing);
                 }
                 Action::Refused(refusal) => {
-                    tracing::warn!(name: "iscsi_login_refused", peer = %link.peer, %refusal);
+                    tracing::warn!(peer = %link.peer, %refusal, "iscsi_login_refused");
                 }
                 Action::LoggedIn(done) => self.logged_in(id, link, done),
                 Action::Execute(task) => self.execute(id, link, task),
@@ -462,7 +462,7 @@ impl Worker {
         link.logged_in = true;
         let LoggedIn { nexus, target, user, .. } = done;
         let Some(target) = target else { return };
-        tracing::info!(name: "iscsi_session_began", initiator = nexus.initiator, target = target.name, peer = %link.peer);
+        tracing::info!(initiator = nexus.initiator, iqn = target.name, peer = %link.peer, "iscsi_session_began");
         let place = self.place(id, 0);
         match self.gateway.session_began(&target.name, &nexus, user, link.peer, &place) {
             // Stopped meanwhile.
