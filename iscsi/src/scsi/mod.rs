@@ -40,7 +40,7 @@ const MAX_SAME_BYTES: u64 = 256 << 20;
 /// Bytes of one piece of it.
 const SAME_PIECE_BYTES: usize = 1 << 20;
 /// Bytes and ranges that one UNMAP frees.
-const MAX_UNMAP_BYTES: u64 = 4 << 30;
+const MAX_UNMAP_BYTES: u64 = 512 << 20;
 const MAX_UNMAP_RANGES: usize = 256;
 /// The medium gives room back in pieces of this size.
 const UNMAP_GRAIN_BYTES: u32 = 64 << 10;
@@ -521,11 +521,11 @@ impl LogicalUnit {
         if blocks.count > u64::from(MAX_COMPARE_BLOCKS) {
             return Err(Sense::INVALID_FIELD.into());
         }
+        if data.len() != 2 * length_bytes {
+            return Err(Sense::INVALID_FIELD.into());
+        }
         if length_bytes == 0 {
             return Ok(Outcome::Data(Vec::new()));
-        }
-        if data.len() < 2 * length_bytes {
-            return Err(Sense::INVALID_FIELD.into());
         }
         let (old, new) = (data.slice(0..length_bytes), data.slice(length_bytes..2 * length_bytes));
         let ops = VecDeque::from([

@@ -49,6 +49,20 @@ impl<'a> Gateway<'a> {
         self.try_admin(args).refused(parts);
     }
 
+    /// Stops all its threads, and returns when they have stopped.
+    fn stand_still(&self) {
+        self.process.signal("-STOP");
+        let tasks = format!("/proc/{}/task", self.process.0.id());
+        wait_until("all threads stand still", PATIENCE, || {
+            let mut all = std::fs::read_dir(&tasks).expect("its threads").flatten();
+            all.all(|task| {
+                let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+                // 4711 (name) T …
+                stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+            })
+        });
+    }
+
     fn account(&self, user: &str, secret: &str) {
         let mut command = self.command(&["account-create", "-u", user, "--secret-stdin"]);
         let mut child = command.stdin(Stdio::piped()).spawn().expect("it starts");
@@ -144,6 +158,10 @@ impl Initiator {
     fn try_receive(&mut self) -> std::io::Result<([u8; 48], Vec<u8>)> {
         let mut head = [0; 48];
         self.stream.read_exact(&mut head)?;
+        if head[0] == 0x20 {
+            // A gateway that has heard nothing for a while asks whether we are there: it waits some more.
+            return self.try_receive();
+        }
         let length = (word(&head, 4) & 0xff_ffff) as usize;
         let mut data = vec![0; length.next_multiple_of(4)];
         self.stream.read_exact(&mut data)?;
@@ -340,7 +358,7 @@ fn a_gateway_that_was_cut_off_writes_nothing_any_more() {
     let mut old = Initiator::login(port_a, "iqn.2026-11.test:i", &iqn, None).expect("let in");
     old.write(0, &piece(1)).expect("acknowledged").ok();
     // It stands still, with writes that it has not read yet.
-    a.process.signal("-STOP");
+    a.stand_still();
     old.begin(&blocks(0x2a, 0, 4096), &pattern(666, 1), 0);
     old.begin(&blocks(0x2a, 8, 4096), &pattern(666, 1), 0);
 
@@ -348,13 +366,13 @@ fn a_gateway_that_was_cut_off_writes_nothing_any_more() {
     b.admin(&["register", "-f", "-t", &iqn, "-a", &format!("127.0.0.1:{port_b}")]);
     b.admin(&["start", "-t", &iqn]);
     let mut new = Initiator::login(port_b, "iqn.2026-11.test:i", &iqn, None).expect("let in");
-    assert_eq!(new.read(0, PIECE_BYTES), piece(1));
+    assert!(new.read(0, PIECE_BYTES) == piece(1), "what the first gateway acknowledged is not there");
     new.write(0, &piece(2)).expect("acknowledged").ok();
     a.process.signal("-CONT");
     let end = old.try_receive();
     assert!(end.as_ref().map_or(true, |(head, _)| head[0] == 0x21 && head[3] != 0), "{end:?}");
     wait_until("the old gateway gives up", PATIENCE, || !a.admin(&["state"]).contains(&iqn));
-    assert_eq!(new.read(0, PIECE_BYTES), piece(2), "nothing of the old gateway came through");
+    assert!(new.read(0, PIECE_BYTES) == piece(2), "something of the old gateway came through");
     c.check();
 }
 
