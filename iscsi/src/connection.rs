@@ -250,7 +250,10 @@ impl Connection {
             }
             Ok(Request::DataOut(data)) => {
                 let Some(state) = session.tasks.get_mut(&data.task) else { return Ok(anywhere()) };
-                state.check(&data, bytes)?;
+                if !state.is_in_order(&data, bytes)? {
+                    self.fail_transfer(data.task);
+                    return Ok(anywhere());
+                }
                 let buf = state.data.take().ok_or(Protocol("data for a command that wants none"))?;
                 Ok(Land { buf, offset_bytes: state.received_bytes, bytes })
             }
@@ -281,7 +284,11 @@ impl Connection {
                     let Some(state) = session.tasks.get_mut(&data.task) else { return Ok(()) };
                     match land {
                         Some(land) => state.data = Some(land.buf),
-                        None => state.check(&data, 0)?,
+                        None if state.is_in_order(&data, 0)? => {}
+                        None => {
+                            self.fail_transfer(data.task);
+                            return Ok(());
+                        }
                     }
                     self.data_out(&data, len)
                 }
@@ -524,9 +531,17 @@ impl Connection {
                 Ok(())
             }
             (false, false) => Ok(()),
-            (true, false) => Err(Protocol("the last data of a transfer is not marked as the last")),
-            (false, true) => Err(Protocol("a transfer ends before its data does")),
+            // Its last data is not marked as the last, or it ends before its data does.
+            (true, false) | (false, true) => {
+                self.fail_transfer(data.task);
+                Ok(())
+            }
         }
+    }
+
+    /// Data of a write came other than it was asked for: the write has failed, and what else comes for it is ignored.
+    fn fail_transfer(&mut self, task: u32) {
+        self.complete(task, Reply::check(Sense::DATA_PHASE, false));
     }
 
     fn run(&mut self, task: u32) {
@@ -753,19 +768,13 @@ fn order_of(request: &Request) -> Order {
 }
 
 impl TaskState {
-    /// Whether data is what was asked for.
-    fn check(&self, data: &DataOut, bytes: usize) -> Result<(), ConnectionError> {
+    /// Whether data is the next of what was asked for.
+    fn is_in_order(&self, data: &DataOut, bytes: usize) -> Result<bool, ConnectionError> {
         let transfer = self.transfer.ok_or(Protocol("data that nobody asked for"))?;
-        if data.transfer != transfer.tag {
-            return Err(Protocol("data for another transfer than was asked for"));
-        }
-        if data.data_sn != transfer.data_sn || data.offset_bytes as usize != self.received_bytes {
-            return Err(Protocol("data out of order"));
-        }
-        if self.received_bytes + bytes > transfer.end_bytes {
-            return Err(Protocol("more data than was asked for"));
-        }
-        Ok(())
+        Ok(data.transfer == transfer.tag
+            && data.data_sn == transfer.data_sn
+            && data.offset_bytes as usize == self.received_bytes
+            && self.received_bytes + bytes <= transfer.end_bytes)
     }
 }
 

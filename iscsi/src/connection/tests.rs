@@ -232,7 +232,7 @@ fn writes_are_collected() {
 }
 
 #[test]
-fn data_out_of_order_ends_the_connection() {
+fn data_out_of_order_ends_the_command() {
     let begun = || {
         let mut b = Bench::normal("");
         b.command(WRITE, 7, 1000, &[0x2a], &[]).unwrap();
@@ -241,11 +241,19 @@ fn data_out_of_order_ends_the_connection() {
     };
     for (transfer, sn, offset, length) in [(1, 0, 0, 10), (0, 1, 0, 10), (0, 0, 10, 10), (0, 0, 0, 1001)] {
         let (tag, mut b) = begun();
-        let sent = b.data_out(0, 7, tag + transfer, sn, offset, &vec![0; length]);
-        assert!(matches!(sent, Err(Protocol(_))), "{transfer} {sn} {offset} {length}");
+        b.data_out(0, 7, tag + transfer, sn, offset, &vec![0; length]).unwrap();
+        let (opcode, _, head, sense) = b.got();
+        assert_eq!((opcode, head[3], sense[4]), (0x21, 2, 0x0b), "{transfer} {sn} {offset} {length}");
+        b.data_out(0x80, 7, tag, 0, 0, &[0; 1000]).unwrap();
+        b.nothing();
     }
     let (tag, mut b) = begun();
-    assert!(b.data_out(0x80, 7, tag, 0, 0, &[0; 10]).is_err(), "ended too early");
+    b.data_out(0x80, 7, tag, 0, 0, &[0; 10]).unwrap();
+    assert_eq!(b.got().2[3], 2, "ended too early");
+    let (tag, mut b) = begun();
+    b.data_out(0x80, 7, tag, 0, 0, &[0; 1000]).unwrap();
+    b.task();
+    assert!(b.data_out(0x80, 7, tag, 0, 0, &[0; 10]).is_err(), "nobody asked for it");
     let mut b = Bench::normal("ImmediateData=No\0");
     assert!(b.command(WRITE, 7, 8, &[0x2a], &[0; 8]).is_err());
     let mut b = Bench::normal("");

@@ -35,8 +35,8 @@ pub use locks::JobId;
 pub const MAX_TRANSFER_BYTES: usize = 8 << 20;
 /// Blocks that COMPARE AND WRITE takes.
 const MAX_COMPARE_BLOCKS: u8 = 128;
-/// Bytes that one WRITE SAME writes.
-const MAX_SAME_BYTES: u64 = 256 << 20;
+/// Bytes that one WRITE SAME writes: no more than a write, as initiators compare the two.
+const MAX_SAME_BYTES: u64 = MAX_TRANSFER_BYTES as u64;
 /// Bytes of one piece of it.
 const SAME_PIECE_BYTES: usize = 1 << 20;
 /// Bytes and ranges that one UNMAP frees.

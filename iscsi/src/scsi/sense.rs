@@ -8,6 +8,7 @@ const HARDWARE_ERROR: u8 = 4;
 const ILLEGAL_REQUEST: u8 = 5;
 const UNIT_ATTENTION: u8 = 6;
 const DATA_PROTECT: u8 = 7;
+const ABORTED_COMMAND: u8 = 0xb;
 const MISCOMPARE: u8 = 0xe;
 
 /// What happened to the unit that an initiator is told with its next command.
@@ -51,6 +52,8 @@ impl Sense {
     pub const WRITE_FAILED: Sense = Sense::new(MEDIUM_ERROR, 0x0c00);
     /// This port is no way to the unit any more.
     pub const PORT_UNAVAILABLE: Sense = Sense::new(NOT_READY, 0x040c);
+    /// Data did not come as it was asked for.
+    pub const DATA_PHASE: Sense = Sense::new(ABORTED_COMMAND, 0x4b00);
     pub const INTERNAL: Sense = Sense::new(HARDWARE_ERROR, 0x4400);
 
     pub fn attention(what: Attention) -> Sense {
