@@ -67,7 +67,7 @@ fn feed(connection: &mut Connection, unit: &mut LogicalUnit, nexus: &Nexus, mut 
         if connection.filled(count, &Targets).is_err() {
             return false;
         }
-        while let Some(action) = connection.next() {
+        while let Some(action) = connection.next_action() {
             match action {
                 Action::Execute(task) => {
                     // One that waits for nobody: a command is ended before the next begins.

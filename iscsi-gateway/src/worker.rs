@@ -440,7 +440,7 @@ impl Worker {
     fn act(&mut self, id: u64, link: &mut Link) {
         while !link.paused
             && !link.dead
-            && let Some(action) = link.connection.next()
+            && let Some(action) = link.connection.next_action()
         {
             match action {
                 Action::Send(outgoing) => {

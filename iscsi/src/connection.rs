@@ -1,7 +1,7 @@
 //! One connection of an initiator, which is one session: login, then commands in their order, within windows.
 //!
 //! The driver fills [`Connection::room`] with what the socket gives and tells [`Connection::filled`]; after that, and after each
-//! [`Connection::complete`], it does what [`Connection::next`] says until there is nothing more to do.
+//! [`Connection::complete`], it does what [`Connection::next_action`] says until there is nothing more to do.
 //!
 //! Invariants:
 //! - commands begin in the order of their numbers; one that is outside the window, or came before, is ignored (RFC 7143, 4.2.2.1);
@@ -211,7 +211,7 @@ impl Connection {
     }
 
     /// What to do next, if anything.
-    pub fn next(&mut self) -> Option<Action> {
+    pub fn next_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 

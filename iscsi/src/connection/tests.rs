@@ -81,7 +81,7 @@ impl Bench {
             .unwrap();
         let (opcode, flags, _, _) = b.got();
         assert_eq!((opcode, flags), (0x23, 0x87));
-        assert!(matches!(b.connection.next(), Some(Action::LoggedIn(_))));
+        assert!(matches!(b.connection.next_action(), Some(Action::LoggedIn(_))));
         let on = |key: &str| keys.contains(&format!("{key}=CRC32C"));
         b.digests = Digests { head: on("HeaderDigest"), data: on("DataDigest") };
         b
@@ -92,7 +92,7 @@ impl Bench {
     }
 
     fn action(&mut self) -> Action {
-        self.connection.next().expect("something is to be done")
+        self.connection.next_action().expect("something is to be done")
     }
 
     fn got(&mut self) -> Got {
@@ -115,7 +115,7 @@ impl Bench {
     }
 
     fn nothing(&mut self) {
-        let next = self.connection.next();
+        let next = self.connection.next_action();
         assert!(next.is_none(), "{next:?}");
     }
 
@@ -325,7 +325,7 @@ fn large_writes_wait_for_room() {
         b.command(WRITE, task, most, &[0x2a], &[0; 512]).unwrap();
     }
     let mut asked = 0;
-    while let Some(Action::Send(_)) = b.connection.next() {
+    while let Some(Action::Send(_)) = b.connection.next_action() {
         asked += 1;
     }
     assert_eq!(asked, WINDOW_BYTES / (MAX_TRANSFER_BYTES + COMMAND_COST_BYTES));
@@ -458,7 +458,7 @@ proptest! {
             if b.feed(bytes, &vec![1; length]).is_err() {
                 return Ok(());
             }
-            while let Some(action) = b.connection.next() {
+            while let Some(action) = b.connection.next_action() {
                 match action {
                     Action::Execute(t) if t.cdb[0] % 2 == 0 => b.connection.complete(t.task, good(&[0; 700])),
                     Action::Reset { task, .. } => b.connection.reset_done(task, ManageResult::Done),

@@ -550,7 +550,7 @@ impl LogicalUnit {
         if ranges.len() > MAX_UNMAP_RANGES {
             return Err(Sense::INVALID_PARAMETER.into());
         }
-        let (mut all_bytes, mut hull) = (0, u64::MAX..0);
+        let (mut all_bytes, mut first, mut end) = (0, u64::MAX, 0);
         for range in ranges {
             let lba = u64::from_be_bytes(range[..8].try_into().expect("8 bytes"));
             let count = u64::from(u32::from_be_bytes(range[8..12].try_into().expect("4 bytes")));
@@ -558,13 +558,13 @@ impl LogicalUnit {
             all_bytes += length_bytes;
             if length_bytes > 0 {
                 work.ops.push_back((Medium::Zero { offset_bytes, length_bytes }, Then::Next));
-                hull = hull.start.min(lba)..hull.end.max(lba + count);
+                (first, end) = (first.min(lba), end.max(lba + count));
             }
         }
         if all_bytes > MAX_UNMAP_BYTES {
             return Err(Sense::INVALID_PARAMETER.into());
         }
-        work.claim = Some(Claim { blocks: hull, exclusive: false });
+        work.claim = Some(Claim { blocks: first..end, exclusive: false });
         Ok(Outcome::Work(work))
     }
 
