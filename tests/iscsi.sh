@@ -20,6 +20,9 @@ export PSTORAGE_NAME=local PSTORAGE_ETC=$dir/etc PSTORAGE_ISCSI_SOCKET=$dir/iscs
 
 # Tests of the suite that fail, and why that is right.
 known=(
+    # Asks for the status of the block behind an unmapped range, and expects that of the physical block behind that: right only where
+    # both are one.
+    GetLBAStatus.UnmapSingle
 )
 
 say() { echo "iscsi: $*"; }
@@ -41,10 +44,20 @@ suite() {
     local target; target=$(iscsi create -n suite -s 1G -a $address)
     iscsi start -t "$target"
     iscsi-test-cu --dataloss --allow-sanitize -V --test="${SUITE:-ALL}" -i $initiator -I $initiator-2 "iscsi://$address/$target/0" > "$dir/suite.log" 2>&1 || true
-    grep -a -E '^ *(Test: .*\.\.\.(passed|FAILED)|(suites|tests|asserts) )' "$dir/suite.log" || true
-    local failed; failed=$(grep -a -oP 'Test: \K\S+(?= \.\.\..*FAILED)' "$dir/suite.log" | sort -u || true)
+    # A line for each test: its name and how it ended; between the two is what it says.
+    awk '/^Suite: /{suite = $2} / Test: /{test = $2; skipped = ""} /\[SKIPPED\]/{skipped = "skipped "}
+        /^passed|\.\.\. *passed/{print skipped "passed", suite "." test} /^FAILED|\.\.\. *FAILED/{print "FAILED", suite "." test}' \
+        "$dir/suite.log" > "$dir/suite.tests"
     iscsi stop -t "$target" && iscsi delete -t "$target"
-    say "suite: failed: ${failed:-none}"
+    say "suite: $(grep -c '^passed' "$dir/suite.tests") passed, $(grep -c '^skipped' "$dir/suite.tests") skipped, $(grep -c '^FAILED' "$dir/suite.tests") failed"
+    [ -s "$dir/suite.tests" ] || fail "suite: it ran no test: $(tail -n 5 "$dir/suite.log")"
+    local name
+    for name in $(sed -n 's/^FAILED //p' "$dir/suite.tests"); do
+        case " ${known[*]} " in
+            *" $name "*) say "suite: $name fails, as is known" ;;
+            *) fail "suite: $name (see $dir/suite.log)" ;;
+        esac
+    done
 }
 
 chap() {
