@@ -9,6 +9,7 @@ mod clones;
 mod errors;
 mod explain;
 mod failure_domains;
+mod iscsi;
 mod license;
 mod local_cluster;
 mod mds_disk;
