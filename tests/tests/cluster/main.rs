@@ -5,6 +5,7 @@
 mod common;
 
 mod check_flush;
+mod doctor;
 mod errors;
 mod explain;
 mod failure_domains;
@@ -15,6 +16,7 @@ mod membership;
 mod monitoring;
 mod nbd;
 mod read_cache;
+mod report;
 mod rm_cs;
 mod semantics;
 mod space;
