@@ -430,6 +430,9 @@ impl CsShard {
     }
 
     fn request(&mut self, io: &mut dyn Io, conn: ConnId, frame: Frame) {
+        if frame.head.kind == Kind::Identify {
+            return io.send(conn, wire::identity::answer(&frame, io.wall_ms()).encode());
+        }
         let Some(store) = self.store.as_mut().filter(|s| s.is_ready()) else { return };
         match frame.head.kind {
             Kind::Ping => io.send(conn, Frame::bare(frame.head.reply(Kind::Pong, Status::Ok)).encode()),

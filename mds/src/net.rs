@@ -342,6 +342,10 @@ impl Net {
                     Vec::new()
                 }
                 Kind::Pong => Vec::new(),
+                Kind::Identify => {
+                    io.send(conn, wire::identity::answer(&frame, io.wall_ms()).encode());
+                    Vec::new()
+                }
                 _ => vec![NetEvent::Frame { conn, peer: *peer, frame }],
             },
         }

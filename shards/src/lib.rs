@@ -11,6 +11,7 @@ pub mod journal;
 pub mod node;
 pub mod ring;
 pub mod sabotage;
+pub mod service;
 pub mod sim;
 pub mod tap;
 pub mod text;

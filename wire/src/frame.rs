@@ -75,6 +75,8 @@ kinds! {
     Ping = 6, Pong = 7,
     // A node that knows the password gets a key ([`crate::join`]).
     PasswordSalt = 8, PasswordSaltReply = 9, Try = 10, TryReply = 11, JoinProof = 12, Right = 13,
+    /// Asked of any server by tools ([`crate::identity`]).
+    Identify = 14, Identity = 15,
     // Client to primary ([`crate::data`]).
     Write = 16, WriteDone = 17, Read = 18, ReadDone = 19,
     /// Zeroes `length` bytes at `offset` and gives their space back. Block-aligned.

@@ -3,7 +3,8 @@
 //! - [`frame`]: the 64-byte header every message starts with;
 //! - [`data`]: the data path (client, primary, secondaries): fixed layouts;
 //! - [`mds_api`], [`cs_api`]: requests to the metadata service: rkyv;
-//! - [`hello`], [`auth`]: version negotiation and mutual authentication; [`join`]: how a node gets into a cluster.
+//! - [`hello`], [`auth`]: version negotiation and mutual authentication; [`join`]: how a node gets into a cluster;
+//! - [`identity`]: which program a server is, for checks.
 
 #[macro_use]
 mod codec;
@@ -12,6 +13,7 @@ pub mod cs_api;
 pub mod data;
 pub mod frame;
 pub mod hello;
+pub mod identity;
 pub mod ids;
 pub mod join;
 pub mod license;

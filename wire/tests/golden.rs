@@ -7,6 +7,7 @@
 
 use wire::cs_api::{CsCommand, CsReply, CsRequest, Load, Space};
 use wire::hello::{Hello, Peer};
+use wire::identity::Identity;
 use wire::mds_api::{AttrChange, FileKind, LeaseMode, MdsReply, MdsRequest};
 use wire::*;
 
@@ -132,6 +133,7 @@ fn samples() -> Vec<Sample> {
             CsRequest::Heartbeat { space: Space::default(), load: Load::default(), generation: 1 }
         ),
         sample!("cs-request last", CsRequest, CsRequest::MayGiveUp { chunk: ChunkId(1), epoch: Epoch(2) }),
+        sample!("identity", Identity, Identity { version: text("0.1.0"), time_ms: 1 }),
         sample!("cs-reply done", CsReply, CsReply::Done),
         sample!("cs-command expelled", CsCommand, CsCommand::Expelled { why: text("removed") }),
     ]

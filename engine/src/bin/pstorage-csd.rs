@@ -4,6 +4,7 @@ use clap::Parser;
 use engine::control::{self, CsControl};
 use engine::{CsShard, CsShardConfig};
 use shards::ring::{self, RingConfig, RunningShard};
+use shards::service::ServiceManager;
 use std::fs::OpenOptions;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -78,11 +79,14 @@ fn run(args: &Args) -> Result<(), String> {
     let mailboxes: Vec<_> = running.iter().map(RunningShard::mailbox).collect();
     std::thread::spawn(move || {
         shards::host::wait_for_termination();
+        ServiceManager::hears_of_the_end();
         mailboxes.iter().for_each(|m| m.shutdown());
     });
     // A shard that breaks takes the server down: the cluster then knows, and others have the chunks.
+    let mut manager = ServiceManager::of_this_process();
     loop {
         std::thread::sleep(Duration::from_millis(50));
+        manager.look(&running.iter().map(RunningShard::pulse).collect::<Vec<_>>());
         if !made && shard_marks(&args.dir, &control).all(|mark| mark.exists()) {
             let path = args.dir.join(MADE);
             ring::replace_file(&path, b"").map_err(|e| format!("{}: {e}", path.display()))?;

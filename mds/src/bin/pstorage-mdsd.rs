@@ -9,9 +9,11 @@ use mds::control::{self, MdsControl};
 use mds::{MdsConfig, MdsNode};
 use nix::fcntl::Flock;
 use shards::ring::{self, RingConfig};
+use shards::service::ServiceManager;
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 use wire::auth::Credentials;
 
@@ -73,8 +75,14 @@ fn run(args: &Args) -> Result<(), String> {
     let mailbox = shard.mailbox();
     std::thread::spawn(move || {
         shards::host::wait_for_termination();
+        ServiceManager::hears_of_the_end();
         mailbox.shutdown();
     });
+    let mut manager = ServiceManager::of_this_process();
+    while !shard.is_finished() {
+        manager.look(&[shard.pulse()]);
+        std::thread::sleep(Duration::from_millis(50));
+    }
     shard.join().map_err(|e| e.to_string())
 }
 

@@ -5,7 +5,7 @@ use crate::node::OpId;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 pub(super) enum Post<M> {
@@ -18,6 +18,18 @@ pub(super) struct Shared<M> {
     queue: Mutex<VecDeque<Post<M>>>,
     sleeping: AtomicBool,
     eventfd: OwnedFd,
+    /// Written by the loop only.
+    turns: AtomicU64,
+    serves: AtomicBool,
+}
+
+/// How far a loop is, as other threads see it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pulse {
+    /// Grows at least once a second.
+    pub turns: u64,
+    /// It listens for connections.
+    pub serves: bool,
 }
 
 impl<M> Shared<M> {
@@ -29,7 +41,22 @@ impl<M> Shared<M> {
         }
         // SAFETY: a fresh descriptor that nothing else owns.
         let eventfd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Shared { queue: Mutex::new(VecDeque::new()), sleeping: AtomicBool::new(false), eventfd })
+        Ok(Shared {
+            queue: Mutex::new(VecDeque::new()),
+            sleeping: AtomicBool::new(false),
+            eventfd,
+            turns: AtomicU64::new(0),
+            serves: AtomicBool::new(false),
+        })
+    }
+
+    pub fn turned(&self, serves: bool) {
+        self.turns.fetch_add(1, Ordering::Relaxed);
+        self.serves.store(serves, Ordering::Relaxed);
+    }
+
+    pub fn pulse(&self) -> Pulse {
+        Pulse { turns: self.turns.load(Ordering::Relaxed), serves: self.serves.load(Ordering::Relaxed) }
     }
 
     pub fn eventfd(&self) -> RawFd {
@@ -93,5 +120,9 @@ impl<M> Mailbox<M> {
 
     pub fn shutdown(&self) {
         self.shared.post(Post::Shutdown);
+    }
+
+    pub fn pulse(&self) -> Pulse {
+        self.shared.pulse()
     }
 }

@@ -16,7 +16,7 @@ mod net;
 mod world;
 
 pub use disk::{replace_file, replace_secret};
-pub use mailbox::Mailbox;
+pub use mailbox::{Mailbox, Pulse};
 use mailbox::{Post, Shared};
 use world::{Happening, World};
 
@@ -86,6 +86,10 @@ impl<M: Send + 'static> RunningShard<M> {
     /// Asks the node to finish ([`Event::Shutdown`]).
     pub fn shutdown(&self) {
         self.mailbox.shutdown();
+    }
+
+    pub fn pulse(&self) -> Pulse {
+        self.mailbox.pulse()
     }
 
     pub fn is_finished(&self) -> bool {
@@ -214,6 +218,7 @@ impl<N: Node> Loop<N> {
         loop {
             let began = Instant::now();
             self.turn();
+            self.shared.turned(!self.world.listeners.is_empty());
             let took = began.elapsed();
             if took > STALL {
                 tracing::warn!(node = %self.config.name, took_ms = took.as_millis() as u64, "shard stalled");

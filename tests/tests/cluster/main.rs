@@ -6,6 +6,7 @@ mod common;
 
 mod check_flush;
 mod clones;
+mod doctor;
 mod errors;
 mod explain;
 mod failure_domains;
@@ -17,6 +18,7 @@ mod membership;
 mod monitoring;
 mod nbd;
 mod read_cache;
+mod report;
 mod rm_cs;
 mod semantics;
 mod space;

@@ -2,8 +2,8 @@
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use pstorage_tools::commands::{
-    advise, attributes, auth, check, check_flush, clone, configure, discover, explain, license, local, make,
-    nbd, remove, services, stat, top,
+    advise, attributes, auth, check, check_flush, clone, configure, discover, doctor, explain, license,
+    local, make, nbd, remove, report, services, stat, top,
 };
 use pstorage_tools::conf::Conf;
 use pstorage_tools::{Context, Outcome, parse_replicas};
@@ -348,6 +348,24 @@ enum Command {
     },
     /// Tests whether a drive or RAID controller loses flushed data when its power is cut (also pstorage-hwflush-check).
     CheckFlush(check_flush::Arguments),
+    /// Looks whether this host, and with -c the cluster, is as it should be, and says what to do where it is not. Changes
+    /// nothing. Exit status: 0, all is well; 1, there are warnings; 2, there are errors.
+    ///
+    /// Example: pstorage -c pcs1 doctor; pstorage doctor /srv/disk1 /srv/disk2
+    Doctor {
+        /// Directories on disks that servers are to use. (Those of servers made on this host are looked at always.)
+        #[arg(value_name = "DIR")]
+        dirs: Vec<PathBuf>,
+    },
+    /// Collects what helps to find out what is wrong, without secrets, in one file: state, settings and events of the cluster; logs,
+    /// services, kernel, disks and network of this host; what doctor finds.
+    ///
+    /// Example: pstorage -c pcs1 report --out /tmp/report.tar.gz
+    Report {
+        /// Where to write it (.tar.gz). [default: pstorage-report-CLUSTER-HOST-TIME.tar.gz in this directory]
+        #[arg(long, short = 'o', value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
     /// Tells where something is, why it is there, what is wrong and what happens next: a file (path inside the cluster), a
     /// chunk (its number) or a chunk server (such as CS#3).
     Explain {
@@ -403,11 +421,7 @@ fn main() -> ExitCode {
     shards::host::end_with_readers();
     let cli = Cli::parse();
     let context = Context { cluster: cli.cluster, etc: cli.etc, json: cli.json };
-    let ended = match cli.command {
-        Command::CheckFlush(arguments) => check_flush::check_flush(&arguments, context.json),
-        command => run(&context, command).map(|()| ExitCode::SUCCESS),
-    };
-    match ended {
+    match run(&context, cli.command) {
         Ok(code) => code,
         Err(why) => {
             eprintln!("pstorage: {why}");
@@ -420,8 +434,11 @@ fn shape_of(s: &LocalShape) -> local::Shape {
     local::Shape { mds: s.mds, cs: s.cs, shards: s.shards, replicas: s.replicas, capacity_bytes: s.capacity }
 }
 
-fn run(context: &Context, command: Command) -> Outcome {
-    match command {
+fn run(context: &Context, command: Command) -> Outcome<ExitCode> {
+    let done = match command {
+        // These say with their exit status what they found.
+        Command::CheckFlush(arguments) => return check_flush::check_flush(&arguments, context.json),
+        Command::Doctor { dirs } => return doctor::doctor(context, &dirs),
         Command::MakeMds { init: true, new, password, password_file, authority } => {
             if authority.is_some() && !password && password_file.is_none() {
                 return Err("--authority is for a cluster with a password: add -p".into());
@@ -517,8 +534,8 @@ fn run(context: &Context, command: Command) -> Outcome {
             top::top(context, Conf { refresh_ms: refresh_ms.unwrap_or(conf.refresh_ms), ..conf })
         }
         Command::GetEvent { follow } => stat::get_event(context, follow),
+        Command::Report { out } => report::report(context, out.as_deref()),
         Command::Check { repair } => check::check(context, repair),
-        Command::CheckFlush(arguments) => check_flush::check_flush(&arguments, context.json).map(|_| ()),
         Command::Explain { what } => explain::explain(context, &what),
         Command::SetAttr { recursive, path, assignments, .. } => {
             attributes::set_attr(context, &path, &assignments, recursive)
@@ -545,5 +562,6 @@ fn run(context: &Context, command: Command) -> Outcome {
             std::fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
             clap_mangen::generate_to(Cli::command(), &dir).map_err(|e| format!("{}: {e}", dir.display()))
         }
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }

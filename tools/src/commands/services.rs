@@ -39,19 +39,20 @@ fn noted(context: &Context) -> Outcome<Vec<PathBuf>> {
     }
 }
 
+/// A server that was made on this host.
 #[derive(serde::Serialize)]
-struct Service {
-    cluster: String,
+pub struct Service {
+    pub cluster: String,
     /// mds or cs.
-    service: String,
-    id: u64,
+    pub service: String,
+    pub id: u64,
     /// running, stopped or unreadable.
-    status: String,
+    pub status: String,
     /// 0: not running.
-    pid: u32,
+    pub pid: u32,
     /// What the cluster says of it; empty if it was not asked.
-    in_cluster: String,
-    path: PathBuf,
+    pub in_cluster: String,
+    pub path: PathBuf,
 }
 
 /// The process that holds the lock on `file`, of a list as /proc/locks has it.
@@ -104,14 +105,19 @@ fn stat_of(context: &Context, cluster: &str) -> Outcome<Box<ClusterStat>> {
     }
 }
 
-/// Of the cluster named, or of all.
-pub fn list_services(context: &Context, ask_clusters: bool) -> Outcome {
+/// Servers of the cluster named, or of all; in order.
+pub fn of_host(context: &Context) -> Outcome<Vec<Service>> {
     let locks = std::fs::read_to_string(LOCKS).map_err(|e| format!("{LOCKS}: {e}"))?;
     let mut services: Vec<Service> = noted(context)?.into_iter().map(|dir| service(dir, &locks)).collect();
     if let Some(cluster) = &context.cluster {
         services.retain(|s| s.cluster == *cluster);
     }
     services.sort_by(|a, b| (&a.cluster, &a.service, a.id).cmp(&(&b.cluster, &b.service, b.id)));
+    Ok(services)
+}
+
+pub fn list_services(context: &Context, ask_clusters: bool) -> Outcome {
+    let mut services = of_host(context)?;
     if ask_clusters {
         let mut stats: BTreeMap<String, Outcome<Box<ClusterStat>>> = BTreeMap::new();
         for s in services.iter_mut().filter(|s| s.status != "unreadable") {

@@ -7,7 +7,7 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 use shards::text::Civil;
 use wire::ChunkId;
-use wire::mds_api::{ChunkCounts, ClusterStat, CsInfo, CsStatus, FileAttr, MdsReply, MdsRequest};
+use wire::mds_api::{ChunkCounts, ClusterStat, CsInfo, CsStatus, Event, FileAttr, MdsReply, MdsRequest};
 
 pub fn table(heads: &[&str]) -> Table {
     let mut table = Table::new();
@@ -27,63 +27,70 @@ pub fn human(bytes: u64) -> String {
 }
 
 pub fn stat(context: &Context, conf: &Conf, xml: bool) -> Outcome {
-    let MdsReply::Stat(s) = context.link()?.ask(&MdsRequest::ClusterStat)? else {
-        return Err("unexpected answer of the metadata server".into());
-    };
+    let s = ask(context)?;
     if context.json {
         return crate::print_json(&s);
     }
-    if xml {
-        println!("{}", as_xml(&s)?);
-        return Ok(());
+    println!("{}", if xml { as_xml(&s)? } else { page(&s, conf)? });
+    Ok(())
+}
+
+pub fn ask(context: &Context) -> Outcome<Box<ClusterStat>> {
+    match context.link()?.ask(&MdsRequest::ClusterStat)? {
+        MdsReply::Stat(stat) => Ok(stat),
+        _ => Err("unexpected answer of the metadata server".into()),
     }
+}
+
+/// What people read.
+pub fn page(s: &ClusterStat, conf: &Conf) -> Outcome<String> {
     let hosts = !conf.numeric_addrs;
     let mds = sorted(tables::mds(&s.mds, hosts), conf.mds_sort.as_deref())?;
     let cs = sorted(tables::cs_at_once(&s.cs, hosts), conf.cs_sort.as_deref())?;
     let clients = sorted(tables::clients(&s.clients, hosts), conf.clnt_sort.as_deref())?;
     let count = |status: CsStatus| s.cs.iter().filter(|c| c.status == status).count();
-    println!("Cluster '{}': {}", s.cluster, s.status);
-    println!(
-        "Space: allocatable {} of {}, free {}",
-        human(s.fs.available_bytes),
-        human(s.fs.total_bytes),
-        human(s.fs.free_bytes)
-    );
     let up = s.mds.iter().filter(|m| m.available).count();
-    println!(
-        "MDS nodes: {up} of {}, epoch uptime: {}",
-        s.mds.len(),
-        tables::duration(s.epoch_uptime_ms / 1000)
-    );
-    println!(
-        "CS nodes:  {} of {} ({} avail, {} inactive, {} offline)",
-        count(CsStatus::Active),
-        s.cs.len() - count(CsStatus::Dropped),
-        count(CsStatus::Active),
-        count(CsStatus::Inactive),
-        count(CsStatus::Offline)
-    );
-    println!("License: {}", s.license);
-    println!("Replication: {} norm, {} limit", s.default_policy.normal, s.default_policy.minimum);
-    println!("{}", chunks_line(&s.chunks));
+    let mut lines = vec![
+        format!("Cluster '{}': {}", s.cluster, s.status),
+        format!(
+            "Space: allocatable {} of {}, free {}",
+            human(s.fs.available_bytes),
+            human(s.fs.total_bytes),
+            human(s.fs.free_bytes)
+        ),
+        format!(
+            "MDS nodes: {up} of {}, epoch uptime: {}",
+            s.mds.len(),
+            tables::duration(s.epoch_uptime_ms / 1000)
+        ),
+        format!(
+            "CS nodes:  {} of {} ({} avail, {} inactive, {} offline)",
+            count(CsStatus::Active),
+            s.cs.len() - count(CsStatus::Dropped),
+            count(CsStatus::Active),
+            count(CsStatus::Inactive),
+            count(CsStatus::Offline)
+        ),
+        format!("License: {}", s.license),
+        format!("Replication: {} norm, {} limit", s.default_policy.normal, s.default_policy.minimum),
+        chunks_line(&s.chunks),
+    ];
     let r = &s.repair;
     if r.waiting + r.copying + r.without_place > 0 {
         let left = r.seconds_left.map_or("-".into(), |s| format!("{s} s"));
-        println!(
+        lines.push(format!(
             "Repair: {} chunks wait, {} are copied, {} have no place to go, {} done at {:.1}/s, {left} left",
             r.waiting, r.copying, r.without_place, r.done, r.chunks_per_s
-        );
+        ));
     }
-    println!("FS: {} files, {} chunks, {} clients\n", s.fs.files, s.fs.chunks, s.clients.len());
-    println!("{}\n", printed(&mds));
-    println!("{}", printed(&cs));
-    if let Some(caches) = caches(&s.cs) {
-        println!("\n{caches}");
-    }
+    lines.push(format!("FS: {} files, {} chunks, {} clients", s.fs.files, s.fs.chunks, s.clients.len()));
+    let mut tables = vec![printed(&mds), printed(&cs)];
+    tables.extend(caches(&s.cs));
     if !s.clients.is_empty() {
-        println!("\n{}", printed(&clients));
+        tables.push(printed(&clients));
     }
-    Ok(())
+    let tables: String = tables.iter().map(|table| format!("\n\n{table}")).collect();
+    Ok(lines.join("\n") + &tables)
 }
 
 fn printed(grid: &Grid) -> Table {
@@ -170,15 +177,12 @@ pub fn get_event(context: &Context, follow: bool) -> Outcome {
     let mut link = context.link()?;
     let mut after = 0;
     loop {
-        let MdsReply::Events { events, last } = link.ask(&MdsRequest::Events { after, limit: 1000 })? else {
-            return Err("unexpected answer of the metadata server".into());
-        };
+        let (events, last) = events_after(&mut link, after)?;
         for e in &events {
             if context.json {
                 println!("{}", serde_json::to_string(e).map_err(|e| e.to_string())?);
             } else {
-                let severity = tables::severity(e.severity);
-                println!("{} {:<4} {severity} {}", time(e.time_ms), e.system, e.message);
+                println!("{}", event_line(e));
             }
             after = after.max(e.number);
         }
@@ -190,6 +194,18 @@ pub fn get_event(context: &Context, follow: bool) -> Outcome {
             std::thread::sleep(std::time::Duration::from_millis(500));
         }
     }
+}
+
+/// Some of the events behind number `after`, the oldest first, and the number of the last one there is.
+pub fn events_after(link: &mut crate::mds_link::MdsLink, after: u64) -> Outcome<(Vec<Event>, u64)> {
+    match link.ask(&MdsRequest::Events { after, limit: 1000 })? {
+        MdsReply::Events { events, last } => Ok((events, last)),
+        _ => Err("unexpected answer of the metadata server".into()),
+    }
+}
+
+pub fn event_line(e: &Event) -> String {
+    format!("{} {:<4} {} {}", time(e.time_ms), e.system, tables::severity(e.severity), e.message)
 }
 
 /// `DD-MM-YY hh:mm:ss.mmm`, UTC.

@@ -100,4 +100,4 @@ fn new_events(link: &mut MdsLink, after: &mut u64) -> Vec<Event> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -26,7 +26,8 @@ fn server(id: u32) -> CsInfo {
     serde_json::from_value(json).expect("a chunk server")
 }
 
-fn cluster(servers: u32) -> Box<ClusterStat> {
+/// A cluster with a fault of each kind.
+pub(crate) fn cluster(servers: u32) -> Box<ClusterStat> {
     let mds = |n: u64| MdsInfo {
         mds: MdsId(n),
         addr: format!("10.0.0.{n}:2510").parse().expect("an address"),
