@@ -255,7 +255,7 @@ impl Server {
 
     /// Whether a set need not wait for replicas though fewer than its minimum remain: their servers are gone for this one
     /// too, and another can take a copy. Until it has it writes wait, as they would anyway; then they go on.
-    fn may_be_replaced<'a>(
+    pub(super) fn may_be_replaced<'a>(
         &self,
         view: &ChunkView,
         lost: &[CsId],

@@ -3,7 +3,7 @@
 use super::master::Waiter;
 use super::server::Server;
 use crate::sets::Group;
-use crate::state::{ChunkView, Command, Effect, Internal, Outcome, Reply, SetResult};
+use crate::state::{ChunkView, Command, Effect, Internal, Outcome, Reply, SetAction, SetChange, SetResult};
 use shards::{Buf, ConnId, Io};
 use std::collections::BTreeMap;
 use wire::cs_api::{CsCommand, CsReply};
@@ -208,6 +208,21 @@ impl Server {
         let asked = missing.iter().copied().chain(view.primary().filter(|cs| !missing.contains(cs)));
         let conns: Vec<ConnId> = asked.filter_map(|cs| master.registry.conn_for(cs, from)).collect();
         conns.into_iter().for_each(|conn| self.command_cs(conn, &command, io));
+        self.leave_out_who_is_gone(&view, &missing, io);
+    }
+
+    /// A fork waits for no server that is gone, as a write does not: it leaves the set of the original, where it can be spared.
+    fn leave_out_who_is_gone(&mut self, view: &ChunkView, awaited: &[CsId], io: &mut dyn Io) {
+        let (Some(master), now) = (&self.master, io.now()) else { return };
+        let is_gone = |cs: &CsId| awaited.contains(cs) && master.registry.is_gone(*cs, view.chunk, now);
+        let cs: Vec<CsId> = view.in_sync().filter(is_gone).collect();
+        if cs.is_empty() {
+            return;
+        }
+        let candidates = self.candidates(now);
+        let force = self.may_be_replaced(view, &cs, || &candidates, now);
+        let (chunk, epoch, action) = (view.chunk, view.epoch, SetAction::Drop { cs, force });
+        self.propose_own(Internal::ChangeSets { changes: vec![SetChange { chunk, epoch, action }] }, io);
     }
 
     pub(super) fn expel(&mut self, cs: CsId, why: &str, io: &mut dyn Io) {

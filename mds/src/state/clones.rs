@@ -93,9 +93,7 @@ impl State {
 
     /// A file is not made of these chunks any more. Those that no other file is made of are deleted.
     pub(super) fn give_up_chunks(&mut self, file: FileId, chunks: &[ChunkId], effects: &mut Vec<Effect>) {
-        let of_file = |fork: &Fork| fork.file == file && chunks.contains(&fork.from);
-        let forks: Vec<ChunkId> =
-            self.data.forks.iter().filter(|(_, f)| of_file(f)).map(|(to, _)| *to).collect();
+        let forks = self.forks_where(|fork| fork.file == file && chunks.contains(&fork.from));
         forks.into_iter().for_each(|to| self.cancel_fork(to, effects));
         if self.data.sharers.is_empty() {
             return self.delete_chunks(chunks, effects);
@@ -116,8 +114,7 @@ impl State {
         }
         self.data.sharers.remove(&(chunk, leaves));
         if !self.is_shared(chunk) {
-            let forks: Vec<ChunkId> =
-                self.data.forks.iter().filter(|(_, fork)| fork.from == chunk).map(|(to, _)| *to).collect();
+            let forks = self.forks_where(|fork| fork.from == chunk);
             forks.into_iter().for_each(|to| self.cancel_fork(to, effects));
         }
         true
@@ -181,9 +178,12 @@ impl State {
 
     /// The set of a chunk has changed: its forks may wait for nobody any more.
     pub(super) fn look_at_forks_of(&mut self, chunk: ChunkId, effects: &mut Vec<Effect>) {
-        let forks: Vec<ChunkId> =
-            self.data.forks.iter().filter(|(_, fork)| fork.from == chunk).map(|(to, _)| *to).collect();
+        let forks = self.forks_where(|fork| fork.from == chunk);
         forks.into_iter().for_each(|to| self.end_fork(to, effects));
+    }
+
+    fn forks_where(&self, is_meant: impl Fn(&Fork) -> bool) -> Vec<ChunkId> {
+        self.data.forks.iter().filter(|(_, fork)| is_meant(fork)).map(|(to, _)| *to).collect()
     }
 
     /// Puts a fork into its file if all servers have it that have the original in sync.

@@ -86,7 +86,8 @@ fn a_clone_is_made_at_once_and_goes_its_own_way_while_servers_die() {
     c.up();
     c.wait_healthy();
     c.admin(&["check"]);
-    assert!(used_bytes(&c) < 3 * 160 * MIB as u64, "{} bytes in use", used_bytes(&c));
+    // What the server that was away got copied of the forks is not shared there; copies of all would take 900 MiB.
+    assert!(used_bytes(&c) < (3 * 150 + 2 * 64 + 60) * MIB as u64, "{} bytes in use", used_bytes(&c));
 
     // A clone of the clone outlives both.
     c.admin(&["clone", "/vm/one", "/two"]);

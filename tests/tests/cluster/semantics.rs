@@ -142,7 +142,7 @@ fn a_stranger_who_punches_a_hole_takes_the_set_user_id_bit() {
     let c = small("punch");
     let path = c.mnt("file");
     fs::write(&path, [1; 8192]).expect("written");
-    fs::set_permissions(&path, Permissions::from_mode(0o6666)).expect("root may");
+    fs::set_permissions(&path, Permissions::from_mode(0o6777)).expect("root may");
     let punch = |user: u32| {
         let file = File::options().read(true).write(true).open(&path).expect("opened");
         let mut run = Command::new("fallocate");
