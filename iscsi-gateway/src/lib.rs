@@ -8,6 +8,7 @@
 //! | [`worker`] | event loops, each with some connections of initiators |
 //! | [`gateway`] | what this host serves: targets, sessions, portals |
 //! | [`control`] | what `pstorage-iscsi` says to the daemon of its host |
+//! | [`cluster`] | which cluster a program works on |
 //! | [`command`] | the subcommands of `pstorage-iscsi` |
 //! | [`settings`] | the file ETC/iscsi/config |
 //!
@@ -17,6 +18,7 @@
 //! its host died or was cut off, can't write any more: chunk servers refuse it (docs/replication.md). So a target is active on
 //! one gateway at a time, and no write of an earlier one lands after the first of the next one.
 
+pub mod cluster;
 pub mod command;
 pub mod control;
 pub mod error;

@@ -110,17 +110,26 @@ impl Store {
 
     /// A map page does not name a unit any more, as a record that is durable says.
     pub(super) fn drop_unit(&mut self, unit: u32) {
+        if !self.leave_unit(unit) {
+            return;
+        }
+        match self.vacated.units.get_mut(&unit) {
+            Some((_, is_free)) => *is_free = true,
+            None => self.free_unit(unit),
+        }
+    }
+
+    /// A map page does not name a unit any more: whether it was the last that did.
+    fn leave_unit(&mut self, unit: u32) -> bool {
         if self.shares.remove(unit) {
-            return self.units.clear(unit);
+            self.units.clear(unit);
+            return false;
         }
         if let Some(cache) = &mut self.cache {
             cache.forget_unit(unit);
         }
         self.units.unrefer(unit);
-        match self.vacated.units.get_mut(&unit) {
-            Some((_, is_free)) => *is_free = true,
-            None => self.free_unit(unit),
-        }
+        true
     }
 
     /// A unit of a chunk was written anew elsewhere: its map page names the new place, unless something has happened to it
@@ -130,18 +139,16 @@ impl Store {
         let Some(chunk) = self.chunks.get_mut(&id).filter(stayed) else { return self.units.release(to) };
         chunk.page(number).set_unit(number % PAGE_UNITS, Some(to));
         self.units.refer(to);
-        let is_free = !self.shares.remove(from);
-        if is_free {
-            self.units.unrefer(from);
-        } else {
-            self.units.clear(from);
-        }
+        let is_free = self.leave_unit(from);
         let until = self.fresh_id();
         self.vacated.units.insert(from, (until, is_free));
     }
 
     /// Frees units that were left by moves of rounds that are valid, and that nobody reads any more.
     pub(super) fn free_vacated(&mut self, io: &mut dyn Io) {
+        if self.vacated.is_empty() {
+            return;
+        }
         let oldest_read = self.reads.keys().min().copied().unwrap_or(u64::MAX);
         for unit in self.vacated.settle(oldest_read) {
             self.units.release(unit);

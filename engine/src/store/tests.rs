@@ -684,55 +684,85 @@ struct Model(BTreeMap<(u64, u32), BTreeSet<u8>>);
 
 #[test]
 fn random_work_with_crashes_keeps_every_acknowledged_block() {
-    // More by hand: STORE_SEEDS=5000 cargo test -p engine --lib random_work
-    let seeds = std::env::var("STORE_SEEDS").map_or(150, |n| n.parse().expect("STORE_SEEDS is a number"));
-    for seed in 0..seeds {
+    for seed in 0..seeds() {
         random_run(seed, Bench::new());
     }
 }
 
 #[test]
 fn random_work_with_crashes_and_a_cache_returns_nothing_stale() {
-    let seeds = std::env::var("STORE_SEEDS").map_or(150, |n| n.parse().expect("STORE_SEEDS is a number"));
     // Nothing damages the cache here: its versions alone must tell old from new, the checksums never have to.
-    let stats: Vec<CacheStat> = (0..seeds).map(|seed| random_run(seed, Bench::with_cache())).collect();
+    let stats: Vec<CacheStat> = (0..seeds()).map(|seed| random_run(seed, Bench::with_cache())).collect();
     assert!(stats.iter().all(|s| s.damaged == 0), "stale blocks were met");
     let hits = |s: &CacheStat| s.hits > 0;
     assert!(stats.iter().filter(|s| hits(s)).count() > stats.len() / 4, "the cache was hardly used");
 }
 
+/// Tickets under way: chunk, first block, values (0 = discard).
+type UnderWay = BTreeMap<u64, (u64, u32, Vec<u8>)>;
+
+/// Runs of random work. More by hand: STORE_SEEDS=5000 cargo test -p engine --lib random_work
+fn seeds() -> u64 {
+    std::env::var("STORE_SEEDS").map_or(150, |n| n.parse().expect("STORE_SEEDS is a number"))
+}
+
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % end
+    }
+}
+
+fn randomness(seed: u64) -> impl FnMut(u64) -> u64 {
+    let mut random = Random::new(seed);
+    move |end| random.below(end)
+}
+
+/// Begins a write or a discard, small or large, at one of the places where they meet.
+fn change_something(
+    b: &mut Bench,
+    random: &mut impl FnMut(u64) -> u64,
+    chunk: u64,
+    sequence: u64,
+    under_way: &mut UnderWay,
+    model: &mut Model,
+) {
+    let first = random(3) as u32 * (PAGE_BLOCKS - 30) + random(60) as u32;
+    let count = if random(3) == 0 { 1 + random(80) } else { 1 + random(4) };
+    let values: Vec<u8> = (0..count).map(|_| 1 + random(250) as u8).collect();
+    let (ticket, values) = if random(6) == 0 {
+        (b.discard(chunk, first, count as u32, sequence), vec![0; count as usize])
+    } else {
+        (b.write(chunk, first, &values, sequence), values)
+    };
+    for (i, &v) in values.iter().enumerate() {
+        model.0.entry((chunk, first + i as u32)).or_insert([0].into()).insert(v);
+    }
+    under_way.insert(ticket, (chunk, first, values));
+}
+
 fn random_run(seed: u64, b: Bench) -> CacheStat {
     let mut totals = CacheStat::default();
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut random = move |below: u64| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 11) % below
-    };
+    let mut random = randomness(seed);
     let mut b = b;
     let mut model = Model::default();
     let mut sequence = 0;
     for life in 0..4 {
-        // Tickets under way: chunk, first block, values (0 = discard).
-        let mut under_way: BTreeMap<u64, (u64, u32, Vec<u8>)> = BTreeMap::new();
+        let mut under_way = UnderWay::new();
         for _ in 0..random(120) {
             match random(10) {
                 0..5 => {
                     sequence += 1;
                     let chunk = random(5);
-                    let first = random(3) as u32 * (PAGE_BLOCKS - 30) + random(60) as u32;
-                    let count = if random(3) == 0 { 1 + random(80) } else { 1 + random(4) };
-                    let values: Vec<u8> = (0..count).map(|_| 1 + random(250) as u8).collect();
-                    let (ticket, values) = if random(6) == 0 {
-                        (b.discard(chunk, first, count as u32, sequence), vec![0; count as usize])
-                    } else {
-                        (b.write(chunk, first, &values, sequence), values)
-                    };
-                    for (i, &v) in values.iter().enumerate() {
-                        model.0.entry((chunk, first + i as u32)).or_insert([0].into()).insert(v);
-                    }
-                    under_way.insert(ticket, (chunk, first, values));
+                    change_something(&mut b, &mut random, chunk, sequence, &mut under_way, &mut model);
                 }
                 5 if random(8) == 0 && under_way.is_empty() => {
                     let chunk = random(5);
@@ -783,14 +813,7 @@ fn random_run(seed: u64, b: Bench) -> CacheStat {
 }
 
 /// Reads the blocks that writes go to, until they are in the cache and come from there.
-fn read_often(
-    b: &mut Bench,
-    chunk: u64,
-    first: u32,
-    under_way: &mut BTreeMap<u64, (u64, u32, Vec<u8>)>,
-    model: &mut Model,
-    seed: u64,
-) {
+fn read_often(b: &mut Bench, chunk: u64, first: u32, under_way: &mut UnderWay, model: &mut Model, seed: u64) {
     b.settle();
     acknowledge(b, under_way, model, seed);
     for part in [0..16, 0..48, 4..5, 0..64] {
@@ -809,12 +832,7 @@ fn read_often(
     }
 }
 
-fn acknowledge(
-    b: &mut Bench,
-    under_way: &mut BTreeMap<u64, (u64, u32, Vec<u8>)>,
-    model: &mut Model,
-    seed: u64,
-) {
+fn acknowledge(b: &mut Bench, under_way: &mut UnderWay, model: &mut Model, seed: u64) {
     assert_eq!(b.broken, None, "seed {seed}");
     for (ticket, result) in b.finished.drain(..) {
         let (chunk, first, values) = under_way.remove(&ticket).expect("asked for");

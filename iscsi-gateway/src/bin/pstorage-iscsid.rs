@@ -1,12 +1,11 @@
 //! `pstorage-iscsid`: the gateway of a host. Serves the targets that are started here until SIGTERM or SIGINT.
 
 use clap::Parser;
-use client::Cluster;
-use iscsi_gateway::control::{self, Listener};
+use iscsi_gateway::cluster::Options;
+use iscsi_gateway::control::Listener;
 use iscsi_gateway::gateway::Gateway;
 use iscsi_gateway::store::Store;
-use iscsi_gateway::{Error, Result, settings};
-use std::path::PathBuf;
+use iscsi_gateway::{Error, Result};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,15 +16,8 @@ const BUSY_WAIT: Duration = Duration::from_secs(60);
 #[derive(Parser)]
 #[command(name = "pstorage-iscsid", version)]
 struct Arguments {
-    /// Name of the cluster.
-    #[arg(short = 'c', long = "cluster", env = "PSTORAGE_NAME")]
-    cluster: String,
-    /// Directory of the configuration.
-    #[arg(long, env = "PSTORAGE_ETC", default_value = "/etc/pstorage")]
-    etc: PathBuf,
-    /// Socket for pstorage-iscsi. [default: /run/pstorage-iscsi-CLUSTER.sock]
-    #[arg(long, env = "PSTORAGE_ISCSI_SOCKET")]
-    socket: Option<PathBuf>,
+    #[command(flatten)]
+    options: Options,
     /// Name of this host, as targets are registered on it. [default: its host name]
     #[arg(long)]
     host: Option<String>,
@@ -50,13 +42,10 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result {
-    let Arguments { cluster: name, etc, socket, host, threads } = arguments;
-    let settings = settings::load(&etc)?;
-    let listener = Listener::bind(&socket.unwrap_or_else(|| control::default_socket(&name)))?;
-    let mut config = client::setup::load(&etc, &name).map_err(Error::Refused)?;
-    config.mount_point = "pstorage-iscsid".into();
-    config.busy_wait = BUSY_WAIT;
-    let cluster = Cluster::connect(config).map_err(Error::cluster(&format!("cluster '{name}'")))?;
+    let Arguments { options, host, threads } = arguments;
+    let settings = options.settings()?;
+    let listener = Listener::bind(&options.socket())?;
+    let cluster = options.connect("pstorage-iscsid", BUSY_WAIT)?;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let threads = threads.map_or(cores, usize::from);
     let host = host.unwrap_or_else(shards::host::host_name);
@@ -75,5 +64,5 @@ fn run(arguments: Arguments) -> Result {
     shards::host::wait_for_termination();
     drop(listener);
     let ended = started.end();
-    ended.and(cluster.close().map_err(Error::cluster(&format!("cluster '{name}'"))))
+    ended.and(options.close(cluster))
 }

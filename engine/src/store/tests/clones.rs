@@ -102,8 +102,7 @@ fn a_read_that_began_before_its_unit_moved_is_whole() {
 
 #[test]
 fn random_work_on_clones_with_crashes_keeps_every_acknowledged_block() {
-    let seeds = std::env::var("STORE_SEEDS").map_or(150, |n| n.parse().expect("STORE_SEEDS is a number"));
-    let made: u64 = (0..seeds).map(random_run).sum();
+    let (seeds, made): (u64, u64) = (seeds(), (0..seeds()).map(random_run).sum());
     assert!(made > seeds, "{made} clones in {seeds} runs");
 }
 
@@ -112,19 +111,13 @@ type Content = BTreeMap<u32, BTreeSet<u8>>;
 
 /// Returns how many clones were made.
 fn random_run(seed: u64) -> u64 {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut random = move |below: u64| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 11) % below
-    };
+    let mut random = randomness(seed);
     let mut b = Bench::new();
     let mut model = Model::default();
     let (mut sequence, mut next_chunk, mut made) = (0, 10, 0);
     let mut chunks: Vec<u64> = vec![0, 1, 2];
     for life in 0..4 {
-        let mut under_way: BTreeMap<u64, (u64, u32, Vec<u8>)> = BTreeMap::new();
+        let mut under_way = UnderWay::new();
         let mut cloning: BTreeMap<u64, (u64, Content)> = BTreeMap::new();
         for _ in 0..random(150) {
             let chunk = chunks[random(chunks.len() as u64) as usize];
@@ -132,18 +125,7 @@ fn random_run(seed: u64) -> u64 {
             match random(12) {
                 0..5 => {
                     sequence += 1;
-                    let first = random(3) as u32 * (PAGE_BLOCKS - 30) + random(60) as u32;
-                    let count = if random(3) == 0 { 1 + random(80) } else { 1 + random(4) };
-                    let values: Vec<u8> = (0..count).map(|_| 1 + random(250) as u8).collect();
-                    let (ticket, values) = if random(6) == 0 {
-                        (b.discard(chunk, first, count as u32, sequence), vec![0; count as usize])
-                    } else {
-                        (b.write(chunk, first, &values, sequence), values)
-                    };
-                    for (i, &v) in values.iter().enumerate() {
-                        model.0.entry((chunk, first + i as u32)).or_insert([0].into()).insert(v);
-                    }
-                    under_way.insert(ticket, (chunk, first, values));
+                    change_something(&mut b, &mut random, chunk, sequence, &mut under_way, &mut model);
                 }
                 5 | 6 if is_quiet && b.store.chunk(ChunkId(chunk)).is_some() => {
                     let of_it = model.0.range((chunk, 0)..(chunk + 1, 0));

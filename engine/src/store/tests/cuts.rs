@@ -82,17 +82,6 @@ struct Work {
     seed: u64,
 }
 
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % end
-    }
-}
-
 #[test]
 fn crash_cuts_at_every_disk_write_keep_every_acknowledged_block() {
     let runs = std::env::var("STORE_CUT_RUNS").map_or(4, |n| n.parse().expect("STORE_CUT_RUNS is a number"));
@@ -152,7 +141,7 @@ impl Work {
     fn new(seed: u64) -> Work {
         Work {
             b: Bench::open(TestIo::new(seed), &tight()),
-            random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            random: Random::new(seed),
             chunks: (0..CHUNKS).map(|c| (c, Known::default())).collect(),
             under_way: BTreeMap::new(),
             sequence: 0,
