@@ -2,6 +2,7 @@
 //! a chunk server uses.
 
 use crate::measure::{Case, Figures, Operation, Pattern, Run};
+use crate::scratch::ScratchFile;
 use crate::worker::Worker;
 use shards::journal::{Journal, Outcome, PayloadCheck};
 use shards::{
@@ -294,4 +295,12 @@ pub fn noise_blocks(count: usize, len: usize) -> Vec<Buf> {
 /// Blocks are whole: what a size given by a person is rounded down to.
 pub fn whole_blocks(bytes: u64) -> u64 {
     bytes / BLOCK_BYTES as u64 * BLOCK_BYTES as u64
+}
+
+/// A new file of `bytes` in `dir`, written once.
+pub fn filled(dir: &Path, name: &str, bytes: u64) -> Result<ScratchFile, String> {
+    let file = ScratchFile::create(dir, name)?;
+    let target = Target { path: file.path().into(), bytes, writable: true, journal: None };
+    Driver::start(target)?.fill(|_| {})?;
+    Ok(file)
 }

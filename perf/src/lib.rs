@@ -15,6 +15,7 @@ pub mod html;
 pub mod journal;
 pub mod layers;
 pub mod measure;
+pub mod names;
 pub mod net;
 pub mod path;
 pub mod progress;

@@ -122,7 +122,8 @@ impl OpenDirectories {
         }
         match entries.last() {
             // An offset of another handle (seekdir, an NFS server): its place is looked for.
-            Some(last) if more && page.from < page.offset => {
+            // A page that ends just before it has nothing to show yet: an empty answer would be the directory's end.
+            Some(last) if more && page.from <= page.offset => {
                 page.after = last.name.clone();
                 self.page(mailbox, page, over, reply);
             }

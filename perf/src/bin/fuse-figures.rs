@@ -3,7 +3,7 @@
 
 use clap::Parser;
 use perf::cpu::{self, Meter, Used, Watched};
-use perf::drive::{Driver, Target};
+use perf::drive;
 use perf::engine::{median, whole_run};
 use perf::fio;
 use perf::measure::{Case, Figures, Operation, Pattern};
@@ -124,20 +124,13 @@ fn main() -> Result<(), String> {
     if missed == 0 { Ok(()) } else { Err(format!("{missed} goals missed")) }
 }
 
-fn filled(dir: &Path, name: &str, bytes: u64) -> Result<ScratchFile, String> {
-    let file = ScratchFile::create(dir, name)?;
-    let target = Target { path: file.path().into(), bytes, writable: true, journal: None };
-    Driver::start(target)?.fill(|_| {})?;
-    Ok(file)
-}
-
 impl Bench {
     fn prepare(args: Args) -> Result<Bench, String> {
         let mount = args.dir.join("mnt");
         let bench = Bench {
-            raw: filled(&args.raw, "raw", args.size)?,
-            hot: filled(&mount, "hot", args.hot_size)?,
-            large: filled(&mount, "large", args.size)?,
+            raw: drive::filled(&args.raw, "raw", args.size)?,
+            hot: drive::filled(&mount, "hot", args.hot_size)?,
+            large: drive::filled(&mount, "large", args.size)?,
             null: vec![Watched::parse(&format!("null={}", args.null_pid))?],
             cluster: Watched::of_local_cluster(&args.dir)?,
             args,

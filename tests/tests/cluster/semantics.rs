@@ -132,6 +132,7 @@ fn a_directory_is_read_on_from_where_another_handle_was() {
         String::from_utf8(told.expect("perl runs").stdout).expect("text")
     };
     assert_eq!(read(0), ". 1");
+    assert_eq!(read(2 + 192), "192 195", "a page of the client's ends just before it");
     assert_eq!(read(2 + 450), "450 453");
     assert!(read(2 + 500).starts_with("end"));
     assert!(read(9000).starts_with("end"));
