@@ -13,11 +13,11 @@ case $1 in
         mfsmaster -c "$data/master.cfg" start
         for n in 1 2 3; do
             echo "$data/disk$n" > "$data/hdd$n"
-            printf 'WORKING_USER = root\nWORKING_GROUP = root\nDATA_PATH = %s\nHDD_CONF_FILENAME = %s\nMASTER_HOST = 127.0.0.1\nCSSERV_LISTEN_PORT = %s\nHDD_LEAVE_SPACE_DEFAULT = 64MiB\n' \
+            printf 'WORKING_USER = root\nWORKING_GROUP = root\nDATA_PATH = %s\nHDD_CONF_FILENAME = %s\nMASTER_HOST = 10.77.1.1\nCSSERV_LISTEN_PORT = %s\nHDD_LEAVE_SPACE_DEFAULT = 64MiB\n' \
                 "$data/cs$n" "$data/hdd$n" $((9522 + n)) > "$data/cs$n.cfg"
             mfschunkserver -c "$data/cs$n.cfg" start
         done
-        for try in $(seq 50); do mfsmount "$2/mnt" -H 127.0.0.1 && break; sleep 0.5; done
+        for try in $(seq 50); do mfsmount "$2/mnt" -H 10.77.1.1 && break; sleep 0.5; done
         mountpoint "$2/mnt"
         mfssetgoal -r 3 "$2/mnt"
         # Until a write finds three servers.

@@ -465,6 +465,8 @@ pub enum MdsReply {
         lease: Option<LeaseId>,
         /// As of Opened.
         first: Option<Box<ChunkMap>>,
+        /// The directory as it is with the new name; `None` if the name was there.
+        directory: Option<Box<FileAttr>>,
     },
     Opened {
         attr: FileAttr,
@@ -518,6 +520,8 @@ pub enum MdsReply {
         nodes: Vec<NodeInfo>,
     },
     License(Box<LicenseInfo>),
+    /// Answer to Unlink: the directory as it is without the name.
+    Removed(Box<FileAttr>),
 }
 
 /// How it stands with the cluster's licence.

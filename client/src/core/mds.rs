@@ -486,6 +486,7 @@ impl ClientCore {
 
     fn mds_finish(&mut self, io: &mut dyn Io, id: u64, result: crate::Result<MdsReply>) {
         if let Some(pending) = self.mds.pending.remove(&id) {
+            self.recent.learn(&pending.request, &result, io.now());
             (pending.then)(self, io, result);
         }
     }

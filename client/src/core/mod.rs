@@ -13,6 +13,7 @@
 //! | [`cache`], [`cached`] | the read cache on a local SSD: what it holds; moving its bytes |
 //! | [`locks`] | order between overlapping changes of a file |
 //! | [`names`] | directories and attributes |
+//! | [`recent`] | what the answers of a moment ago have told beside |
 //!
 //! Steps that follow one another are closures ([`Then`]) that get the core back when the step before has ended.
 //!
@@ -34,6 +35,7 @@ mod maps;
 mod mds;
 mod names;
 mod parts;
+mod recent;
 
 use crate::call::{Call, Done, Stats, WriteHow};
 use crate::config::{ClientConfig, TICK};
@@ -45,10 +47,13 @@ use leases::File;
 use links::Links;
 use mds::Mds;
 use parts::{Part, Transfer};
+pub use recent::LIFE as ATTRIBUTES_KEPT;
+use recent::Recent;
 use shards::{ConnId, Event, Io, Node, TimerId, Timestamp};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use wire::FileId;
+use wire::mds_api::MdsRequest;
 
 /// What to do when a step has ended.
 type Then<T> = Box<dyn FnOnce(&mut ClientCore, &mut dyn Io, Result<T>) + Send>;
@@ -73,6 +78,7 @@ pub struct ClientCore {
     parts: BTreeMap<u64, Part>,
     /// Reads that were answered when the session was not sure: done again once it is.
     unsure_reads: Vec<u64>,
+    recent: Recent,
     alarms: BTreeMap<u64, Alarm>,
     cached: Option<Box<Cached>>,
     last_id: u64,
@@ -96,6 +102,7 @@ impl ClientCore {
             transfers: BTreeMap::new(),
             parts: BTreeMap::new(),
             unsure_reads: Vec::new(),
+            recent: Recent::default(),
             alarms: BTreeMap::new(),
             cached,
             last_id: 0,
@@ -180,6 +187,11 @@ impl ClientCore {
                 }),
             ),
             Call::Stats { done } => done(Ok(Stats { cache: self.cache_stats(), ..self.stats })),
+            Call::Mds { request: MdsRequest::GetXattr { file, name }, done }
+                if name == recent::ASKED_BEFORE_WRITING && self.recent.is_new(file, io.now()) =>
+            {
+                done(Err(ClientError::refused(wire::Status::NoAttribute, name)));
+            }
             Call::Mds { request, done } => self.mds_call(io, request, pass(done)),
             Call::Lookup { parent, name, done } => self.lookup(io, parent, name, pass(done)),
             Call::GetAttr { file, done } => self.get_attr(io, file, pass(done)),
@@ -207,6 +219,7 @@ impl ClientCore {
                 self.write_as(io, file, offset, data, how, pass(done))
             }
             Call::Sync { file, done } => self.sync(io, file, pass(done)),
+            Call::Flush { file, done } => self.flush(io, file, pass(done)),
             Call::Zero { file, offset, len, keep_size, done } => {
                 self.zero(io, file, offset, len, keep_size, pass(done))
             }
@@ -318,6 +331,7 @@ pub(crate) fn refuse(call: Call, why: ClientError) {
         Call::Close { done, .. }
         | Call::Write { done, .. }
         | Call::Sync { done, .. }
+        | Call::Flush { done, .. }
         | Call::Zero { done, .. }
         | Call::Reserve { done, .. }
         | Call::DropPrivileges { done, .. } => done(Err(why)),

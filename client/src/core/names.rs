@@ -62,6 +62,10 @@ impl ClientCore {
     }
 
     pub(super) fn get_attr(&mut self, io: &mut dyn Io, file: FileId, then: Then<FileAttr>) {
+        if let Some(attr) = self.recent.directory(file, io.now()) {
+            let attr = attr.clone();
+            return then(self, io, Ok(attr));
+        }
         self.attr_call(io, MdsRequest::GetAttr { file }, then);
     }
 
@@ -137,7 +141,7 @@ impl ClientCore {
             io,
             request,
             Box::new(move |core, io, reply| match reply {
-                Ok(MdsReply::Created { attr, lease: Some(lease), first }) => {
+                Ok(MdsReply::Created { attr, lease: Some(lease), first, .. }) => {
                     let opened = core.created_open(io, attr, lease, first);
                     then(core, io, Ok(opened));
                 }

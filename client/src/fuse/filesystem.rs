@@ -23,8 +23,9 @@ use std::time::{Duration, SystemTime};
 use wire::mds_api::{AttrChange, FileAttr, FileKind, FsStat, LeaseMode, MdsReply, MdsRequest, Special};
 use wire::{ClientId, FileId};
 
-/// How long the kernel believes names and attributes without asking. Data is covered by leases instead.
-pub(super) const TTL: Duration = Duration::from_secs(1);
+/// How long the kernel believes names and attributes without asking, so that changes of other hosts are seen within a second. Data is
+/// covered by leases instead.
+pub(super) const TTL: Duration = Duration::from_secs(1).saturating_sub(crate::core::ATTRIBUTES_KEPT);
 const MAX_WRITE_BYTES: u32 = wire::MAX_IO_BYTES as u32;
 /// Requests the kernel keeps under way in the background (read-ahead, asynchronous direct I/O).
 const MAX_BACKGROUND: u16 = 256;
@@ -423,7 +424,8 @@ impl Filesystem for PstorageFs {
         if self.info.has(ino) || fh == handle(LeaseMode::Read) {
             return reply.ok();
         }
-        self.fsync_file(ino, reply);
+        let done = Box::new(move |result| finish(reply, result));
+        self.mailbox.send(Call::Flush { file: convert::file(ino), done });
     }
 
     fn release(

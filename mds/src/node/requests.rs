@@ -358,7 +358,7 @@ impl Server {
 
     /// Completes the answer to who has opened a file: where its first chunk lies.
     pub(super) fn add_first_chunk(&self, reply: &mut MdsReply, io: &mut dyn Io) {
-        let (MdsReply::Created { attr, lease: Some(_), first } | MdsReply::Opened { attr, first, .. }) =
+        let (MdsReply::Created { attr, lease: Some(_), first, .. } | MdsReply::Opened { attr, first, .. }) =
             reply
         else {
             return;

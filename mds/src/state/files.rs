@@ -110,7 +110,8 @@ impl State {
                     }
                     let lease =
                         if *open { Some(self.open(client, existing, LeaseMode::Write)?) } else { None };
-                    return Ok(MdsReply::Created { attr: self.attr(existing)?, lease, first: None });
+                    let attr = self.attr(existing)?;
+                    return Ok(MdsReply::Created { attr, lease, first: None, directory: None });
                 }
                 let above = self.inode(*parent)?;
                 let (policy, chunk_bytes) = (above.policy, above.chunk_bytes);
@@ -146,7 +147,8 @@ impl State {
                 } else {
                     None
                 };
-                Ok(MdsReply::Created { attr: self.attr(file)?, lease, first: None })
+                let directory = Some(Box::new(self.attr(*parent)?));
+                Ok(MdsReply::Created { attr: self.attr(file)?, lease, first: None, directory })
             }
             Op::Clone { file, parent, name } => self.clone_file(*file, *parent, name, now),
             Op::Unlink { parent, name, directory } => {
@@ -164,7 +166,7 @@ impl State {
                 }
                 self.enter(*parent, name, None, kind == FileKind::Directory, now);
                 self.unlinked(file, now, effects);
-                Ok(MdsReply::Done)
+                Ok(MdsReply::Removed(Box::new(self.attr(*parent)?)))
             }
             Op::Rename { from_parent, from_name, to_parent, to_name, no_replace, exchange } => self.rename(
                 (*from_parent, from_name),

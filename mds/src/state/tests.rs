@@ -314,9 +314,11 @@ fn repeated_requests_get_the_first_answer() {
     let op = Op::Unlink { parent: ROOT, name: "f".into(), directory: false };
     b.file("f");
     let command = Command::Client { client: ClientId(1), request: 900, time_ms: 1, op };
-    assert_eq!(b.apply(command.clone()).reply, Reply::Wire(MdsReply::Done));
+    let first = b.apply(command.clone()).reply;
+    let Reply::Wire(MdsReply::Removed(directory)) = &first else { panic!("{first:?}") };
+    assert_eq!((directory.file, directory.size_bytes), (ROOT, 0), "as it is without the name");
     b.file("f");
-    assert_eq!(b.apply(command).reply, Reply::Wire(MdsReply::Done), "not executed again");
+    assert_eq!(b.apply(command).reply, first, "not executed again");
     assert!(b.state.lookup(ROOT, "f").is_ok());
 }
 
