@@ -165,12 +165,6 @@ pub enum Call {
         file: FileId,
         done: Done<()>,
     },
-    /// A program closes one of its handles: all writes handed in before are durable. The size is recorded too if other handles are open;
-    /// else the [`Call::Close`] that follows takes it along, or a second passes.
-    Flush {
-        file: FileId,
-        done: Done<()>,
-    },
     /// Zeroes a range. `keep_size`: does not grow the file.
     Zero {
         file: FileId,
@@ -235,7 +229,6 @@ impl std::fmt::Debug for Call {
             Call::Read { .. } => "Read",
             Call::Write { .. } => "Write",
             Call::Sync { .. } => "Sync",
-            Call::Flush { .. } => "Flush",
             Call::Zero { .. } => "Zero",
             Call::Reserve { .. } => "Reserve",
             Call::DropPrivileges { .. } => "DropPrivileges",

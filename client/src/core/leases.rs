@@ -519,17 +519,6 @@ impl ClientCore {
 
     /// All changes begun before are durable and the size is recorded.
     pub(super) fn sync(&mut self, io: &mut dyn Io, file: FileId, then: Then<()>) {
-        self.write_out(io, file, true, then);
-    }
-
-    /// All changes begun before are durable. The size is left to Release if that is to be expected now: a small file that is made, written
-    /// and closed costs the MDS a third less.
-    pub(super) fn flush(&mut self, io: &mut dyn Io, file: FileId, then: Then<()>) {
-        let record = self.files.get(&file).is_none_or(|f| f.readers + f.writers > 1);
-        self.write_out(io, file, record, then);
-    }
-
-    fn write_out(&mut self, io: &mut dyn Io, file: FileId, record_size: bool, then: Then<()>) {
         if !on(Sabotage::SyncLeavesGathered) {
             self.write_gathered(io, file);
         }
@@ -538,23 +527,22 @@ impl ClientCore {
             Err(e) => return then(self, io, Err(e)),
         };
         let f = self.files.get_mut(&file).expect("begun above");
-        let end: Then<()> = Box::new(move |core, io, result| {
-            let failed = core.files.get(&file).and_then(|f| f.write_failed.clone());
-            then(core, io, result.and_then(|()| failed.map_or(Ok(()), Err)));
-            core.op_end(io, file, op);
-        });
-        let record: Then<()> = Box::new(move |core, io, _| match record_size {
-            true => core.record_size(io, file, end),
-            false => {
-                let is_usable = core.open_file(file).map(|_| ());
-                end(core, io, is_usable);
-            }
+        let record: Then<()> = Box::new(move |core, io, _| {
+            core.record_size(
+                io,
+                file,
+                Box::new(move |core, io, result| {
+                    let failed = core.files.get(&file).and_then(|f| f.write_failed.clone());
+                    then(core, io, result.and_then(|()| failed.map_or(Ok(()), Err)));
+                    core.op_end(io, file, op);
+                }),
+            );
         });
         match f.changes.first() {
             Some(oldest) if *oldest < op => {
                 f.syncs.push((op, record));
                 // The size that writes behind the program reach is known: both at once.
-                if record_size && f.behind > 0 && f.unrecorded() {
+                if f.behind > 0 && f.unrecorded() {
                     self.start_record(io, file);
                 }
             }

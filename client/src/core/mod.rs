@@ -219,7 +219,6 @@ impl ClientCore {
                 self.write_as(io, file, offset, data, how, pass(done))
             }
             Call::Sync { file, done } => self.sync(io, file, pass(done)),
-            Call::Flush { file, done } => self.flush(io, file, pass(done)),
             Call::Zero { file, offset, len, keep_size, done } => {
                 self.zero(io, file, offset, len, keep_size, pass(done))
             }
@@ -331,7 +330,6 @@ pub(crate) fn refuse(call: Call, why: ClientError) {
         Call::Close { done, .. }
         | Call::Write { done, .. }
         | Call::Sync { done, .. }
-        | Call::Flush { done, .. }
         | Call::Zero { done, .. }
         | Call::Reserve { done, .. }
         | Call::DropPrivileges { done, .. } => done(Err(why)),

@@ -424,8 +424,9 @@ impl Filesystem for PstorageFs {
         if self.info.has(ino) || fh == handle(LeaseMode::Read) {
             return reply.ok();
         }
-        let done = Box::new(move |result| finish(reply, result));
-        self.mailbox.send(Call::Flush { file: convert::file(ino), done });
+        // The size too, before `close` returns: whoever looks at the file on another host next must find it whole, as the kernel there
+        // believes what it has seen for a second.
+        self.fsync_file(ino, reply);
     }
 
     fn release(
