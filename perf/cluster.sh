@@ -1,7 +1,6 @@
 # Sourced by the scripts that measure clusters of their own, with DIR and the name of a program of perf/: builds what they
 # need (unless NO_BUILD is set); makes $work, a temporary directory in DIR; at the end stops every cluster in it and removes it.
-[ -n "${NO_BUILD:-}" ] || cargo build --release -q -p pstorage-tools -p mds -p engine -p client -p perf --bin pstorage --bin pstorage-mdsd \
-    --bin pstorage-csd --bin pstorage-mount --bin "$2"
+source perf/build.sh "$2"
 bin=target/release
 work=$(mktemp -d "$1/$2.XXXXXX")
 cleanup() {

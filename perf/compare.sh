@@ -5,14 +5,14 @@
 # Installs what is missing with apt-get. All runs in namespaces of its own (network, mounts, processes): what the peers leave ends with them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck disable=SC2086 # a list
+all="pstorage $(printf '%s\n' ${PEERS:-$(basename -s .sh perf/peers/*.sh)} | grep -vx pstorage || true)"
 if [ -z "${COMPARE_INSIDE:-}" ]; then
-    [ -n "${NO_BUILD:-}" ] || cargo build --release -q -p pstorage-tools -p mds -p engine -p client -p perf --bin pstorage --bin pstorage-mdsd \
-        --bin pstorage-csd --bin pstorage-mount --bin compare
-    for peer in ${PEERS:-$(ls perf/peers)}; do
-        packages=$(sed -n 's/^# Packages: //p' "perf/peers/${peer%.sh}.sh")
-        # shellcheck disable=SC2086 # a list
-        [ -z "$packages" ] || dpkg -s $packages > /dev/null 2>&1 || apt-get install -y -q $packages iproute2 fio >&2
-    done
+    source perf/build.sh compare
+    packages="fio iproute2"
+    for peer in $all; do packages+=" $(sed -n 's/^# Packages: //p' "perf/peers/$peer.sh")"; done
+    # shellcheck disable=SC2086 # a list
+    dpkg -s $packages > /dev/null 2>&1 || apt-get install -y -q $packages >&2
     COMPARE_INSIDE=1 exec unshare --net --mount --pid --fork --mount-proc --kill-child "$0" "$@"
 fi
 dir=${1:-/var/tmp}
@@ -32,7 +32,7 @@ for host in 1 2 3; do ip address add "10.77.1.$host/24" dev lo; done
 
 mkdir "$work/raw"
 systems=(--system "raw disk=$work/raw")
-for peer in pstorage $(for p in ${PEERS:-$(ls perf/peers)}; do echo "${p%.sh}"; done | grep -v '^pstorage$'); do
+for peer in $all; do
     mkdir "$work/$peer"
     peers+=("$peer")
     if bash "perf/peers/$peer.sh" up "$work/$peer" > "$work/$peer/log" 2>&1; then

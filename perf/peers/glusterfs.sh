@@ -23,7 +23,8 @@ case $1 in
     down)
         umount "$2/mnt"
         gluster --mode=script volume stop v force
-        kill $(pgrep gluster)
+        # The bricks have ended with the volume.
+        xargs kill < "$2/processes" || true
         sleep 1
         umount /var/lib/glusterd /var/log/glusterfs /run/gluster
         ;;

@@ -166,6 +166,13 @@ pub struct Used {
     pub watched: Vec<(String, Duration)>,
 }
 
+impl Used {
+    /// Of all watched processes together.
+    pub fn of_watched(&self) -> Duration {
+        self.watched.iter().map(|(_, time)| *time).sum()
+    }
+}
+
 impl Meter {
     pub fn start(watched: &[Watched]) -> Meter {
         Meter {

@@ -22,4 +22,5 @@ pub mod progress;
 pub mod report;
 pub mod scratch;
 pub mod text;
+pub mod turns;
 pub mod worker;

@@ -54,6 +54,27 @@ pub struct FileAttr {
     pub gid: u32,
 }
 
+impl FileAttr {
+    /// Of a file of which no more is known.
+    pub fn unknown(file: FileId, kind: FileKind) -> FileAttr {
+        FileAttr {
+            file,
+            kind,
+            mode: 0,
+            size_bytes: 0,
+            allocated_bytes: 0,
+            atime_ns: 0,
+            mtime_ns: 0,
+            ctime_ns: 0,
+            links: 1,
+            chunk_bytes: crate::DEFAULT_CHUNK_BYTES,
+            replicas: ReplicaPolicy { normal: 1, minimum: 1, tier: 0, domain: FailureDomain::Host },
+            uid: 0,
+            gid: 0,
+        }
+    }
+}
+
 #[derive(
     Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize,
 )]

@@ -19,7 +19,7 @@ use shards::sabotage::{Sabotage, on};
 use shards::{Io, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use wire::mds_api::{ChunkMap, FileAttr, LeaseMode, MdsReply, MdsRequest};
+use wire::mds_api::{ChunkMap, FileAttr, FileKind, LeaseMode, MdsReply, MdsRequest};
 use wire::{FileId, LeaseId, Status};
 
 /// Pause before asking again for something another client or a recovery holds.
@@ -193,26 +193,7 @@ impl ClientCore {
 
     pub(super) fn open(&mut self, io: &mut dyn Io, file: FileId, mode: LeaseMode, then: Then<OpenFile>) {
         if !self.files.contains_key(&file) {
-            let unknown = FileAttr {
-                file,
-                kind: wire::mds_api::FileKind::File,
-                mode: 0,
-                size_bytes: 0,
-                allocated_bytes: 0,
-                atime_ns: 0,
-                mtime_ns: 0,
-                ctime_ns: 0,
-                links: 1,
-                chunk_bytes: wire::DEFAULT_CHUNK_BYTES,
-                replicas: wire::mds_api::ReplicaPolicy {
-                    normal: 1,
-                    minimum: 1,
-                    tier: 0,
-                    domain: wire::mds_api::FailureDomain::Host,
-                },
-                uid: 0,
-                gid: 0,
-            };
+            let unknown = FileAttr::unknown(file, FileKind::File);
             self.files.insert(file, File::new(unknown));
         }
         let f = self.files.get_mut(&file).expect("inserted above");

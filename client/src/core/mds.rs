@@ -202,6 +202,9 @@ impl ClientCore {
 
     /// Sends a request when the session stands; repeats it until it is answered or its time is over.
     pub(super) fn mds_call(&mut self, io: &mut dyn Io, request: MdsRequest, then: Then<MdsReply>) {
+        if let Some(answer) = self.recent.answer(&request, io.now()) {
+            return then(self, io, answer);
+        }
         let id = self.mds.next_request();
         let deadline = io.now().after(self.config.io_timeout);
         self.stats.mds_requests += 1;

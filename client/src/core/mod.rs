@@ -53,7 +53,6 @@ use shards::{ConnId, Event, Io, Node, TimerId, Timestamp};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use wire::FileId;
-use wire::mds_api::MdsRequest;
 
 /// What to do when a step has ended.
 type Then<T> = Box<dyn FnOnce(&mut ClientCore, &mut dyn Io, Result<T>) + Send>;
@@ -187,11 +186,6 @@ impl ClientCore {
                 }),
             ),
             Call::Stats { done } => done(Ok(Stats { cache: self.cache_stats(), ..self.stats })),
-            Call::Mds { request: MdsRequest::GetXattr { file, name }, done }
-                if name == recent::ASKED_BEFORE_WRITING && self.recent.is_new(file, io.now()) =>
-            {
-                done(Err(ClientError::refused(wire::Status::NoAttribute, name)));
-            }
             Call::Mds { request, done } => self.mds_call(io, request, pass(done)),
             Call::Lookup { parent, name, done } => self.lookup(io, parent, name, pass(done)),
             Call::GetAttr { file, done } => self.get_attr(io, file, pass(done)),

@@ -62,10 +62,6 @@ impl ClientCore {
     }
 
     pub(super) fn get_attr(&mut self, io: &mut dyn Io, file: FileId, then: Then<FileAttr>) {
-        if let Some(attr) = self.recent.directory(file, io.now()) {
-            let attr = attr.clone();
-            return then(self, io, Ok(attr));
-        }
         self.attr_call(io, MdsRequest::GetAttr { file }, then);
     }
 

@@ -6,17 +6,17 @@
 //! - what is kept holds no longer than [`LIFE`]: so much later are changes of other hosts seen;
 //! - any other change by this client ends it, so that a program sees what it has done.
 
-use crate::error::Result;
+use crate::error::{ClientError, Result};
 use shards::Timestamp;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use wire::FileId;
 use wire::mds_api::{FileAttr, MdsReply, MdsRequest};
+use wire::{FileId, Status};
 
 /// Together with the second that the kernel keeps attributes, no more than that second counts ([`crate::fuse`] takes it off).
 pub const LIFE: Duration = Duration::from_millis(50);
 /// What the kernel wants to know of a file before its first write.
-pub const ASKED_BEFORE_WRITING: &str = "security.capability";
+const ASKED_BEFORE_WRITING: &str = "security.capability";
 const MOST: usize = 1024;
 
 #[derive(Default)]
@@ -27,14 +27,29 @@ pub struct Recent {
 }
 
 impl Recent {
+    /// The answer to a request that needs no question.
+    pub fn answer(&self, request: &MdsRequest, now: Timestamp) -> Option<Result<MdsReply>> {
+        match request {
+            MdsRequest::GetAttr { file } => {
+                self.directory(*file, now).map(|attr| Ok(MdsReply::Attr(attr.clone())))
+            }
+            MdsRequest::GetXattr { file, name }
+                if name == ASKED_BEFORE_WRITING && self.is_new(*file, now) =>
+            {
+                Some(Err(ClientError::refused(Status::NoAttribute, name.as_str())))
+            }
+            _ => None,
+        }
+    }
+
     /// A directory in which this client has just made or removed a name.
-    pub fn directory(&self, file: FileId, now: Timestamp) -> Option<&FileAttr> {
+    fn directory(&self, file: FileId, now: Timestamp) -> Option<&FileAttr> {
         let (attr, since) = self.directories.get(&file)?;
         (now.since(*since) < LIFE).then_some(attr)
     }
 
-    /// Whether this client has just made the file, and nobody can have given it attributes.
-    pub fn is_new(&self, file: FileId, now: Timestamp) -> bool {
+    /// Whether this client has just made the file.
+    fn is_new(&self, file: FileId, now: Timestamp) -> bool {
         self.new.get(&file).is_some_and(|since| now.since(*since) < LIFE)
     }
 
@@ -84,24 +99,10 @@ impl Recent {
 mod tests {
     use super::*;
     use wire::ClientId;
-    use wire::mds_api::{FailureDomain, FileKind, ReplicaPolicy};
+    use wire::mds_api::FileKind;
 
     fn attr(file: u64, ctime_ns: i64) -> FileAttr {
-        FileAttr {
-            file: FileId(file),
-            kind: FileKind::Directory,
-            mode: 0o755,
-            size_bytes: 0,
-            allocated_bytes: 0,
-            atime_ns: 0,
-            mtime_ns: 0,
-            ctime_ns,
-            links: 2,
-            chunk_bytes: 0,
-            replicas: ReplicaPolicy { normal: 1, minimum: 1, tier: 0, domain: FailureDomain::Host },
-            uid: 0,
-            gid: 0,
-        }
+        FileAttr { ctime_ns, ..FileAttr::unknown(FileId(file), FileKind::Directory) }
     }
 
     fn unlink() -> MdsRequest {

@@ -10,7 +10,7 @@ use fuser::{Errno, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 use shards::ring::Mailbox;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use wire::mds_api::DirEntry;
+use wire::mds_api::{DirEntry, FileAttr, FileKind};
 
 /// Entries asked for at once: about what fits, with attributes, the 32 KiB that `ls` reads at a time.
 const PAGE: u32 = 192;
@@ -139,7 +139,7 @@ impl Reply {
             Reply::Plain(r) => r.add(dir, next, fuser::FileType::Directory, name),
             Reply::Plus(r) => {
                 // The kernel takes nothing but the type of these two.
-                let attr = wire::mds_api::FileAttr { kind: wire::mds_api::FileKind::Directory, ..blank(dir) };
+                let attr = FileAttr::unknown(convert::file(dir), FileKind::Directory);
                 r.add(dir, next, name, &TTL, &convert::attr(&attr, Overrides::default()), Generation(0))
             }
         }
@@ -167,25 +167,6 @@ impl Reply {
             Reply::Plain(r) => r.error(errno),
             Reply::Plus(r) => r.error(errno),
         }
-    }
-}
-
-fn blank(dir: INodeNo) -> wire::mds_api::FileAttr {
-    use wire::mds_api::{FailureDomain, FileAttr, FileKind, ReplicaPolicy};
-    FileAttr {
-        file: convert::file(dir),
-        kind: FileKind::Directory,
-        mode: 0o755,
-        size_bytes: 0,
-        allocated_bytes: 0,
-        atime_ns: 0,
-        mtime_ns: 0,
-        ctime_ns: 0,
-        links: 2,
-        chunk_bytes: 0,
-        replicas: ReplicaPolicy { normal: 1, minimum: 1, tier: 0, domain: FailureDomain::Host },
-        uid: 0,
-        gid: 0,
     }
 }
 

@@ -2,7 +2,7 @@
 //! each, and many small files. Prints a page of tables with the goals of the product; `perf/compare.sh` starts all that is compared.
 
 use clap::Parser;
-use perf::cpu::{self, Meter, Watched};
+use perf::cpu::{Meter, Watched};
 use perf::drive;
 use perf::engine::whole_run;
 use perf::fio;
@@ -11,10 +11,10 @@ use perf::names::{self, NameRates};
 use perf::report::Machine;
 use perf::scratch::{self, ScratchFile};
 use perf::text::number;
+use perf::turns::Turns;
 use serde::Serialize;
 use shards::text::parse_size;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 const OURS: &str = "pstorage";
 const RAW: &str = "raw disk";
@@ -29,18 +29,11 @@ struct Args {
     /// Of the file that fio works on.
     #[arg(long, default_value = "512M", value_parser = |s: &str| parse_size(s, 1))]
     size: u64,
-    /// Length of each measurement with fio.
-    #[arg(long, default_value_t = 5.0)]
-    seconds: f64,
-    /// How often each is measured; the median counts.
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
+    #[command(flatten)]
+    turns: Turns,
     /// Small files made, looked at, listed and deleted in each round by one program.
     #[arg(long, default_value_t = 1000)]
     files: usize,
-    /// Wait at most this long before each measurement for other programs to be quiet.
-    #[arg(long, default_value_t = 10.0)]
-    wait_s: f64,
     /// Also write every single figure to this file.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -169,12 +162,12 @@ fn in_turns(
 ) -> Result<Vec<Vec<Vec<Found>>>, String> {
     let round = |_| {
         let one = |system: &System| {
-            cpu::wait_until_quiet(5.0, Duration::from_secs_f64(args.wait_s));
+            args.turns.wait_until_quiet();
             measure(system).map_err(|why| format!("{}: {why}", system.name))
         };
         systems.iter().map(one).collect()
     };
-    (0..args.rounds).map(round).collect()
+    (0..args.turns.rounds).map(round).collect()
 }
 
 fn by_system(rounds: &[Vec<Vec<Found>>], figure: usize) -> Vec<Vec<Found>> {
@@ -183,16 +176,15 @@ fn by_system(rounds: &[Vec<Vec<Found>>], figure: usize) -> Vec<Vec<Found>> {
 }
 
 fn measure_file(args: &Args, system: &System, case: Case) -> Result<Found, String> {
-    let time = Duration::from_secs_f64(args.seconds);
+    let time = args.turns.time();
     let meter = Meter::start(&system.processes);
     let figures = fio::run(system.file.path(), case, time)?;
     let used = meter.stop();
-    let cpu: Duration = used.watched.iter().map(|(_, time)| *time).sum();
     Ok(Found {
         per_s: figures.ops_per_s,
         p50_us: Some(figures.latency_us.p50),
         p99_us: Some(figures.latency_us.p99),
-        cpu_us_per_op: cpu.as_secs_f64() * 1e6 / (figures.ops as f64 * whole_run(time)),
+        cpu_us_per_op: used.of_watched().as_secs_f64() * 1e6 / (figures.ops as f64 * whole_run(time)),
         strangers_percent: used.strangers_percent,
     })
 }
@@ -201,13 +193,12 @@ fn measure_names(args: &Args, system: &System) -> Result<Vec<Found>, String> {
     let meter = Meter::start(&system.processes);
     let rates = names::measure(&system.dir, args.files)?;
     let used = meter.stop();
-    let cpu: Duration = used.watched.iter().map(|(_, time)| *time).sum();
     let all = rates.per_s.iter().map(|per_s| Found {
         per_s: *per_s,
         p50_us: None,
         p99_us: None,
         // Of one file through all four.
-        cpu_us_per_op: cpu.as_secs_f64() * 1e6 / args.files as f64,
+        cpu_us_per_op: used.of_watched().as_secs_f64() * 1e6 / args.files as f64,
         strangers_percent: used.strangers_percent,
     });
     Ok(all.collect())
@@ -225,8 +216,8 @@ fn print_page(args: &Args, systems: &[System], rows: &[Row]) -> usize {
         machine.kernel,
         machine.cores,
         args.size >> 20,
-        args.rounds,
-        args.seconds
+        args.turns.rounds,
+        args.turns.seconds
     );
     for system in systems.iter().filter(|system| system.name != RAW) {
         println!("- {}: {}; {}", system.name, system.version, system.durability);

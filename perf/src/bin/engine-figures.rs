@@ -4,16 +4,16 @@
 use clap::Parser;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use perf::cpu::{self, Cpu};
+use perf::cpu::Cpu;
 use perf::drive::{Driver, Target};
 use perf::engine::{Clients, Outcome, median, whole_run};
 use perf::measure::{Case, Figures, Operation, Pattern};
 use perf::scratch::{self, ScratchFile};
 use perf::text::number;
+use perf::turns::Turns;
 use perf::{fio, layers};
 use shards::text::parse_size;
 use std::path::PathBuf;
-use std::time::Duration;
 
 /// Compares a chunk server with the disk below it.
 #[derive(Parser)]
@@ -26,18 +26,11 @@ struct Args {
     /// Of the raw file, and of the files in the cluster together.
     #[arg(long, default_value = "512M", value_parser = |s: &str| parse_size(s, 1))]
     size: u64,
-    /// Length of each measurement.
-    #[arg(long, default_value_t = 5.0)]
-    seconds: f64,
-    /// How often each pair is measured; the median ratio counts.
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
+    #[command(flatten)]
+    turns: Turns,
     /// Client threads, each with a file and a share of the depth.
     #[arg(long, default_value_t = 2)]
     clients: usize,
-    /// Wait at most this long before each measurement for other programs to be quiet.
-    #[arg(long, default_value_t = 10.0)]
-    wait_s: f64,
     /// Also show where the server's CPU time goes, by samples of perf.
     #[arg(long)]
     layers: bool,
@@ -142,7 +135,7 @@ impl Bench {
         let mut missed = 0;
         for goal in goals().into_iter().filter(|g| self.args.wants(g.case)) {
             let pairs: Result<Vec<Pair>, String> =
-                (0..self.args.rounds).map(|_| self.pair(goal.case)).collect();
+                (0..self.args.turns.rounds).map(|_| self.pair(goal.case)).collect();
             missed += row(&goal, &median(pairs?, |pair| pair.ratio(goal.case)));
         }
         Ok(missed)
@@ -151,7 +144,7 @@ impl Bench {
     /// CPU time of the server per operation, by layer.
     fn layers(&self) -> Result<(), String> {
         println!("\n| CPU us of the server for | total | by layer |\n|---|---|---|");
-        let time = Duration::from_secs_f64(self.args.seconds);
+        let time = self.args.turns.time();
         for goal in goals().iter().filter(|g| g.case.depth > 1) {
             let file = self.raw.path().with_extension("perf");
             let pid = self.clients.server_pids().next().ok_or("no server runs")?;
@@ -177,19 +170,15 @@ impl Bench {
     }
 
     fn pair(&self, case: Case) -> Result<Pair, String> {
-        let time = Duration::from_secs_f64(self.args.seconds);
-        self.wait();
+        let time = self.args.turns.time();
+        self.args.turns.wait_until_quiet();
         let before = Cpu::of_children();
         let fio = fio::run(self.raw.path(), case, time)?;
         let used_ns = Cpu::of_children().total_ns - before.total_ns;
         let fio_cpu_us = used_ns as f64 / 1e3 / (fio.ops as f64 * whole_run(time));
-        self.wait();
+        self.args.turns.wait_until_quiet();
         let cs = self.clients.run(case, time)?;
         Ok(Pair { fio, fio_cpu_us, cs })
-    }
-
-    fn wait(&self) {
-        cpu::wait_until_quiet(5.0, Duration::from_secs_f64(self.args.wait_s));
     }
 }
 

@@ -9,6 +9,7 @@ use perf::fio;
 use perf::measure::{Case, Figures, Operation, Pattern};
 use perf::scratch::{self, ScratchFile};
 use perf::text::number;
+use perf::turns::Turns;
 use shards::text::parse_size;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -32,15 +33,8 @@ struct Args {
     /// Of the file that is read and written in sequence.
     #[arg(long, default_value = "512M", value_parser = |s: &str| parse_size(s, 1))]
     size: u64,
-    /// Length of each measurement.
-    #[arg(long, default_value_t = 5.0)]
-    seconds: f64,
-    /// How often each is measured; the median ratio counts.
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
-    /// Wait at most this long before each measurement for other programs to be quiet.
-    #[arg(long, default_value_t = 10.0)]
-    wait_s: f64,
+    #[command(flatten)]
+    turns: Turns,
     /// Measure only cases whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
@@ -138,19 +132,16 @@ impl Bench {
         // The read cache takes in what is read again.
         let hot = &goals()[0];
         if hot.case.to_string().contains(&bench.args.only) {
-            (0..3).try_for_each(|_| fio::run(bench.hot.path(), hot.case, bench.time()).map(drop))?;
+            (0..3)
+                .try_for_each(|_| fio::run(bench.hot.path(), hot.case, bench.args.turns.time()).map(drop))?;
         }
         Ok(bench)
     }
 
-    fn time(&self) -> Duration {
-        Duration::from_secs_f64(self.args.seconds)
-    }
-
     fn run(&self, file: &Path, case: Case, watched: &[Watched]) -> Result<(Figures, Used), String> {
-        cpu::wait_until_quiet(5.0, Duration::from_secs_f64(self.args.wait_s));
+        self.args.turns.wait_until_quiet();
         let meter = Meter::start(watched);
-        let figures = fio::run(file, case, self.time())?;
+        let figures = fio::run(file, case, self.args.turns.time())?;
         Ok((figures, meter.stop()))
     }
 
@@ -171,14 +162,15 @@ impl Bench {
 
     /// Prints a line; whether the goal is reached.
     fn row(&self, goal: &Goal) -> Result<bool, String> {
-        let rounds: Result<Vec<Round>, String> = (0..self.args.rounds).map(|_| self.round(goal)).collect();
+        let rounds: Result<Vec<Round>, String> =
+            (0..self.args.turns.rounds).map(|_| self.round(goal)).collect();
         let round = median(rounds?, Round::ratio);
         let (case, ratio) = (goal.case, round.ratio());
         let reached = ratio >= goal.share;
         let cpu = |used: &Used, figures: &Figures, role: &str| {
             let of_role = used.watched.iter().filter(|(name, _)| cpu::role(name) == role);
             let time: Duration = of_role.map(|(_, time)| *time).sum();
-            number(time.as_secs_f64() * 1e6 / (figures.ops as f64 * whole_run(self.time())))
+            number(time.as_secs_f64() * 1e6 / (figures.ops as f64 * whole_run(self.args.turns.time())))
         };
         println!(
             "| {} | {} | {} | {} | {} | {} | {} | {ratio:.2} | {}{} | {} | {} | {} | {:.0} % |",
