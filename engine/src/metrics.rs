@@ -15,10 +15,10 @@ pub fn figures(shards: &[(ShardStat, Space)]) -> Figures {
 
 fn of_shard(stat: &ShardStat, space: &Space, of: &[(&'static str, &str)], f: &mut Figures) {
     let load = &stat.load;
-    f.counter("cs_reads", "Reads for clients and primaries", of, load.reads);
-    f.counter("cs_writes", "Writes for clients and primaries", of, load.writes);
-    f.counter("cs_read_bytes", "Bytes read", of, load.read_bytes);
-    f.counter("cs_written_bytes", "Bytes written", of, load.write_bytes);
+    f.counter("cs_reads", "Reads of clients", of, load.reads);
+    f.counter("cs_writes", "Writes of clients, as primary", of, load.writes);
+    f.counter("cs_read_bytes", "Bytes that clients read", of, load.read_bytes);
+    f.counter("cs_written_bytes", "Bytes that clients wrote, as primary", of, load.write_bytes);
     latency(
         ["cs_io_recent", "cs_io_mean_seconds", "cs_io_max_seconds"],
         [
