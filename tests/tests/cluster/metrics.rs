@@ -1,6 +1,6 @@
 //! What daemons tell Prometheus, of a real cluster; and that the guide and the dashboard name just that.
 
-use crate::common::{Cluster, free_ports, pattern, programs, run, wait_until, write_synced};
+use crate::common::{Cluster, Running, free_ports, pattern, programs, run, wait_until, write_synced};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -68,13 +68,14 @@ fn names_in(text: &str) -> BTreeSet<String> {
 }
 
 /// A server of the cluster that was killed again, at the same place in `local down`'s books, serving metrics.
-fn start(c: &Cluster, program: &str, name: &str, more: &[&str], env: &[(&str, &str)]) {
+fn start(c: &Cluster, program: &str, name: &str, more: &[&str], env: &[(&str, &str)]) -> Running {
     let mut command = Command::new(programs().join(program));
     command.args(["-r", &c.dir.path(name), "--etc", &c.dir.path("etc")]).args(more);
     command.envs(env.iter().copied()).process_group(0);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let child = command.spawn().unwrap_or_else(|e| panic!("{program}: {e}"));
     fs::write(c.dir.0.join("run").join(format!("{name}.pid")), child.id().to_string()).unwrap();
+    Running(child)
 }
 
 /// Unmounted with the value.
@@ -93,6 +94,8 @@ fn repository(file: &str) -> String {
 
 #[test]
 fn daemons_tell_prometheus_what_they_do_and_nobody_can_stop_them() {
+    // Dropped behind the cluster, which stops its mounts first.
+    let started;
     let c = Cluster::new("metrics");
     c.up_with(&["--mds", "1", "--cs", "2", "--replicas", "2:1", "--capacity", "512M"]);
     ["mds1", "cs1", "cs2"].iter().for_each(|name| c.kill(name));
@@ -100,10 +103,12 @@ fn daemons_tell_prometheus_what_they_do_and_nobody_can_stop_them() {
     run("pstorage-mdsd", &open).refused(&["0.0.0.0:9525", "--metrics-open"]);
 
     let [mds, cs1, cs2, mount] = [address(), address(), address(), address()];
-    start(&c, "pstorage-mdsd", "mds1", &["--metrics", &mds.to_string()], &[]);
-    start(&c, "pstorage-csd", "cs1", &["--metrics", &cs1.to_string()], &[]);
-    // As in a unit of systemd.
-    start(&c, "pstorage-csd", "cs2", &[], &[("PSTORAGE_METRICS", &cs2.to_string())]);
+    started = [
+        start(&c, "pstorage-mdsd", "mds1", &["--metrics", &mds.to_string()], &[]),
+        start(&c, "pstorage-csd", "cs1", &["--metrics", &cs1.to_string()], &[]),
+        // As in a unit of systemd.
+        start(&c, "pstorage-csd", "cs2", &[], &[("PSTORAGE_METRICS", &cs2.to_string())]),
+    ];
     c.wait_healthy();
     let at = Mount(c.dir.path("watched"));
     fs::create_dir(&at.0).unwrap();
@@ -168,6 +173,7 @@ fn daemons_tell_prometheus_what_they_do_and_nobody_can_stop_them() {
         bother(addr);
     }
     c.wait_healthy();
+    assert!(started.iter().all(|s| std::path::Path::new(&format!("/proc/{}/exe", s.0.id())).exists()));
 }
 
 fn read_direct(path: &str, expected: &[u8]) {
