@@ -86,6 +86,7 @@ gzip -9n "$tree/$doc/changelog"
 (cd "$top/docs" && find . -name '*.md' -printf '%P\n') | while read -r page; do
     put 644 "$top/docs/$page" "$doc/$page"
 done
+put 644 "$here/grafana/pstorage.json" "$doc/grafana/pstorage.json"
 
 # The C library of this machine, or a newer one: the programs may use all it has.
 libc=$(dpkg-query -W -f '${Version}' libc6 | sed 's/-.*//')

@@ -16,6 +16,7 @@ pub mod config;
 pub mod core;
 pub mod error;
 pub mod fuse;
+mod metrics;
 pub mod mount_helper;
 pub mod nbd;
 pub mod setup;
@@ -25,3 +26,4 @@ pub use call::{CacheState, CacheStats, Call, Done, FileMap, OpenFile, Stats, Wri
 pub use cluster::{Cluster, File};
 pub use config::{CacheConfig, ClientConfig};
 pub use error::{ClientError, Result};
+pub use metrics::figures;

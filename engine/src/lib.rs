@@ -4,9 +4,11 @@ pub mod cache;
 pub mod control;
 pub mod journal_move;
 pub mod latency;
+mod metrics;
 mod node;
 pub mod replication;
 pub mod scrub;
 pub mod store;
 
-pub use node::{Backlog, CsShard, CsShardConfig};
+pub use metrics::figures;
+pub use node::{Backlog, CsShard, CsShardConfig, Look};

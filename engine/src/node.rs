@@ -49,6 +49,9 @@ const REPORT_PAGE: usize = 10_000;
 /// chunk that this shard was told to delete.
 const REPORT_NEW_EVERY: Duration = Duration::from_secs(10);
 
+/// Somebody asks for the figures of the shard; dropped while it has none.
+pub type Look = Box<dyn FnOnce((ShardStat, Space)) + Send>;
+
 /// What a shard must be told.
 #[derive(Clone, Debug)]
 pub struct CsShardConfig {
@@ -437,17 +440,7 @@ impl CsShard {
         match frame.head.kind {
             Kind::Ping => io.send(conn, Frame::bare(frame.head.reply(Kind::Pong, Status::Ok)).encode()),
             Kind::ShardStat => {
-                let stats = self.replication.stats;
-                let stat = ShardStat {
-                    cs: self.config.cs,
-                    shard: self.config.shard,
-                    load: load(&self.replication, &self.scrub, store, &mut self.disk_waits, io.now()),
-                    chunks: store.chunk_count() as u64,
-                    active_primaries: self.replication.active_primaries() as u64,
-                    reconciliations: stats.reconciliations,
-                    catch_ups: stats.catch_ups,
-                    full_copies: stats.full_copies,
-                };
+                let Some(stat) = self.stat(io.now()) else { return };
                 let head = frame.head.reply(Kind::ShardStatDone, Status::Ok);
                 io.send(conn, Frame::new(head, &encode!(&stat), shards::Buf::empty()).encode());
             }
@@ -460,6 +453,28 @@ impl CsShard {
                 self.replication.on_request(conn, frame, store, io);
                 self.act(io);
             }
+        }
+    }
+
+    /// `None` until the store is open.
+    fn stat(&mut self, now: Timestamp) -> Option<ShardStat> {
+        let store = self.store.as_ref().filter(|s| s.is_ready())?;
+        let stats = self.replication.stats;
+        Some(ShardStat {
+            cs: self.config.cs,
+            shard: self.config.shard,
+            load: load(&self.replication, &self.scrub, store, &mut self.disk_waits, now),
+            chunks: store.chunk_count() as u64,
+            active_primaries: self.replication.active_primaries() as u64,
+            reconciliations: stats.reconciliations,
+            catch_ups: stats.catch_ups,
+            full_copies: stats.full_copies,
+        })
+    }
+
+    fn tell(&mut self, look: Look, io: &mut dyn Io) {
+        if let (Some(stat), Some(store)) = (self.stat(io.now()), self.store.as_mut()) {
+            look((stat, space(store, io, self.config.shards)));
         }
     }
 
@@ -978,9 +993,9 @@ impl Link {
 }
 
 impl Node for CsShard {
-    type Message = ();
+    type Message = Look;
 
-    fn handle(&mut self, event: Event<()>, io: &mut dyn Io) {
+    fn handle(&mut self, event: Event<Look>, io: &mut dyn Io) {
         match event {
             Event::Start => self.start(io),
             Event::Accepted { conn, .. } => self.accepted(io, conn),
@@ -989,7 +1004,7 @@ impl Node for CsShard {
                     self.session.last_heard = io.now();
                 }
             }
-            Event::Message(()) => {}
+            Event::Message(look) => self.tell(look, io),
             Event::Frame { conn, frame } => match Frame::decode(frame) {
                 Ok(frame) if self.session.conn == Some(conn) => self.session_frame(io, conn, frame),
                 Ok(frame) => match self.link_of.get(&conn).copied() {

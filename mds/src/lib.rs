@@ -28,4 +28,4 @@ mod space;
 pub mod state;
 mod transfer;
 
-pub use node::{MdsConfig, MdsNode};
+pub use node::{Look, MdsConfig, MdsNode};

@@ -103,6 +103,11 @@ impl LogFile {
         !self.backlog.is_empty() || self.journal.used_bytes() > self.journal.total_bytes() / USED_DIVISOR
     }
 
+    /// Bytes in use, and the size.
+    pub fn fill(&self) -> (u64, u64) {
+        (self.journal.used_bytes(), self.journal.total_bytes())
+    }
+
     /// Whether records wait for room in the journal.
     pub fn is_full(&self) -> bool {
         !self.backlog.is_empty() && !self.snapshots.is_installing()

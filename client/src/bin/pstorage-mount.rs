@@ -10,7 +10,7 @@
 use clap::Parser;
 use client::fuse::{self, CacheOptions, MountOptions};
 use client::mount_helper::{self, Words};
-use client::{CacheConfig, ClientConfig, ClientError, Cluster};
+use client::{CacheConfig, Call, ClientConfig, ClientError, Cluster};
 use nix::fcntl::Flock;
 use nix::mount::{MntFlags, umount2};
 use std::ffi::OsString;
@@ -19,7 +19,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{SyncSender, channel};
 use std::time::Duration;
 use wire::{FileId, Status};
 
@@ -149,6 +149,7 @@ fn run(args: &Args) -> Result<(), String> {
     let options = parse_options(args)?;
     start_log(options.log.as_deref())?;
     let dir = check_mount_point(&args.dir, &options)?;
+    let door = options.metrics.listen().map_err(|e| e.to_string())?;
     let mut config = client::setup::load(&args.etc, &args.cluster)?;
     config.mount_point = dir.display().to_string();
     if let Some(seconds) = options.timeout_s {
@@ -172,6 +173,17 @@ fn run(args: &Args) -> Result<(), String> {
     .map_err(|e| explain(&config, &e))?;
     let session = fuse::mount(&cluster, &args.cluster, &dir, &options)
         .map_err(|e| fuse::explain_mount_error(&e, &dir))?;
+    if let Some(door) = door {
+        let labels = vec![("cluster", args.cluster.clone()), ("mount", dir.display().to_string())];
+        let client = cluster.clone();
+        let ask = move |done: SyncSender<_>| {
+            client.submit(Call::Stats { done: Box::new(move |stats| drop(done.send(stats))) });
+        };
+        door.open(
+            labels,
+            Box::new(move |patience| Some(client::figures(&metrics::asking(patience, &ask)?.ok()?))),
+        );
+    }
     let notifier = session.notifier();
     // Not from the client's thread: the kernel may wait for pages that thread is to deliver.
     std::thread::spawn(move || {
@@ -236,6 +248,7 @@ fn parse_options(args: &Args) -> Result<MountOptions, String> {
     options.cache_file = args.cache.clone().or(options.cache_file);
     options.cache_mb = args.cache_mb.or(options.cache_mb);
     options.settle_cache()?;
+    options.metrics.check().map_err(|e| e.to_string())?;
     let overrides = &mut options.overrides;
     if let Some(user) = &args.user {
         overrides.uid = Some(match user.parse() {

@@ -23,6 +23,8 @@ pub struct MountOptions {
     pub cache_file: Option<PathBuf>,
     pub cache_mb: Option<u64>,
     pub cache: Option<CacheOptions>,
+    /// `metrics=IP:PORT,metrics_open`
+    pub metrics: ::metrics::Options,
 }
 
 /// A read cache on a local SSD.
@@ -33,7 +35,8 @@ pub struct CacheOptions {
 }
 
 const KNOWN: &str = "ro, rw, dev, nodev, suid, nosuid, exec, noexec, atime, noatime, sync, async, dirsync, \
-                     remount, allow_other, only_owner, nonempty, timeout=SECONDS, log=FILE, cache=FILE, cachesize=MB";
+                     remount, allow_other, only_owner, nonempty, timeout=SECONDS, log=FILE, cache=FILE, cachesize=MB, \
+                     metrics=IP:PORT, metrics_open";
 
 impl MountOptions {
     /// Adds the words of one `-o`.
@@ -69,6 +72,10 @@ impl MountOptions {
                     self.only_owner = true;
                     continue;
                 }
+                "metrics_open" => {
+                    self.metrics.metrics_open = true;
+                    continue;
+                }
                 // Words of /etc/fstab for mount(8), or on times that we keep in one way only; not for us.
                 "diratime" | "nodiratime" | "strictatime" | "lazytime" | "nolazytime" => continue,
                 "defaults" | "auto" | "noauto" | "user" | "nouser" | "nofail" | "_netdev" => continue,
@@ -90,6 +97,12 @@ impl MountOptions {
                 word if word.starts_with("cachesize=") => {
                     let size = &word["cachesize=".len()..];
                     self.cache_mb = Some(cache_mb(size).map_err(|why| format!("-o {word}: {why}"))?);
+                    continue;
+                }
+                word if word.starts_with("metrics=") => {
+                    let addr = word["metrics=".len()..].parse();
+                    self.metrics.metrics =
+                        Some(addr.map_err(|_| format!("-o {word}: an address IP:PORT expected"))?);
                     continue;
                 }
                 word => return Err(format!("unknown mount option '{word}'; known are {KNOWN}")),
@@ -171,6 +184,11 @@ mod tests {
         assert!(options.nonempty && options.timeout_s == Some(5));
         assert!(options.add("bogus").unwrap_err().contains("known are"));
         assert!(options.add("timeout=0").is_err());
+        options.add("metrics=192.0.2.1:9527").unwrap();
+        assert!(options.metrics.check().is_err());
+        options.add("metrics_open").unwrap();
+        assert!(options.metrics.check().is_ok());
+        assert!(options.add("metrics=host").unwrap_err().contains("IP:PORT"));
     }
 
     #[test]

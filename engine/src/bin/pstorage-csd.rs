@@ -2,14 +2,16 @@
 
 use clap::Parser;
 use engine::control::{self, CsControl};
-use engine::{CsShard, CsShardConfig};
-use shards::ring::{self, RingConfig, RunningShard};
+use engine::{CsShard, CsShardConfig, Look};
+use metrics::Figures;
+use shards::ring::{self, Mailbox, RingConfig, RunningShard};
 use shards::service::ServiceManager;
 use std::fs::OpenOptions;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
 use tracing_subscriber::EnvFilter;
 use wire::ShardIndex;
 use wire::auth::Credentials;
@@ -36,6 +38,8 @@ struct Args {
     /// A replica that takes many times longer than the others for so many milliseconds is left out for a while.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(100..))]
     slow_ms: u64,
+    #[command(flatten)]
+    metrics: metrics::Options,
 }
 
 fn main() -> ExitCode {
@@ -57,6 +61,7 @@ fn run(args: &Args) -> Result<(), String> {
     let _lock = control::lock(&args.dir).map_err(|e| e.to_string())?;
     // Again: configure-cs may have replaced it before we held the lock.
     let control = control::read(&args.dir).map_err(|e| e.to_string())?;
+    let door = args.metrics.listen().map_err(|e| e.to_string())?;
     start_log(args)?;
     let mds = discovery::mds_of(&args.etc, &control.cluster).map_err(|e| e.to_string())?;
     let credentials = Credentials::load(&args.etc, &control.cluster)?;
@@ -77,6 +82,11 @@ fn run(args: &Args) -> Result<(), String> {
         running.push(thread);
     }
     let mailboxes: Vec<_> = running.iter().map(RunningShard::mailbox).collect();
+    if let Some(door) = door {
+        let labels = vec![("cluster", control.cluster.clone()), ("cs", control.id.to_string())];
+        let shards = mailboxes.clone();
+        door.open(labels, Box::new(move |patience| look(&shards, patience)));
+    }
     std::thread::spawn(move || {
         shards::host::wait_for_termination();
         ServiceManager::hears_of_the_end();
@@ -99,6 +109,17 @@ fn run(args: &Args) -> Result<(), String> {
             }
         }
     }
+}
+
+/// The figures of all shards, which together may take so long.
+fn look(shards: &[Mailbox<Look>], patience: Duration) -> Option<Figures> {
+    let until = Instant::now() + patience;
+    let of_one = |shard: &Mailbox<Look>| {
+        let ask = |done: SyncSender<_>| shard.send(Box::new(move |figures| drop(done.send(figures))));
+        metrics::asking(until.saturating_duration_since(Instant::now()), ask)
+    };
+    let shards: Option<Vec<_>> = shards.iter().map(of_one).collect();
+    Some(engine::figures(&shards?))
 }
 
 fn shard_config(

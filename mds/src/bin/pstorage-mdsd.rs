@@ -13,6 +13,7 @@ use shards::service::ServiceManager;
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 use wire::auth::Credentials;
@@ -36,6 +37,8 @@ struct Args {
     /// Don't publish the server by multicast DNS (Avahi). One with a loopback address never is.
     #[arg(long)]
     no_mdns: bool,
+    #[command(flatten)]
+    metrics: metrics::Options,
 }
 
 fn main() -> ExitCode {
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<(), String> {
     let control = MdsControl::load(&args.dir).map_err(|e| e.to_string())?;
     let _lock = lock(&args.dir)?;
+    let door = args.metrics.listen().map_err(|e| e.to_string())?;
     start_log(args)?;
     let credentials = Credentials::load(&args.etc, &control.cluster)?;
     tracing::info!(
@@ -72,6 +76,12 @@ fn run(args: &Args) -> Result<(), String> {
     let shard =
         ring::spawn(ring, move || MdsNode::new(config)).map_err(|e| format!("starting a thread: {e}"))?;
     let _published = if args.no_mdns { None } else { publish(&control) };
+    if let Some(door) = door {
+        let labels = vec![("cluster", control.cluster.clone()), ("mds", control.id.to_string())];
+        let mailbox = shard.mailbox();
+        let ask = move |done: SyncSender<_>| mailbox.send(Box::new(move |figures| drop(done.send(figures))));
+        door.open(labels, Box::new(move |patience| metrics::asking(patience, &ask)));
+    }
     let mailbox = shard.mailbox();
     std::thread::spawn(move || {
         shards::host::wait_for_termination();

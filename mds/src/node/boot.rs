@@ -15,7 +15,6 @@ use crate::state::State;
 use shards::journal::{Journal, Outcome, Position};
 use shards::{Buf, Event, FileHandle, Io, OpId};
 use std::collections::VecDeque;
-use std::convert::Infallible;
 
 const STARTS: &str = "starts";
 const STARTS_OP: OpId = OpId(0x04 << 56 | 1);
@@ -75,7 +74,7 @@ impl Boot {
     }
 
     /// True when the server can run.
-    pub fn handle(&mut self, event: Event<Infallible>, io: &mut dyn Io) -> Result<bool, String> {
+    pub fn handle(&mut self, event: Event<super::Look>, io: &mut dyn Io) -> Result<bool, String> {
         match event {
             Event::Disk { op: STARTS_OP, result } => {
                 result.map_err(|e| format!("writing {STARTS}: {e}"))?;
@@ -91,7 +90,7 @@ impl Boot {
                     self.read(bytes, io)?;
                 }
             },
-            // Nobody is answered before the log is known.
+            // Nobody is answered before the log is known; who asks for figures sees that.
             Event::Accepted { conn, .. } => io.close(conn),
             Event::Shutdown => io.stop(Ok(())),
             _ => {}

@@ -331,8 +331,14 @@ impl Server {
 
     fn dispatch(&mut self, conn: ConnId, head: Head, request: Request, io: &mut dyn Io) {
         match request {
-            Request::Mds(request) => self.on_mds_request(conn, head, request, Patience::Fresh, io),
-            Request::Cs(request) => self.on_cs_request(conn, head, request, io),
+            Request::Mds(request) => {
+                self.requests.of_clients += 1;
+                self.on_mds_request(conn, head, request, Patience::Fresh, io);
+            }
+            Request::Cs(request) => {
+                self.requests.of_cs += 1;
+                self.on_cs_request(conn, head, request, io);
+            }
         }
     }
 }

@@ -17,6 +17,7 @@ mod explain;
 mod license;
 mod master;
 mod members;
+mod metrics;
 mod nodes;
 mod outcomes;
 mod removal;
@@ -28,9 +29,11 @@ use crate::control::MdsControl;
 use boot::Boot;
 use server::Server;
 use shards::{Event, Io, Node};
-use std::convert::Infallible;
 use std::time::Duration;
 use wire::auth::{Credentials, Foundation};
+
+/// Somebody asks for the figures of the server; dropped while it has none.
+pub type Look = Box<dyn FnOnce(::metrics::Figures) + Send>;
 
 /// Sizes and times of a server.
 #[derive(Clone)]
@@ -110,9 +113,9 @@ impl MdsNode {
 }
 
 impl Node for MdsNode {
-    type Message = Infallible;
+    type Message = Look;
 
-    fn handle(&mut self, event: Event<Infallible>, io: &mut dyn Io) {
+    fn handle(&mut self, event: Event<Look>, io: &mut dyn Io) {
         if let Stage::New(config) = &self.stage {
             assert!(matches!(event, Event::Start), "the first event of a node is Start");
             self.stage = match Boot::start((**config).clone(), io) {

@@ -4,6 +4,7 @@
 //! entry is applied, which is behind its being durable on a majority.
 
 use super::master::{Master, Waiter};
+use super::metrics::Requests;
 use super::{HAND_OVER, MdsConfig};
 use crate::consensus::{Batch, Consensus, TICK};
 use crate::log_file::{LogEvent, LogFile};
@@ -15,7 +16,6 @@ use protobuf::Message as _;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType, Snapshot};
 use shards::{Buf, ConnId, Event, Io, TimerId, Timestamp};
 use std::collections::BTreeSet;
-use std::convert::Infallible;
 use std::time::Duration;
 use wire::hello::{Peer, Rules};
 use wire::{Frame, Head, Kind, MdsId};
@@ -38,6 +38,7 @@ pub struct Server {
     pub(super) removed: BTreeSet<MdsId>,
     pub(super) net: Net,
     pub(super) master: Option<Master>,
+    pub(super) requests: Requests,
     pub(super) started_at: Timestamp,
     /// When another server last sent a message of raft.
     pub(super) raft_heard: Timestamp,
@@ -74,6 +75,7 @@ impl Server {
             removed: removed.into_iter().collect(),
             net,
             master: None,
+            requests: Requests::default(),
             started_at: io.now(),
             raft_heard: io.now(),
             log,
@@ -98,12 +100,17 @@ impl Server {
         (self.applied, self.state.digest())
     }
 
+    /// Bytes of the journal in use, and its size.
+    pub(super) fn journal_fill(&self) -> (u64, u64) {
+        self.log.fill()
+    }
+
     pub fn log_range(&self) -> (u64, u64) {
         (self.consensus.first_index(), self.log.snapshot_index())
     }
 
     /// An error means that the server can't go on.
-    pub fn handle(&mut self, event: Event<Infallible>, io: &mut dyn Io) -> Result<(), String> {
+    pub fn handle(&mut self, event: Event<super::Look>, io: &mut dyn Io) -> Result<(), String> {
         match event {
             Event::Accepted { conn, peer } => self.net.accepted(conn, peer, io),
             Event::Frame { conn, frame } => {
@@ -133,7 +140,7 @@ impl Server {
             }
             Event::Shutdown => self.shutdown(io),
             Event::Start | Event::Connected { .. } | Event::Timer { .. } => {}
-            Event::Message(never) => match never {},
+            Event::Message(done) => done(self.figures(io.now())),
         }
         self.pump(io)
     }

@@ -15,6 +15,7 @@ mod license;
 mod local_cluster;
 mod mds_disk;
 mod membership;
+mod metrics;
 mod monitoring;
 mod nbd;
 mod read_cache;

@@ -1,0 +1,11 @@
+//! What a daemon tells Prometheus: the figures, their text, and the small HTTP server that gives it out.
+//!
+//! A daemon fills a [`Figures`] whenever somebody asks; nothing is kept here between two questions.
+
+mod figures;
+mod options;
+mod server;
+
+pub use figures::{Figures, Labels};
+pub use options::{MetricsError, Options};
+pub use server::{Door, Source, asking};
