@@ -24,3 +24,4 @@ mod rm_cs;
 mod semantics;
 mod space;
 mod ssd;
+mod tracing;
