@@ -42,7 +42,9 @@ for unit in "$here"/systemd/*.service; do
     put 644 "$unit" "usr/lib/systemd/system/$(basename "$unit")"
 done
 put 644 "$here/pstorage.sysusers" usr/lib/sysusers.d/pstorage.conf
-put 755 "$here/restart-servers" usr/lib/pstorage/restart-servers
+for script in restart-servers first-start; do
+    put 755 "$here/$script" "usr/lib/pstorage/$script"
+done
 # Keys are made here: for root and the servers only.
 install -d -m 750 "$tree/etc/pstorage"
 
@@ -82,3 +84,6 @@ gzip -9n "$tree/$doc/changelog"
     put 644 "$top/docs/$page" "$doc/$page"
 done
 put 644 "$here/grafana/pstorage.json" "$doc/grafana/pstorage.json"
+for example in "$here"/examples/*; do
+    put 644 "$example" "$doc/examples/$(basename "$example")"
+done

@@ -56,6 +56,7 @@ fn the_package_is_whole_and_a_cluster_runs_from_where_it_is_installed() {
         ("-rwxr-xr-x", "usr/bin/pstorage-iscsid"),
         ("-rwxr-xr-x", "usr/bin/pcs-bench"),
         ("-rwxr-xr-x", "usr/lib/pstorage/restart-servers"),
+        ("-rwxr-xr-x", "usr/lib/pstorage/first-start"),
         ("lrwxrwxrwx", "usr/sbin/mount.fuse.pstorage"),
         ("drwxr-x---", "etc/pstorage/"),
         ("-rw-r--r--", "usr/lib/systemd/system/pstorage-mds@.service"),

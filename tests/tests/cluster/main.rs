@@ -10,6 +10,7 @@ mod doctor;
 mod errors;
 mod explain;
 mod failure_domains;
+mod first_start;
 mod iscsi;
 mod license;
 mod local_cluster;
