@@ -2,8 +2,8 @@
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use pstorage_tools::commands::{
-    advise, attributes, auth, check, check_flush, clone, configure, discover, doctor, explain, license,
-    local, make, nbd, remove, report, services, stat, top,
+    advise, attributes, auth, check, check_flush, clone, configure, dashboard, discover, doctor, explain,
+    license, local, make, nbd, remove, report, services, stat, top,
 };
 use pstorage_tools::conf::Conf;
 use pstorage_tools::{Context, Outcome, parse_replicas};
@@ -334,6 +334,12 @@ enum Command {
         #[arg(short = 'T', long = "refresh-time", value_name = "MS", value_parser = clap::value_parser!(u64).range(100..=3_600_000))]
         refresh_ms: Option<u64>,
     },
+    /// Serves a page that shows the cluster in a browser and can change nothing: what is wrong and what to do, space, servers, curves,
+    /// events.
+    ///
+    /// Example: pstorage -c pcs1 dashboard, and for others than this host: pstorage -c pcs1 dashboard --listen 10.30.100.101:9530
+    /// --password-file /etc/pstorage/dashboard.password --tls-cert /etc/ssl/cert.pem --tls-key /etc/ssl/key.pem
+    Dashboard(dashboard::Arguments),
     /// Shows the event log.
     GetEvent {
         /// Go on showing new ones.
@@ -533,6 +539,7 @@ fn run(context: &Context, command: Command) -> Outcome<ExitCode> {
             let conf = look.conf(context)?;
             top::top(context, Conf { refresh_ms: refresh_ms.unwrap_or(conf.refresh_ms), ..conf })
         }
+        Command::Dashboard(arguments) => dashboard::dashboard(context, &arguments),
         Command::GetEvent { follow } => stat::get_event(context, follow),
         Command::Report { out } => report::report(context, out.as_deref()),
         Command::Check { repair } => check::check(context, repair),
