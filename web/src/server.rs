@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 const MAX_REQUEST_BYTES: usize = 8 << 10;
 /// After a connection could not be accepted, mostly for want of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// Threads of connections that were ended need a moment to end, too.
+const ROOM_LOOK: Duration = Duration::from_millis(1);
+const ROOM_LOOKS: u32 = 500;
 
 /// Who answers.
 pub type Site = Box<dyn Fn(&Request) -> Answer + Send + Sync>;
@@ -82,19 +85,22 @@ struct Served {
 }
 
 impl Served {
-    /// Makes room by ending the oldest connection. `None` while threads of such have not ended, as the site still thinks for them.
+    /// Makes room by ending the oldest connection. `None` if none comes: the site still thinks for all of them.
     fn take(&mut self, stream: TcpStream) -> Option<Arc<TcpStream>> {
-        self.all.retain(|served| served.strong_count() > 0);
-        if self.all.len() >= 2 * self.most {
-            return None;
+        for _ in 0..ROOM_LOOKS {
+            self.all.retain(|served| served.strong_count() > 0);
+            let too_many = (self.all.len() + 1).saturating_sub(self.most);
+            for oldest in self.all.iter().take(too_many).filter_map(Weak::upgrade) {
+                let _ = oldest.shutdown(Shutdown::Both);
+            }
+            if self.all.len() < 2 * self.most {
+                let stream = Arc::new(stream);
+                self.all.push_back(Arc::downgrade(&stream));
+                return Some(stream);
+            }
+            std::thread::sleep(ROOM_LOOK);
         }
-        let too_many = (self.all.len() + 1).saturating_sub(self.most);
-        for oldest in self.all.iter().take(too_many).filter_map(Weak::upgrade) {
-            let _ = oldest.shutdown(Shutdown::Both);
-        }
-        let stream = Arc::new(stream);
-        self.all.push_back(Arc::downgrade(&stream));
-        Some(stream)
+        None
     }
 }
 

@@ -29,8 +29,8 @@ pub struct Wish {
 
 #[derive(Serialize, Debug)]
 pub struct Place<'a> {
-    kind: &'static str,
-    name: &'a str,
+    /// Its name, and of those that are alone within it: `[["row", "1"], ["rack", "2"]]`.
+    names: Vec<Name<'a>>,
     id: String,
     /// Of the worst server.
     mood: Mood,
@@ -98,8 +98,10 @@ impl<'a> From<&'a CsInfo> for Server<'a> {
     }
 }
 
+/// What kind of place, and how it is called there.
+type Name<'a> = (&'static str, &'a str);
 /// A server and the places it stands in, the largest first.
-type Placed<'a> = (&'a CsInfo, Vec<(&'static str, &'a str)>);
+type Placed<'a> = (&'a CsInfo, Vec<Name<'a>>);
 
 /// The whole cluster. Servers that were removed are not in it any more.
 pub fn topology<'a>(stat: &'a ClusterStat, wish: &Wish) -> Inside<'a> {
@@ -120,7 +122,7 @@ fn is_named(cs: &CsInfo, find: &str) -> bool {
     names.iter().any(|name| name.to_lowercase().contains(find))
 }
 
-fn places_of(cs: &CsInfo, tiers: bool) -> Vec<(&'static str, &str)> {
+fn places_of(cs: &CsInfo, tiers: bool) -> Vec<Name<'_>> {
     let tier = ["0", "1", "2", "3"].get(usize::from(cs.tier)).copied().unwrap_or("?");
     let location = cs.location.split('.').filter(|name| !name.is_empty());
     tiers
@@ -153,7 +155,7 @@ struct View<'a, 'w> {
 impl<'a> View<'a, '_> {
     fn inside(&self, placed: Vec<Placed<'a>>, depth: usize) -> Inside<'a> {
         let mut inside = Inside::default();
-        let mut by_place: BTreeMap<(&'static str, &'a str), Vec<Placed<'a>>> = BTreeMap::new();
+        let mut by_place: BTreeMap<Name<'a>, Vec<Placed<'a>>> = BTreeMap::new();
         for (cs, places) in placed {
             match places.get(depth) {
                 Some(place) => by_place.entry(*place).or_default().push((cs, places)),
@@ -161,8 +163,8 @@ impl<'a> View<'a, '_> {
             }
         }
         let mut places: Vec<Place> =
-            by_place.into_iter().map(|(at, placed)| self.place(at, placed, depth)).collect();
-        let in_order = |a: &Place, b: &Place| natural(a.name).cmp(&natural(b.name));
+            by_place.into_iter().map(|(_, placed)| self.place(placed, depth)).collect();
+        let in_order = |a: &Place, b: &Place| natural(a.names[0].1).cmp(&natural(b.names[0].1));
         places.sort_by(in_order);
         inside.more = places.len().saturating_sub(MOST_PLACES);
         if inside.more > 0 {
@@ -174,21 +176,20 @@ impl<'a> View<'a, '_> {
         inside
     }
 
-    fn place(
-        &self,
-        (kind, name): (&'static str, &'a str),
-        placed: Vec<Placed<'a>>,
-        depth: usize,
-    ) -> Place<'a> {
+    /// `placed`: at least one, all in the same place of this depth.
+    fn place(&self, placed: Vec<Placed<'a>>, depth: usize) -> Place<'a> {
+        let of_first = placed[0].1.clone();
+        let alone =
+            |depth: &usize| placed.iter().all(|(_, places)| places.get(*depth) == of_first.get(*depth));
+        let below = (depth + 1..of_first.len()).take_while(alone).last().map_or(depth + 1, |last| last + 1);
         let all = || placed.iter().map(|(cs, _)| *cs);
         let sum = |of: fn(&CsInfo) -> u64| all().map(of).sum();
         let first = all().map(|cs| cs.cs).min().unwrap_or(CsId(0));
         let ips: BTreeSet<_> = all().flat_map(|cs| &cs.shard_addrs).map(|addr| addr.ip()).collect();
-        let here = self.stat.mds.iter().filter(|m| kind == "host" && ips.contains(&m.addr.ip()));
+        let here = self.stat.mds.iter().filter(|m| below == of_first.len() && ips.contains(&m.addr.ip()));
         let open = self.all || self.open.contains(&(depth, first));
         Place {
-            kind,
-            name,
+            names: of_first[depth..below].to_vec(),
             id: format!("{depth}:{first}"),
             mood: all().map(cs_mood).max().unwrap_or(Mood::Plain),
             servers: placed.len(),
@@ -199,7 +200,7 @@ impl<'a> View<'a, '_> {
             write_bytes_per_s: sum(|cs| cs.write_bytes_per_s),
             mds: here.map(|m| m.mds).collect(),
             open,
-            inside: if open { self.inside(placed, depth + 1) } else { Inside::default() },
+            inside: if open { self.inside(placed, below) } else { Inside::default() },
         }
     }
 }
@@ -221,14 +222,14 @@ mod tests {
     }
 
     fn names(inside: &Inside) -> Vec<String> {
-        inside.places.iter().map(|p| format!("{} {} {}", p.kind, p.name, p.servers)).collect()
+        inside.places.iter().map(|p| format!("{} {}", p.label(), p.servers)).collect()
     }
 
     #[test]
     fn only_what_was_opened_is_told() {
         let stat = large();
         let closed = topology(&stat, &Wish::default());
-        assert_eq!(names(&closed), ["room east 600", "room west 600"]);
+        assert_eq!(names(&closed), ["room east row 1 600", "room west row 1 600"]);
         assert!(closed.places.iter().all(|p| p.places_inside() == 0));
         assert_eq!((closed.places[1].mood, closed.places[1].unwell), (Mood::Bad, 1));
         assert_eq!(
@@ -236,12 +237,12 @@ mod tests {
             0,
             "too many"
         );
-        let open = BTreeSet::from([(0, CsId(601)), (1, CsId(601)), (2, CsId(601)), (3, CsId(700))]);
+        let open = BTreeSet::from([(0, CsId(601)), (2, CsId(601)), (3, CsId(700))]);
         let opened = topology(&stat, &Wish { open, ..Wish::default() });
-        let rack = &opened.places[1].inside.places[0].inside.places[0];
-        assert_eq!((rack.kind, rack.inside.places.len(), rack.inside.more), ("rack", 100, 0));
+        let rack = &opened.places[1].inside.places[0];
+        assert_eq!((&*rack.label(), rack.inside.places.len(), rack.inside.more), ("rack 1", 100, 0));
         let host = rack.inside.places.iter().find(|p| p.open).expect("one host is open");
-        assert_eq!((host.name, host.inside.cs.len(), host.mood), ("host233", 3, Mood::Bad));
+        assert_eq!((&*host.label(), host.inside.cs.len(), host.mood), ("host host233", 3, Mood::Bad));
         assert!(serde_json::to_string(&closed).unwrap().len() < 1000);
     }
 
@@ -249,8 +250,9 @@ mod tests {
     fn what_is_not_well_is_found_among_many() {
         let stat = large();
         let unwell = topology(&stat, &Wish { unwell: true, ..Wish::default() });
-        let host = &unwell.places[0].inside.places[0].inside.places[0].inside.places[0];
-        assert_eq!((host.name, host.inside.cs.len(), &*host.inside.cs[0].state), ("host233", 1, "offline"));
+        let place = &unwell.places[0];
+        assert_eq!(place.label(), "room west row 1 rack 1 host host233");
+        assert_eq!((place.inside.cs.len(), &*place.inside.cs[0].state), (1, "offline"));
         let found = topology(&stat, &Wish { find: "Host39".into(), ..Wish::default() });
         // host39 and host390 to host399.
         assert_eq!(found.places.iter().map(|p| p.servers).sum::<usize>(), 33);
@@ -265,19 +267,20 @@ mod tests {
         stat.cs[1].status = CsStatus::Dropped;
         let inside = topology(&stat, &Wish::default());
         assert_eq!((inside.places.len(), inside.more), (100, 199));
-        let names: Vec<&str> = inside.places.iter().map(|p| p.name).collect();
+        let names: Vec<&str> = inside.places.iter().map(|p| p.names[0].1).collect();
         assert_eq!((names[0], names[1], names[8], names[99]), ("host1", "host3", "host10", "host251"));
         assert_eq!(inside.places[0].mds, BTreeSet::from([MdsId(2)]));
         stat.cs[5].tier = 1;
         let tiers = topology(&stat, &Wish { open: BTreeSet::from([(0, CsId(6))]), ..Wish::default() });
-        assert_eq!(
-            tiers.places.iter().map(|p| (p.kind, p.name)).collect::<Vec<_>>(),
-            [("tier", "0"), ("tier", "1")]
-        );
-        assert_eq!(tiers.places[1].inside.places[0].name, "host6");
+        assert_eq!(names(&tiers), ["tier 0 298", "tier 1 host host6 1"]);
+        assert_eq!(tiers.places[1].inside.cs.len(), 1);
     }
 
     impl Place<'_> {
+        fn label(&self) -> String {
+            self.names.iter().map(|(kind, name)| format!("{kind} {name}")).collect::<Vec<_>>().join(" ")
+        }
+
         fn places_inside(&self) -> usize {
             self.inside.places.len() + self.inside.cs.len()
         }

@@ -163,9 +163,8 @@ async function goOn() {
 function finding(mood, title, text, todo, more) {
   const sign = { bad: '✖', warn: '▲', good: '✔' }[mood] ?? '?';
   return el('div', { class: `finding ${mood}` },
-    el('span', { class: 'sign', 'aria-hidden': true }, sign),
-    el('strong', {}, title), text && ': ', text && el('span', {}, text),
-    todo && el('span', { class: 'todo' }, todo), more);
+    el('div', {}, el('span', { class: 'sign', 'aria-hidden': true }, sign), el('strong', {}, title), text && ': ', text),
+    todo && el('div', { class: 'todo' }, todo), more);
 }
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 const ofCheck = (f) => finding(MOOD[f.verdict], capital(f.check) + (f.subject ? ' ' + f.subject : ''), f.found, f.todo);
@@ -218,9 +217,10 @@ function space(s) {
   return card('Space',
     el('p', { class: 'big' }, bytes(s.fs.available_bytes), el('small', {}, ' for new data')),
     bar([filled >= 95 ? 'bad' : filled >= 80 ? 'warn' : '', filled]),
-    facts(['stored, each replica counted', `${bytes(used)} (${filled.toFixed(1)} %)`],
-      ['stored, counted once', bytes(s.fs.used_bytes)],
-      ['free on disks', `${bytes(s.fs.free_bytes)} of ${bytes(s.fs.total_bytes)}`],
+    facts(['on disks', bytes(s.fs.total_bytes)],
+      ['free', bytes(s.fs.free_bytes)],
+      ['used by all replicas', `${bytes(used)}, ${filled.toFixed(1)} %`],
+      ['data, counted once', bytes(s.fs.used_bytes)],
       ['licence', s.license]));
 }
 
@@ -244,20 +244,19 @@ function chunks(s) {
   const total = s.chunks.total;
   // The first six are exclusive: each chunk is in one of them.
   const exclusive = ['healthy', 'standby', 'degraded', 'urgent', 'blocked', 'offline'];
-  const there = s.chunk_states.filter((c) => c.count > 0 && (c.state !== 'healthy' || total === c.count));
+  const there = s.chunk_states.filter((c) => c.count > 0 && c.state !== 'healthy');
   return card('Chunks',
     el('p', { class: 'big ' + MOOD[s.chunks_mood] }, total ? share(s.chunks.healthy, total) : 'none', el('small', {}, total ? ' healthy' : ' yet')),
     bar(...exclusive.map((name) => s.chunk_states.find((c) => c.state === name)).map((c) => [c.mood, percent(c.count, total)])),
-    el('ul', { class: 'states' }, there.map((c) => el('li', { title: c.meaning },
-      el('b', { class: MOOD[c.mood] }, count(c.count)), c.state, el('span', { class: 'muted' }, c.meaning)))),
-    facts(['files', count(s.fs.files)], ['chunks', count(total)]));
+    el('ul', { class: 'states' }, there.map((c) => el('li', {},
+      el('b', { class: MOOD[c.mood] }, count(c.count) + ' ' + c.state), el('span', { class: 'muted' }, ': ' + c.meaning)))),
+    facts(['chunks', count(total)], ['files', count(s.fs.files)]));
 }
 
 function repair(s) {
   const r = s.repair;
   const todo = r.waiting + r.copying;
   const policy = s.default_policy;
-  const replicas = `${plural(policy.normal, 'replica')} (at least ${policy.minimum}) on different ${policy.domain}s`;
   return card('Repair',
     todo ? el('p', { class: 'big' }, count(todo), el('small', {}, ' chunks to be copied'))
       : el('p', { class: 'big' }, r.without_place ? count(r.without_place) : 'Nothing', el('small', {}, r.without_place ? ' chunks have no place to go' : ' to be copied')),
@@ -266,7 +265,9 @@ function repair(s) {
       ['time left', r.seconds_left == null ? 'not known yet' : duration(r.seconds_left * 1000)]] : []),
     ...(todo && r.without_place ? [['without a place', el('b', { class: 'bad' }, count(r.without_place))]] : []),
     ['copied by this master', count(r.copies_total)],
-    ['new files get', replicas]));
+    ['replicas of new files', String(policy.normal)],
+    ['at least, to write', String(policy.minimum)],
+    ['each on another', policy.domain]));
 }
 
 /* ---- Curves ---- */
@@ -274,7 +275,7 @@ function repair(s) {
 const PLOTS = [
   { title: 'Throughput', series: [['a', 'read', 'read_bytes_per_s'], ['b', 'write', 'write_bytes_per_s']], text: rate, base: 1024, least: 1024 },
   { title: 'Operations', series: [['a', 'read', 'read_ops_per_s'], ['b', 'write', 'write_ops_per_s']], text: (n) => count(n) + '/s', base: 1000, least: 10 },
-  { title: 'Latency', series: [['a', 'disks', 'disk_mean_us'], ['b', 'requests', 'request_mean_us']], text: ms, base: 1000, least: 1000 },
+  { title: 'Latency', lines: true, series: [['a', 'disks', 'disk_mean_us'], ['b', 'requests', 'request_mean_us']], text: ms, base: 1000, least: 1000 },
 ];
 const HEIGHT = 150, LEFT = 64, BOTTOM = 18, TOP = 8;
 
@@ -288,7 +289,7 @@ function ceiling(most, base, least) {
 }
 
 /** Lines, and what is below them; broken where nothing was heard for a while. */
-function paths(kind, times, values, x, y, gapMs) {
+function paths(kind, lines, times, values, x, y, gapMs) {
   const pieces = [];
   times.forEach((at, n) => {
     if (n === 0 || at - times[n - 1] > gapMs) pieces.push([]);
@@ -296,10 +297,10 @@ function paths(kind, times, values, x, y, gapMs) {
   });
   const line = (points) => points.map(([px, py], n) => `${n ? 'L' : 'M'}${px} ${py}`).join('');
   const area = (points) => `${line(points)}L${points.at(-1)[0]} ${y(0)}L${points[0][0]} ${y(0)}Z`;
-  return [svg('path', { class: `area ${kind}`, d: pieces.map(area).join('') }), svg('path', { class: kind, d: pieces.map(line).join('') })];
+  return [!lines && svg('path', { class: `area ${kind}`, d: pieces.map(area).join('') }), svg('path', { class: kind, d: pieces.map(line).join('') })];
 }
 
-function plot({ title, series, text, base, least }, width, nowMs) {
+function plot({ title, lines, series, text, base, least }, width, nowMs) {
   const s = state.samples, times = s.unix_ms ?? [];
   const fromMs = Math.max(nowMs - state.status.window_ms, Math.min(times[0] ?? nowMs, nowMs - 60000));
   const x = (at) => LEFT + ((at - fromMs) / (nowMs - fromMs)) * (width - LEFT);
@@ -326,7 +327,7 @@ function plot({ title, series, text, base, least }, width, nowMs) {
     el('h2', {}, title), ' ', cursor ? el('span', { class: 'muted' }, 'at ' + clock(times[at])) : '',
     el('div', { class: 'legend' }, values),
     svg('svg', { viewBox: `0 0 ${width} ${HEIGHT}`, preserveAspectRatio: 'none', 'data-from': fromMs, 'data-to': nowMs, role: 'img', 'aria-label': title },
-      grid, ticks, series.map(([kind, , name]) => paths(kind, times, s[name] ?? [], x, y, gapMs)), cursor));
+      grid, ticks, series.map(([kind, , name]) => paths(kind, lines, times, s[name] ?? [], x, y, gapMs)), cursor));
 }
 function nearest(times, at) {
   return times.reduce((best, time, n) => (Math.abs(time - at) < Math.abs(times[best] - at) ? n : best), 0);
@@ -339,9 +340,11 @@ function usedCell(node) {
   return el('td', {}, el('span', { class: 'used' }, `${filled.toFixed(0)} %`, bar([filled >= 95 ? 'bad' : filled >= 80 ? 'warn' : '', filled])));
 }
 
+const rateCell = (n) => el('td', { class: n ? null : 'muted' }, n ? rate(n) : '-');
+
 const mdsTag = (id) => {
   const m = state.status.mds.find((m) => m.mds === id);
-  return el('span', { class: `tag ${MOOD[m?.mood ?? 'plain']}` }, `MDS#${id}`, m?.master ? ' master' : '');
+  return el('span', { class: `tag ${MOOD[m?.mood ?? 'plain']}` }, `MDS#${id}`);
 };
 
 function placeRows(place, depth) {
@@ -349,10 +352,10 @@ function placeRows(place, depth) {
   const unwell = place.unwell ? el('b', { class: MOOD[place.mood] }, `${count(place.unwell)} of ${count(place.servers)} not well`) : plural(place.servers, 'server');
   const row = el('tr', { class: `place d${depth}` },
     el('td', {}, el('button', { 'data-act': 'place', 'data-id': place.id, 'data-open': String(open), 'aria-expanded': String(open) },
-      el('span', { class: 'twist', 'aria-hidden': true }, open ? '▾' : '▸'), el('span', { class: 'kind' }, place.kind + ' '), el('span', { class: 'name' }, place.name)),
+      el('span', { class: 'twist', 'aria-hidden': true }, open ? '▾' : '▸'), place.names.map(([kind, name], n) => [el('span', { class: 'kind' }, `${n ? ', ' : ''}${kind} `), el('span', { class: 'name' }, name)])),
     place.mds.map(mdsTag)),
     el('td', { class: 'l' }, unwell), usedCell(place), el('td', {}, bytes(place.free_bytes)),
-    el('td', {}, rate(place.read_bytes_per_s)), el('td', {}, rate(place.write_bytes_per_s)), el('td', {}), el('td', {}), el('td', {}), el('td', {}));
+    rateCell(place.read_bytes_per_s), rateCell(place.write_bytes_per_s), el('td', {}), el('td', {}), el('td', {}));
   return [row, open ? inside(place, depth + 1) : []];
 }
 
@@ -362,10 +365,10 @@ function inside(node, depth) {
     node.cs.map((cs) => el('tr', { class: `cs d${depth} ${MOOD[cs.mood]}` },
       el('td', {}, el('button', { 'data-act': 'server', 'data-id': cs.cs, title: 'all that is known of it' }, el('span', { class: 'name' }, `CS#${cs.cs}`))),
       el('td', { class: 'l' }, cs.mood === 'plain' ? cs.state : el('b', { class: MOOD[cs.mood] }, cs.state)),
-      usedCell(cs), el('td', {}, bytes(cs.free_bytes)), el('td', {}, rate(cs.read_bytes_per_s)), el('td', {}, rate(cs.write_bytes_per_s)),
-      el('td', { title: 'mean and longest of the last 20 s' }, cs.io_mean_us == null ? '-' : `${ms(cs.io_mean_us)} / ${ms(cs.io_max_us)}`),
-      el('td', {}, count(cs.queue_depth)), el('td', {}, count(cs.replicas)), el('td', { title: FLAGS }, cs.flags))),
-    node.more ? el('tr', { class: `d${depth}` }, el('td', { colspan: 10, class: 'muted' }, `and ${count(node.more)} more places: find them by name above`)) : [],
+      usedCell(cs), el('td', {}, bytes(cs.free_bytes)), rateCell(cs.read_bytes_per_s), rateCell(cs.write_bytes_per_s),
+      cs.io_mean_us == null ? el('td', { class: 'muted' }, '-') : el('td', { title: `of its disk, in the last 20 s; the longest took ${ms(cs.io_max_us)}` }, ms(cs.io_mean_us)),
+      el('td', {}, count(cs.replicas)), el('td', { title: FLAGS }, cs.flags))),
+    node.more ? el('tr', { class: `d${depth}` }, el('td', { colspan: 9, class: 'muted' }, `and ${count(node.more)} more places: find them by name above`)) : [],
   ];
 }
 const FLAGS = 'J write journal on an SSD, C checksums, D direct I/O, c journal empty, R read cache';
@@ -374,17 +377,17 @@ const heads = (...names) => el('thead', {}, el('tr', {}, names.map((name) => el(
 function servers(s) {
   const tree = state.servers;
   const rows = tree ? inside(tree, 0).flat(Infinity) : [];
-  const none = el('tr', {}, el('td', { colspan: 10, class: 'muted' }, s.cs.all ? 'none is like that' : 'there is no chunk server'));
+  const none = el('tr', {}, el('td', { colspan: 9, class: 'muted' }, s.cs.all ? 'none is like that' : 'there is no chunk server'));
   // Metadata servers on hosts without a chunk server would not be seen otherwise; all of them stand together.
   const mds = s.mds.map((m) => el('tr', { class: MOOD[m.mood] },
     el('td', {}, el('span', { class: 'name' }, `MDS#${m.mds}`), m.master ? ' master' : ''),
     el('td', { class: 'l' }, m.mood === 'plain' ? m.state : el('b', { class: MOOD[m.mood] }, m.state)),
-    el('td', { class: 'l', colspan: 3 }, m.addr), el('td', { colspan: 2 }, m.master ? `up ${duration(m.uptime_ms)}` : ''),
-    el('td', {}, m.master ? bytes(m.memory_bytes) : ''), el('td', { colspan: 2 }, `${count(m.commits)} commits`)));
+    el('td', { class: 'l', colspan: 3 }, m.addr), el('td', { colspan: 2 }, m.master ? `${bytes(m.memory_bytes)} of memory` : ''),
+    el('td', { colspan: 2 }, `${count(m.commits)} commits`)));
   fill($('servers'), [
-    heads('place', '<state', 'used', 'free', 'read', 'write', 'latency', 'queue', 'replicas', 'flags'),
+    heads('place', '<state', 'used', 'free', 'read', 'write', 'latency', 'replicas', 'flags'),
     el('tbody', {}, rows.length ? rows : none),
-    el('tbody', {}, el('tr', { class: 'place' }, el('td', { colspan: 10 }, el('span', { class: 'name' }, 'Metadata servers'))), mds),
+    el('tbody', {}, el('tr', { class: 'place' }, el('td', { colspan: 9 }, el('span', { class: 'name' }, 'Metadata servers'))), mds),
   ]);
 }
 
