@@ -83,7 +83,7 @@ doc=usr/share/doc/pstorage
 put 644 "$here/debian/copyright" "$doc/copyright"
 put 644 "$top/CHANGELOG.md" "$doc/changelog"
 gzip -9n "$tree/$doc/changelog"
-(cd "$top/docs" && find . -name '*.md' -printf '%P\n') | while read -r page; do
+(cd "$top/docs" && find . -name '*.md' -printf '%P\n' -o -name '*.png' -printf '%P\n') | while read -r page; do
     put 644 "$top/docs/$page" "$doc/$page"
 done
 put 644 "$here/grafana/pstorage.json" "$doc/grafana/pstorage.json"

@@ -4,7 +4,7 @@
 #
 #   tests/dashboard.sh [DIR [PICTURE]]     DIR for the cluster (default below /var/tmp), PICTURE (default docs/pictures/dashboard.png)
 #
-# As root. Installs chromium with apt-get if it is missing. BIN is where the programs are (target/release, built first unless NO_BUILD is
+# As root. Installs chromium, curl and openssl with apt-get if they are missing. BIN is where the programs are (target/release, built first unless NO_BUILD is
 # set), SECONDS_OF_LOAD how long there is something to be seen in the curves (90).
 set -euo pipefail
 
@@ -55,8 +55,24 @@ work() { # something for the curves, until it is killed
     done
 }
 
-command -v chromium > /dev/null || { apt-get update -q && apt-get install -y -q --no-install-recommends chromium fonts-dejavu-core; } > /dev/null 2>&1 \
-    || fail "needs chromium (apt-get install chromium)"
+guarded() { # https, with a password
+    local at=127.0.0.1:$((port + 1)) process
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost -addext subjectAltName=DNS:localhost \
+        -keyout "$dir/key.pem" -out "$dir/cert.pem" 2> /dev/null
+    (umask 077; echo 'open sesame' > "$dir/password")
+    "$bin/pstorage" dashboard --listen "$at" --password-file "$dir/password" --tls-cert "$dir/cert.pem" --tls-key "$dir/key.pem" > /dev/null &
+    process=$!
+    local ask=(curl -s --retry 10 --retry-connrefused --retry-delay 1 --cacert "$dir/cert.pem" -o /dev/null -w '%{http_code}' "https://localhost:$((port + 1))/")
+    local codes; codes="$("${ask[@]}") $("${ask[@]}" -u a:wrong) $("${ask[@]}" -u 'a:open sesame')"
+    kill "$process" && wait "$process" || true
+    [ "$codes" = '401 401 200' ] || fail "https with a password: $codes"
+    say "https: nobody without the password"
+}
+
+for program in chromium curl openssl; do
+    command -v $program > /dev/null && continue
+    { apt-get update -q && apt-get install -y -q --no-install-recommends $program fonts-dejavu-core; } > /dev/null 2>&1 || fail "needs $program"
+done
 [ -n "${NO_BUILD:-}" ] || cargo build -q --release --workspace --manifest-path "$here/Cargo.toml"
 mkdir -p "$dir" "$(dirname "$picture")"
 trap finish EXIT
@@ -73,6 +89,8 @@ dashboard=$!
 shows local 'chunk servers active' '6 of 6' '3 of 3 answer' CS#1 CS#2 CS#3 CS#4 CS#5 CS#6 MDS#1 MDS#2 MDS#3 'room east' 'room west' became
 [ "$(grep -c 'CSP\|Content Security Policy\|Uncaught' "$dir/browser.log")" = 0 ] || fail "the browser complains: $(cat "$dir/browser.log")"
 say "the page shows the cluster"
+
+guarded
 
 work &
 load=$!

@@ -267,8 +267,8 @@ mod tests {
         stat.cs[1].status = CsStatus::Dropped;
         let inside = topology(&stat, &Wish::default());
         assert_eq!((inside.places.len(), inside.more), (100, 199));
-        let names: Vec<&str> = inside.places.iter().map(|p| p.names[0].1).collect();
-        assert_eq!((names[0], names[1], names[8], names[99]), ("host1", "host3", "host10", "host251"));
+        let hosts: Vec<&str> = inside.places.iter().map(|p| p.names[0].1).collect();
+        assert_eq!((hosts[0], hosts[1], hosts[8], hosts[99]), ("host1", "host3", "host10", "host251"));
         assert_eq!(inside.places[0].mds, BTreeSet::from([MdsId(2)]));
         stat.cs[5].tier = 1;
         let tiers = topology(&stat, &Wish { open: BTreeSet::from([(0, CsId(6))]), ..Wish::default() });

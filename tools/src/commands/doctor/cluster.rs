@@ -56,14 +56,14 @@ fn password(stat: &ClusterStat, credentials: &Credentials) -> Finding {
 
 /// What the master's own description tells.
 pub fn judge(stat: &ClusterStat) -> Vec<Finding> {
-    let mut findings = vec![metadata_servers(stat)];
-    findings.extend(one_host_of_mds(stat));
-    findings.extend([chunk_servers(stat), chunks(stat), replicas(stat)]);
-    findings.extend(domains(stat));
-    findings.push(space(stat));
-    findings.extend(room_for_repair(stat));
+    // What goes on now, then what might happen one day.
+    let mut findings = vec![metadata_servers(stat), chunk_servers(stat), chunks(stat), space(stat)];
     findings.extend(bad_disks(&stat.cs));
     findings.push(license(stat));
+    findings.extend(one_host_of_mds(stat));
+    findings.push(replicas(stat));
+    findings.extend(domains(stat));
+    findings.extend(room_for_repair(stat));
     findings
 }
 

@@ -279,13 +279,13 @@ const PLOTS = [
 ];
 const HEIGHT = 150, LEFT = 64, BOTTOM = 18, TOP = 8;
 
-/** The smallest round number that is not below `most`: 1, 2, 2.5 or 5 times a power of ten, for bytes within each unit. */
+/** A round number that is not below `most`: its half is one, too. Of bytes within each unit. */
 function ceiling(most, base, least) {
   most = Math.max(most, least);
   const unit = base ** Math.floor(Math.log(most) / Math.log(base) + 1e-9);
   const rest = most / unit;
   const ten = 10 ** Math.floor(Math.log10(rest) + 1e-9);
-  return unit * ten * [1, 2, 4, 5, 10].find((n) => n * ten >= rest - 1e-9);
+  return unit * ten * [1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10].find((n) => n * ten >= rest - 1e-9);
 }
 
 /** Lines, and what is below them; broken where nothing was heard for a while. */
@@ -335,9 +335,12 @@ function nearest(times, at) {
 
 /* ---- Servers ---- */
 
-function usedCell(node) {
+/** Two cells; a server that is away does not tell. */
+function roomCells(node) {
+  if (!node.total_bytes) return [el('td', { class: 'muted' }, '-'), el('td', { class: 'muted' }, '-')];
   const filled = percent(node.total_bytes - node.free_bytes, node.total_bytes);
-  return el('td', {}, el('span', { class: 'used' }, `${filled.toFixed(0)} %`, bar([filled >= 95 ? 'bad' : filled >= 80 ? 'warn' : '', filled])));
+  return [el('td', {}, el('span', { class: 'used' }, `${filled.toFixed(0)} %`, bar([filled >= 95 ? 'bad' : filled >= 80 ? 'warn' : '', filled]))),
+    el('td', { title: `of ${bytes(node.total_bytes)}` }, bytes(node.free_bytes))];
 }
 
 const rateCell = (n) => el('td', { class: n ? null : 'muted' }, n ? rate(n) : '-');
@@ -354,8 +357,8 @@ function placeRows(place, depth) {
     el('td', {}, el('button', { 'data-act': 'place', 'data-id': place.id, 'data-open': String(open), 'aria-expanded': String(open) },
       el('span', { class: 'twist', 'aria-hidden': true }, open ? '▾' : '▸'), place.names.map(([kind, name], n) => [el('span', { class: 'kind' }, `${n ? ', ' : ''}${kind} `), el('span', { class: 'name' }, name)])),
     place.mds.map(mdsTag)),
-    el('td', { class: 'l' }, unwell), usedCell(place), el('td', {}, bytes(place.free_bytes)),
-    rateCell(place.read_bytes_per_s), rateCell(place.write_bytes_per_s), el('td', {}), el('td', {}), el('td', {}));
+    el('td', { class: 'l' }, unwell), roomCells(place),
+    rateCell(place.read_bytes_per_s), rateCell(place.write_bytes_per_s), el('td', {}), el('td', {}));
   return [row, open ? inside(place, depth + 1) : []];
 }
 
@@ -365,29 +368,28 @@ function inside(node, depth) {
     node.cs.map((cs) => el('tr', { class: `cs d${depth} ${MOOD[cs.mood]}` },
       el('td', {}, el('button', { 'data-act': 'server', 'data-id': cs.cs, title: 'all that is known of it' }, el('span', { class: 'name' }, `CS#${cs.cs}`))),
       el('td', { class: 'l' }, cs.mood === 'plain' ? cs.state : el('b', { class: MOOD[cs.mood] }, cs.state)),
-      usedCell(cs), el('td', {}, bytes(cs.free_bytes)), rateCell(cs.read_bytes_per_s), rateCell(cs.write_bytes_per_s),
+      roomCells(cs), rateCell(cs.read_bytes_per_s), rateCell(cs.write_bytes_per_s),
       cs.io_mean_us == null ? el('td', { class: 'muted' }, '-') : el('td', { title: `of its disk, in the last 20 s; the longest took ${ms(cs.io_max_us)}` }, ms(cs.io_mean_us)),
-      el('td', {}, count(cs.replicas)), el('td', { title: FLAGS }, cs.flags))),
-    node.more ? el('tr', { class: `d${depth}` }, el('td', { colspan: 9, class: 'muted' }, `and ${count(node.more)} more places: find them by name above`)) : [],
+      el('td', {}, count(cs.replicas)))),
+    node.more ? el('tr', { class: `d${depth}` }, el('td', { colspan: 8, class: 'muted' }, `and ${count(node.more)} more places: find them by name above`)) : [],
   ];
 }
-const FLAGS = 'J write journal on an SSD, C checksums, D direct I/O, c journal empty, R read cache';
 const heads = (...names) => el('thead', {}, el('tr', {}, names.map((name) => el('th', { class: name.startsWith('<') ? 'l' : null, scope: 'col' }, name.replace('<', '')))));
 
 function servers(s) {
   const tree = state.servers;
   const rows = tree ? inside(tree, 0).flat(Infinity) : [];
-  const none = el('tr', {}, el('td', { colspan: 9, class: 'muted' }, s.cs.all ? 'none is like that' : 'there is no chunk server'));
+  const none = el('tr', {}, el('td', { colspan: 8, class: 'muted' }, s.cs.all ? 'none is like that' : 'there is no chunk server'));
   // Metadata servers on hosts without a chunk server would not be seen otherwise; all of them stand together.
   const mds = s.mds.map((m) => el('tr', { class: MOOD[m.mood] },
     el('td', {}, el('span', { class: 'name' }, `MDS#${m.mds}`), m.master ? ' master' : ''),
     el('td', { class: 'l' }, m.mood === 'plain' ? m.state : el('b', { class: MOOD[m.mood] }, m.state)),
-    el('td', { class: 'l', colspan: 3 }, m.addr), el('td', { colspan: 2 }, m.master ? `${bytes(m.memory_bytes)} of memory` : ''),
-    el('td', { colspan: 2 }, `${count(m.commits)} commits`)));
+    el('td', { class: 'l', colspan: 3 }, m.addr), el('td', { class: 'muted', colspan: 3, title: m.master ? `${bytes(m.memory_bytes)} of memory` : null },
+      `${count(m.commits)} commits`)));
   fill($('servers'), [
-    heads('place', '<state', 'used', 'free', 'read', 'write', 'latency', 'replicas', 'flags'),
+    heads('place', '<state', 'used', 'free', 'read', 'write', 'latency', 'replicas'),
     el('tbody', {}, rows.length ? rows : none),
-    el('tbody', {}, el('tr', { class: 'place' }, el('td', { colspan: 9 }, el('span', { class: 'name' }, 'Metadata servers'))), mds),
+    el('tbody', {}, el('tr', { class: 'place' }, el('td', { colspan: 8 }, el('span', { class: 'name' }, 'Metadata servers'))), mds),
   ]);
 }
 
@@ -441,12 +443,18 @@ async function showServer(id) {
   if (shownServer !== id) return;
   if (!story) return box.replaceChildren(close, el('h2', {}, `CS#${id}`), el('p', {}, 'No metadata server answers this now. Try again in a moment.'));
   const list = (title, lines) => lines.length ? [el('h3', {}, title), el('ul', {}, lines.map((line) => el('li', {}, line)))] : [];
-  const value = ([name, v]) => name.endsWith('_bytes') || name.endsWith('bytes_per_s') ? bytes(v) : typeof v === 'object' ? JSON.stringify(v) : String(v);
+  const value = (name, v) => {
+    if (name.endsWith('bytes_per_s')) return rate(v);
+    if (name.endsWith('bytes')) return bytes(v);
+    if (Array.isArray(v)) return v.join(', ');
+    return v?.operations == null ? String(v) : v.operations ? `mean ${ms(v.mean_us)}, longest ${ms(v.max_us)}` : '-';
+  };
+  const fact = ([name, v]) => el('div', {}, el('dt', {}, name.replaceAll('_', ' ').replace(/ bytes$/, '').replace('bytes per s', 'rate')), el('dd', {}, value(name, v)));
   const states = Object.entries(story.states).filter(([name, n]) => n > 0 && name !== 'total').map(([name, n]) => `${count(n)} ${name}`);
   box.replaceChildren(close, el('h2', {}, `CS#${id} on ${story.server.host}`),
-    list('What is wrong', story.wrong), list('What happens next', story.next), list('Why', story.why),
+    ...list('What is wrong', story.wrong), ...list('What happens next', story.next), ...list('Why', story.why),
     el('h3', {}, 'Its chunks'), el('p', {}, states.join(', ') || 'none'),
-    el('h3', {}, 'All figures'), el('dl', { class: 'facts wide' }, Object.entries(story.server).map((fact) => [el('dt', {}, fact[0]), el('dd', {}, value(fact))])));
+    el('h3', {}, 'All figures'), el('dl', { class: 'all' }, Object.entries(story.server).map(fact)));
 }
 
 /* ---- The whole page ---- */
