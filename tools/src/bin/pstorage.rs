@@ -337,8 +337,8 @@ enum Command {
     /// Serves a page that shows the cluster in a browser and can change nothing: what is wrong and what to do, space, servers, curves,
     /// events.
     ///
-    /// Example: pstorage -c pcs1 dashboard, and for others than this host: pstorage -c pcs1 dashboard --listen 10.30.100.101:9530
-    /// --password-file /etc/pstorage/dashboard.password --tls-cert /etc/ssl/cert.pem --tls-key /etc/ssl/key.pem
+    /// Example: pstorage -c pcs1 dashboard, then open http://127.0.0.1:9530/. For other hosts: pstorage -c pcs1 dashboard --listen
+    /// 10.30.100.101:9530 --password-file FILE --tls-cert FILE --tls-key FILE
     Dashboard(dashboard::Arguments),
     /// Shows the event log.
     GetEvent {

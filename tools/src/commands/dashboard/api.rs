@@ -1,6 +1,6 @@
 //! The answers below `/api`: parts of the model as JSON, with the names of `stat --json`.
 
-use super::model::{Model, Now, Sample, WINDOW};
+use super::model::{Model, Moment, Sample, WINDOW};
 use super::topology::{PlaceId, Wish, topology};
 use crate::commands::doctor::finding::Finding;
 use crate::tables::{ChunksInState, Mood, chunk_states, chunks_mood, cluster_mood, mds_mood, mds_status};
@@ -78,7 +78,7 @@ struct CsCounts {
     draining: usize,
 }
 
-pub fn status(model: &Model, now: Now) -> serde_json::Value {
+pub fn status(model: &Model, now: Moment) -> serde_json::Value {
     json!(Status {
         cluster: &model.cluster,
         version: wire::identity::PROGRAM_VERSION,
@@ -223,7 +223,7 @@ mod tests {
 
     #[test]
     fn without_any_figures_the_status_says_why() {
-        let now = Now::now();
+        let now = Moment::now();
         let mut model = Model::new("pcs1", std::time::Duration::from_secs(1), now);
         model.on_news(News { stat: Err("nobody".into()), events: Vec::new() }, now);
         let told = status(&model, now);

@@ -16,7 +16,7 @@ use crate::{Context, Outcome};
 use api::{place_ids, unescaped};
 use clap::Args;
 use guard::{Guard, PasswordHash};
-use model::{Model, Now};
+use model::{Model, Moment};
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -127,14 +127,14 @@ pub fn dashboard(context: &Context, arguments: &Arguments) -> Outcome {
     let refresh = Duration::from_millis(arguments.refresh_ms);
     let site = Arc::new(Site {
         guard: Guard::new(arguments.password()?),
-        model: Mutex::new(Model::new(cluster, refresh, Now::now())),
+        model: Mutex::new(Model::new(cluster, refresh, Moment::now())),
         explaining: Mutex::new(link()?),
     });
     let watching = site.clone();
     std::thread::spawn(move || {
         loop {
             let news = watch.look();
-            watching.model().on_news(news, Now::now());
+            watching.model().on_news(news, Moment::now());
             std::thread::sleep(refresh);
         }
     });
@@ -189,7 +189,7 @@ impl Site {
                     include_bytes!("page/style.css").as_slice(),
                 );
             }
-            "/api/status" => api::status(&self.model(), Now::now()),
+            "/api/status" => api::status(&self.model(), Moment::now()),
             "/api/samples" => api::samples(&self.model(), number("after").unwrap_or(0)),
             "/api/servers" => api::servers(&self.model(), &wish(request)),
             "/api/clients" => api::clients(&self.model()),

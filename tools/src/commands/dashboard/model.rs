@@ -16,14 +16,14 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// This moment, by both clocks.
 #[derive(Clone, Copy, Debug)]
-pub struct Now {
+pub struct Moment {
     pub at: Instant,
     pub unix_ms: u64,
 }
 
-impl Now {
-    pub fn now() -> Now {
-        Now { at: Instant::now(), unix_ms: shards::host::unix_ms() }
+impl Moment {
+    pub fn now() -> Moment {
+        Moment { at: Instant::now(), unix_ms: shards::host::unix_ms() }
     }
 }
 
@@ -49,7 +49,7 @@ pub struct Model {
     pub stat: Option<Box<ClusterStat>>,
     /// What is to be said of these figures, the worst first.
     pub findings: Vec<Finding>,
-    pub heard: Option<Now>,
+    pub heard: Option<Moment>,
     /// Why nobody answered the last time.
     pub trouble: Option<String>,
     pub events: VecDeque<Event>,
@@ -58,7 +58,7 @@ pub struct Model {
 }
 
 impl Model {
-    pub fn new(cluster: &str, refresh: Duration, began: Now) -> Model {
+    pub fn new(cluster: &str, refresh: Duration, began: Moment) -> Model {
         Model {
             cluster: cluster.into(),
             refresh,
@@ -73,7 +73,7 @@ impl Model {
         }
     }
 
-    pub fn on_news(&mut self, news: News, now: Now) {
+    pub fn on_news(&mut self, news: News, now: Moment) {
         self.events.extend(news.events);
         let many = self.events.len().saturating_sub(MOST_EVENTS);
         self.events.drain(..many);
@@ -91,11 +91,11 @@ impl Model {
     }
 
     /// Of the figures. `None`: there have never been any.
-    pub fn age(&self, now: Now) -> Option<Duration> {
+    pub fn age(&self, now: Moment) -> Option<Duration> {
         self.heard.map(|heard| now.at.saturating_duration_since(heard.at))
     }
 
-    pub fn is_current(&self, now: Now) -> bool {
+    pub fn is_current(&self, now: Moment) -> bool {
         self.age(now).is_some_and(|age| age < 3 * self.refresh + GRACE)
     }
 }
@@ -131,8 +131,8 @@ pub mod tests {
     use crate::commands::top::tests::cluster;
     use wire::mds_api::Severity;
 
-    pub fn later(now: Now, seconds: u64) -> Now {
-        Now { at: now.at + Duration::from_secs(seconds), unix_ms: now.unix_ms + seconds * 1000 }
+    pub fn later(now: Moment, seconds: u64) -> Moment {
+        Moment { at: now.at + Duration::from_secs(seconds), unix_ms: now.unix_ms + seconds * 1000 }
     }
 
     pub fn event(number: u64, severity: Severity) -> Event {
@@ -140,8 +140,8 @@ pub mod tests {
     }
 
     /// A look a second, for as long as told.
-    pub fn watched(servers: u32, seconds: u64) -> (Model, Now) {
-        let began = Now::now();
+    pub fn watched(servers: u32, seconds: u64) -> (Model, Moment) {
+        let began = Moment::now();
         let mut model = Model::new("pcs1", Duration::from_secs(1), began);
         for second in 0..seconds {
             let events = vec![event(second, Severity::Info)];

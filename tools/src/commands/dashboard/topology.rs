@@ -162,8 +162,7 @@ impl<'a> View<'a, '_> {
                 None => inside.cs.push(cs.into()),
             }
         }
-        let mut places: Vec<Place> =
-            by_place.into_iter().map(|(_, placed)| self.place(placed, depth)).collect();
+        let mut places: Vec<Place> = by_place.into_values().map(|placed| self.place(placed, depth)).collect();
         let in_order = |a: &Place, b: &Place| natural(a.names[0].1).cmp(&natural(b.names[0].1));
         places.sort_by(in_order);
         inside.more = places.len().saturating_sub(MOST_PLACES);
