@@ -50,7 +50,7 @@ $(cat "$dir/page.txt")"
 work() { # something for the curves, until it is killed
     for n in $(seq 100000); do
         dd if=/dev/urandom of="$dir/mnt/f$((n % 8))" bs=64k count=$((32 + n % 7 * 40)) conv=fsync,notrunc status=none
-        dd if="$dir/mnt/f$((n * 5 % 8))" of=/dev/null bs=128k iflag=direct status=none || true
+        dd if="$dir/mnt/f$((n * 5 % 8))" of=/dev/null bs=128k iflag=direct status=none 2> /dev/null || true
         sleep 0.$((n * 7 % 10))
     done
 }
