@@ -86,7 +86,7 @@ done
 "$bin/pstorage" dashboard --listen "127.0.0.1:$port" > "$dir/dashboard.log" &
 dashboard=$!
 
-shows local 'chunk servers active' '6 of 6' '3 of 3 answer' CS#1 CS#2 CS#3 CS#4 CS#5 CS#6 MDS#1 MDS#2 MDS#3 'room east' 'room west' became
+shows local 'CS active' '6 of 6' '3 of 3 answer' CS#1 CS#2 CS#3 CS#4 CS#5 CS#6 MDS#1 MDS#2 MDS#3 'room east' 'room west' became
 [ "$(grep -c 'CSP\|Content Security Policy\|Uncaught' "$dir/browser.log")" = 0 ] || fail "the browser complains: $(cat "$dir/browser.log")"
 say "the page shows the cluster"
 

@@ -229,11 +229,12 @@ fn json(status: u16, value: &Value) -> Answer {
 
 fn wish(request: &Request) -> Wish {
     let is = |name| request.parameter(name) == Some("1");
+    let text = |name| request.parameter(name).map(unescaped).unwrap_or_default();
     Wish {
-        open: request.parameter("open").into_iter().flat_map(place_ids).collect(),
+        open: place_ids(&text("open")).collect(),
         all: is("all"),
         unwell: is("unwell"),
-        find: request.parameter("find").map(unescaped).unwrap_or_default(),
+        find: text("find"),
     }
 }
 
@@ -311,6 +312,14 @@ mod tests {
             assert_eq!(get(&open, path).status, status, "{path}");
             assert_eq!(get(&closed, path).status, 401, "{path}");
         }
+    }
+
+    #[test]
+    fn wishes_of_a_browser_are_read() {
+        let head = b"GET /api/servers?open=0%3A17%2C2%3A5&unwell=1&find=a%20b HTTP/1.1\r\n\r\n";
+        let asked = Request::parse(head, [127, 0, 0, 1].into()).unwrap();
+        let open = [(0, CsId(17)), (2, CsId(5))].into();
+        assert_eq!(wish(&asked), Wish { open, all: false, unwell: true, find: "a b".into() });
     }
 
     #[test]

@@ -230,7 +230,7 @@ function machines(s) {
   const mood = { inactive: 'warn', offline: 'bad', failed: 'bad' };
   const others = Object.entries(s.cs.by_status).filter(([status]) => status !== 'active');
   return card('Servers',
-    el('p', { class: 'big' }, `${count(active)} of ${count(s.cs.all)}`, el('small', {}, ' chunk servers active')),
+    el('p', { class: 'big' }, `${count(active)} of ${count(s.cs.all)}`, el('small', {}, ' CS active')),
     bar(['good', percent(active, s.cs.all)], ...others.map(([status, n]) => [mood[status], percent(n, s.cs.all)])),
     facts(...others.map(([status, n]) => [status, el('b', { class: mood[status] }, count(n))]),
       ...(s.cs.draining ? [['being removed', count(s.cs.draining)]] : []),
