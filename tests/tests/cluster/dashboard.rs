@@ -113,9 +113,11 @@ fn a_browser_sees_the_cluster_as_stat_does_and_what_is_wrong_with_it() {
     assert_eq!(d.servers(), [1, 2, 3].map(|n| (n, "active".to_string())));
     let client = &d.api("/api/clients")["clients"][0];
     assert_eq!(client["mount_point"], c.json(&["stat"])["clients"][0]["mount_point"]);
-    let newest = c.admin(&["get-event"]).lines().last().expect("there are events").to_string();
-    let event = d.api("/api/events?limit=1")["events"][0]["message"].as_str().expect("a text").to_string();
-    assert!(newest.ends_with(&event), "{newest}: {event}");
+    wait_until("the newest event", PATIENCE, || {
+        let newest = c.admin(&["get-event"]).lines().last().expect("there are events").to_string();
+        let told = d.api("/api/events?limit=1")["events"][0]["message"].clone();
+        told.as_str().is_some_and(|message| newest.ends_with(message))
+    });
     let samples = |after: u64| d.api(&format!("/api/samples?after={after}"));
     wait_until("two samples", PATIENCE, || samples(0)["number"].as_array().is_some_and(|n| n.len() >= 2));
     let first = samples(0)["number"][0].as_u64().expect("a number");
