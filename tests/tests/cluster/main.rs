@@ -25,3 +25,4 @@ mod rm_cs;
 mod semantics;
 mod space;
 mod ssd;
+mod tracing;

@@ -3,7 +3,7 @@
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use pstorage_tools::commands::{
     advise, attributes, auth, check, check_flush, clone, configure, dashboard, discover, doctor, explain,
-    license, local, make, nbd, remove, report, services, stat, top,
+    license, local, make, nbd, remove, report, services, stat, top, trace,
 };
 use pstorage_tools::conf::Conf;
 use pstorage_tools::{Context, Outcome, parse_replicas};
@@ -378,6 +378,13 @@ enum Command {
         #[arg(value_name = "FILE|CHUNK|CS")]
         what: String,
     },
+    /// Reads a piece of a file, and shows where the time of that request went: client, network, chunk server, disk, replicas.
+    ///
+    /// A file that is open on another host can't be traced so; its mount logs what takes longer than '-o slow=MS'. The
+    /// logs of mounts and chunk servers name slow requests by the same trace numbers, such as 17.42.
+    ///
+    /// Examples: pstorage -c pcs1 trace vm1.raw --write --count 21; pstorage -c pcs1 trace --slow
+    Trace(trace::Arguments),
     /// Sets attributes of a file or directory (path inside the cluster): replicas, tier, failure-domain, chunk-size.
     SetAttr {
         #[arg(short = 'R', long)]
@@ -543,6 +550,7 @@ fn run(context: &Context, command: Command) -> Outcome<ExitCode> {
         Command::GetEvent { follow } => stat::get_event(context, follow),
         Command::Report { out } => report::report(context, out.as_deref()),
         Command::Check { repair } => check::check(context, repair),
+        Command::Trace(arguments) => trace::trace(context, &arguments),
         Command::Explain { what } => explain::explain(context, &what),
         Command::SetAttr { recursive, path, assignments, .. } => {
             attributes::set_attr(context, &path, &assignments, recursive)
