@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use topology::Wish;
 use web::{Answer, Limits, Request, Server, TlsFiles};
 use wire::CsId;
-use wire::mds_api::{ExplainTarget, Severity};
+use wire::mds_api::{ExplainTarget, Severity, mds_to_try};
 
 const LIMITS: Limits = Limits { connections: 64, patience: Duration::from_secs(5) };
 /// Events that are told when nobody says how many.
@@ -216,6 +216,11 @@ impl Site {
         let Ok(mut link) = self.explaining.try_lock() else {
             return Answer::plain(503, "another question is being answered\n");
         };
+        // They may be others than at the start.
+        let told: Vec<SocketAddr> =
+            self.model().stat.iter().flat_map(|stat| &stat.mds).map(|m| m.addr).collect();
+        let servers = mds_to_try(&told, link.known());
+        link.know(servers);
         match explain::ask(&mut link, ExplainTarget::Cs(cs)) {
             Ok(story) => json(200, &serde_json::to_value(story).unwrap_or_default()),
             Err(why) => json(503, &serde_json::json!({ "error": why })),
