@@ -1,4 +1,4 @@
-//! What a daemon tells Prometheus: the figures, their text, and the small HTTP server that gives it out.
+//! What a daemon tells Prometheus: the figures, their text, and where it is given out.
 //!
 //! A daemon fills a [`Figures`] whenever somebody asks; nothing is kept here between two questions.
 

@@ -1,7 +1,8 @@
 //! Where a daemon serves its metrics, and whether others than this host may read them.
 
-use crate::server::Door;
-use std::net::{SocketAddr, TcpListener};
+use crate::server::{Door, LIMITS};
+use std::net::SocketAddr;
+use web::Server;
 
 /// Part of a daemon's command line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::Args)]
@@ -37,8 +38,8 @@ impl Options {
     pub fn listen(&self) -> Result<Option<Door>, MetricsError> {
         self.check()?;
         let Some(addr) = self.metrics else { return Ok(None) };
-        let listener = TcpListener::bind(addr).map_err(|error| MetricsError::Listen { addr, error })?;
-        Ok(Some(Door::new(listener)))
+        let server = Server::bind(addr, LIMITS).map_err(|error| MetricsError::Listen { addr, error })?;
+        Ok(Some(Door(server)))
     }
 }
 

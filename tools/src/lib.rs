@@ -5,6 +5,7 @@
 pub mod commands;
 pub mod conf;
 pub mod mds_link;
+pub mod news;
 pub mod tables;
 
 use std::net::SocketAddr;

@@ -125,6 +125,15 @@ impl MdsLink {
         MdsLink { answer: HASTY_ANSWER, patience: Duration::ZERO, ..self }
     }
 
+    /// The metadata servers that are tried.
+    pub fn known(&self) -> &[SocketAddr] {
+        &self.known
+    }
+
+    pub fn know(&mut self, servers: Vec<SocketAddr>) {
+        self.known = servers;
+    }
+
     /// Asks the master; follows redirections and waits out an election.
     pub fn ask(&mut self, request: &MdsRequest) -> Outcome<MdsReply> {
         let deadline = Instant::now() + self.patience;

@@ -47,7 +47,8 @@ impl Cell {
 }
 
 /// How a row, or the cluster, fares: its colour.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Mood {
     Good,
     Plain,
@@ -182,13 +183,16 @@ pub fn mds_status(m: &MdsInfo) -> &'static str {
     }
 }
 
+pub fn mds_mood(m: &MdsInfo) -> Mood {
+    match (m.available, m.voter) {
+        (true, true) => Mood::Plain,
+        (true, false) => Mood::Warn,
+        (false, _) => Mood::Bad,
+    }
+}
+
 pub fn mds(all: &[MdsInfo], hosts: bool) -> Grid {
     let row = |m: &MdsInfo| {
-        let mood = match (m.available, m.voter) {
-            (true, true) => Mood::Plain,
-            (true, false) => Mood::Warn,
-            (false, _) => Mood::Bad,
-        };
         let id = format!("{}{}", if m.master { "M " } else { "  " }, m.mds);
         // The master knows these of itself only.
         let (memory, uptime) = if m.master {
@@ -204,7 +208,7 @@ pub fn mds(all: &[MdsInfo], hosts: bool) -> Grid {
             uptime,
             host(&m.addr.to_string(), hosts),
         ];
-        Row { cells, mood, id: m.mds.0 }
+        Row { cells, mood: mds_mood(m), id: m.mds.0 }
     };
     Grid {
         heads: vec!["MDSID", "STATUS", "COMMITS", "MEM", "UPTIME", "HOST"],
@@ -221,13 +225,16 @@ pub fn cs_status(cs: &CsInfo) -> String {
     }
 }
 
+pub fn cs_mood(cs: &CsInfo) -> Mood {
+    match (cs.status, cs.draining) {
+        (CsStatus::Active, false) => Mood::Plain,
+        (CsStatus::Active, true) | (CsStatus::Inactive, _) => Mood::Warn,
+        _ => Mood::Bad,
+    }
+}
+
 pub fn cs(all: &[CsInfo], view: CsView, hosts: bool) -> Grid {
     let row = |cs: &CsInfo| {
-        let mood = match (cs.status, cs.draining) {
-            (CsStatus::Active, false) => Mood::Plain,
-            (CsStatus::Active, true) | (CsStatus::Inactive, _) => Mood::Warn,
-            _ => Mood::Bad,
-        };
         let ms = |us: u32| f64::from(us) / 1000.0;
         let latency = match cs.io_latency {
             of_late if of_late.operations == 0 => Cell::as_number("-".into(), 0.0),
@@ -286,7 +293,7 @@ pub fn cs(all: &[CsInfo], view: CsView, hosts: bool) -> Grid {
                 Cell::number(cs.full_copies),
             ],
         });
-        Row { cells, mood, id: cs.cs.0.into() }
+        Row { cells, mood: cs_mood(cs), id: cs.cs.0.into() }
     };
     let heads: &[&str] = match view {
         CsView::General => {
@@ -355,8 +362,17 @@ pub fn severity(severity: Severity) -> &'static str {
     }
 }
 
-/// How many chunks are in each state, with what the state means.
-pub fn chunks(counts: &ChunkCounts) -> Grid {
+/// How many chunks are in a state.
+#[derive(Clone, Copy, PartialEq, Debug, serde::Serialize)]
+pub struct ChunksInState {
+    pub state: &'static str,
+    pub count: u64,
+    /// If there are such.
+    pub mood: Mood,
+    pub meaning: &'static str,
+}
+
+pub fn chunk_states(counts: &ChunkCounts) -> Vec<ChunksInState> {
     let states: [(&str, u64, Mood, &str); 14] = [
         ("healthy", counts.healthy, Mood::Good, "enough replicas, their servers there"),
         ("standby", counts.standby, Mood::Warn, "a replica is inactive for less than the offline timeout"),
@@ -378,20 +394,26 @@ pub fn chunks(counts: &ChunkCounts) -> Grid {
             "blocks that were on no replica any more: reading them is an error",
         ),
     ];
+    let told = states.into_iter();
+    told.map(|(state, count, mood, meaning)| ChunksInState { state, count, mood, meaning }).collect()
+}
+
+/// How many chunks are in each state, with what the state means.
+pub fn chunks(counts: &ChunkCounts) -> Grid {
     let share = |n: u64| if counts.total == 0 { 0.0 } else { 100.0 * n as f64 / counts.total as f64 };
-    let row = |(n, (state, count, mood, meaning)): (usize, (&str, u64, Mood, &str))| Row {
+    let row = |(n, of): (usize, ChunksInState)| Row {
         cells: vec![
-            Cell::text(state),
-            Cell::number(count),
-            Cell::as_number(format!("{:.2}%", share(count)), share(count)),
-            Cell::text(meaning),
+            Cell::text(of.state),
+            Cell::number(of.count),
+            Cell::as_number(format!("{:.2}%", share(of.count)), share(of.count)),
+            Cell::text(of.meaning),
         ],
-        mood: if count == 0 { Mood::Plain } else { mood },
+        mood: if of.count == 0 { Mood::Plain } else { of.mood },
         id: n as u64,
     };
     Grid {
         heads: vec!["STATE", "CHUNKS", "SHARE", "MEANING"],
-        rows: states.into_iter().enumerate().map(row).collect(),
+        rows: chunk_states(counts).into_iter().enumerate().map(row).collect(),
     }
 }
 

@@ -6,6 +6,7 @@ mod common;
 
 mod check_flush;
 mod clones;
+mod dashboard;
 mod doctor;
 mod errors;
 mod explain;

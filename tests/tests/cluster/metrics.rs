@@ -192,7 +192,7 @@ fn bother(addr: SocketAddr) {
     };
     bad(b"\xff\x00\xfe nonsense\n\n", "400");
     bad(b"\r\n\r\n", "400");
-    bad(b"POST /metrics HTTP/1.1\r\n\r\n", "400");
+    bad(b"POST /metrics HTTP/1.1\r\n\r\n", "405");
     bad(b"GET /etc/passwd HTTP/1.1\r\n\r\n", "404");
     bad(&[b'x'; 8 << 10], "431");
     let half_open = |_| {
@@ -204,7 +204,7 @@ fn bother(addr: SocketAddr) {
     let began = Instant::now();
     scrape(addr);
     assert!(began.elapsed() < AT_MOST, "{:?} beside silent clients", began.elapsed());
-    // More than are served at a time: they are sent away, and the next is answered when the first have had their time.
+    // More than are served at a time: the oldest are sent away.
     silent.extend((0..40).map(half_open));
     wait_until("an answer after too many clients", PATIENCE, || {
         get(addr, "/healthz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200 "))

@@ -2,8 +2,8 @@
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use pstorage_tools::commands::{
-    advise, attributes, auth, check, check_flush, clone, configure, discover, doctor, explain, license,
-    local, make, nbd, remove, report, services, stat, top, trace,
+    advise, attributes, auth, check, check_flush, clone, configure, dashboard, discover, doctor, explain,
+    license, local, make, nbd, remove, report, services, stat, top, trace,
 };
 use pstorage_tools::conf::Conf;
 use pstorage_tools::{Context, Outcome, parse_replicas};
@@ -339,6 +339,12 @@ enum Command {
         #[arg(short = 'T', long = "refresh-time", value_name = "MS", value_parser = clap::value_parser!(u64).range(100..=3_600_000))]
         refresh_ms: Option<u64>,
     },
+    /// Serves a page that shows the cluster in a browser and can change nothing: what is wrong and what to do, space, servers, curves,
+    /// events.
+    ///
+    /// Example: pstorage -c pcs1 dashboard, then open http://127.0.0.1:9530/. For other hosts: pstorage -c pcs1 dashboard --listen
+    /// 10.30.100.101:9530 --password-file FILE --tls-cert FILE --tls-key FILE
+    Dashboard(dashboard::Arguments),
     /// Shows the event log.
     GetEvent {
         /// Go on showing new ones.
@@ -572,6 +578,7 @@ fn run(context: &Context, command: Command) -> Outcome<ExitCode> {
             let conf = look.conf(context)?;
             top::top(context, Conf { refresh_ms: refresh_ms.unwrap_or(conf.refresh_ms), ..conf })
         }
+        Command::Dashboard(arguments) => dashboard::dashboard(context, &arguments),
         Command::GetEvent { follow } => stat::get_event(context, follow),
         Command::Report { out } => report::report(context, out.as_deref()),
         Command::Check { repair } => check::check(context, repair),

@@ -25,7 +25,7 @@ fn target_of(what: &str) -> ExplainTarget {
     }
 }
 
-fn ask(link: &mut MdsLink, target: ExplainTarget) -> Outcome<Explanation> {
+pub fn ask(link: &mut MdsLink, target: ExplainTarget) -> Outcome<Explanation> {
     match link.ask(&MdsRequest::Explain { target })? {
         MdsReply::Explained(story) => Ok(*story),
         _ => Err("unexpected answer of the metadata server".into()),

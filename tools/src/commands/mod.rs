@@ -7,6 +7,7 @@ pub mod check;
 pub mod check_flush;
 pub mod clone;
 pub mod configure;
+pub mod dashboard;
 pub mod discover;
 pub mod doctor;
 pub mod explain;

@@ -15,6 +15,8 @@ const FULL_PERCENT: u64 = 95;
 /// A disk so many times slower than the one in the middle, and slow at that, is failing.
 const SLOWER_TIMES: u32 = 10;
 const SLOW_US: u32 = 10_000;
+/// Servers that one finding names.
+const MOST_NAMES: usize = 10;
 
 pub fn look(context: &Context) -> Vec<Finding> {
     let asked = stat::ask(context);
@@ -52,15 +54,16 @@ fn password(stat: &ClusterStat, credentials: &Credentials) -> Finding {
     )
 }
 
-fn judge(stat: &ClusterStat) -> Vec<Finding> {
-    let mut findings = vec![metadata_servers(stat)];
-    findings.extend(one_host_of_mds(stat));
-    findings.extend([chunk_servers(stat), chunks(stat), replicas(stat)]);
-    findings.extend(domains(stat));
-    findings.push(space(stat));
-    findings.extend(room_for_repair(stat));
+/// What the master's own description tells.
+pub fn judge(stat: &ClusterStat) -> Vec<Finding> {
+    // What goes on now, then what might happen one day.
+    let mut findings = vec![metadata_servers(stat), chunk_servers(stat), chunks(stat), space(stat)];
     findings.extend(bad_disks(&stat.cs));
     findings.push(license(stat));
+    findings.extend(one_host_of_mds(stat));
+    findings.push(replicas(stat));
+    findings.extend(domains(stat));
+    findings.extend(room_for_repair(stat));
     findings
 }
 
@@ -129,7 +132,12 @@ fn chunk_servers(stat: &ClusterStat) -> Finding {
     let name = "chunk servers";
     let with = |status| there(stat).filter(move |cs| cs.status == status);
     let list = |all: Vec<&CsInfo>| {
-        all.iter().map(|cs| format!("CS#{} ({})", cs.cs, cs.host)).collect::<Vec<_>>().join(", ")
+        let names: Vec<String> =
+            all.iter().take(MOST_NAMES).map(|cs| format!("CS#{} ({})", cs.cs, cs.host)).collect();
+        match all.len().saturating_sub(MOST_NAMES) {
+            0 => names.join(", "),
+            more => format!("{} and {more} more", names.join(", ")),
+        }
     };
     let away: Vec<&CsInfo> = with(CsStatus::Offline).chain(with(CsStatus::Failed)).collect();
     let inactive: Vec<&CsInfo> = with(CsStatus::Inactive).collect();

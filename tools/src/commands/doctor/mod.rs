@@ -3,9 +3,9 @@
 //! Nothing is changed. Checks of the host need no cluster and no server: `doctor DIR…` looks at disks before anything is
 //! made on them. What can't be seen from here is said to be unknown, never to be well.
 
-mod cluster;
+pub(crate) mod cluster;
 mod disks;
-mod finding;
+pub(crate) mod finding;
 mod host;
 mod network;
 mod servers;

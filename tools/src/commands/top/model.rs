@@ -1,6 +1,7 @@
 //! What `top` shows and how keys change it: no terminal, clock or cluster inside.
 
 use crate::conf::Conf;
+use crate::news::News;
 use crate::tables::{self, CsView, Grid};
 use crossterm::event::KeyCode;
 use std::collections::{BTreeMap, VecDeque};
@@ -30,12 +31,6 @@ impl Pane {
             Pane::Events => "Events",
         }
     }
-}
-
-/// What the metadata service said last, or why it could not be asked.
-pub struct News {
-    pub stat: Result<Box<ClusterStat>, String>,
-    pub events: Vec<Event>,
 }
 
 /// The order of a table: columns by name, as the columns of the chunk servers change with the view.

@@ -1,8 +1,9 @@
 //! Pictures of `top` on terminals of several sizes.
 
-use super::model::{Model, News, Pane};
+use super::model::{Model, Pane};
 use super::screen;
 use crate::conf::Conf;
+use crate::news::News;
 use crossterm::event::KeyCode;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
