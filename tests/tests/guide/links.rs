@@ -1,0 +1,1 @@
+//! Links of all documents, and the table of contents for mdBook.

@@ -1,0 +1,257 @@
+//! Three hosts on which the guide's blocks are run.
+
+use crate::say;
+use pstorage_tests::guide::{Block, Kind, Options, compare};
+use pstorage_tests::processes::Dir;
+use pstorage_tests::real::{Machine, Switch};
+use serde_json::Value;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+/// So many mistakes are enough.
+const MANY: usize = 20;
+/// Far longer than anything takes on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The guide's addresses: this and the number of the host.
+const NETWORK: [u8; 3] = [10, 30, 100];
+
+struct Daemon {
+    host: usize,
+    name: String,
+    pid: i32,
+}
+
+pub struct Story {
+    // In the order in which they must go.
+    machines: Vec<Machine>,
+    _switch: Switch,
+    daemons: Vec<Daemon>,
+    /// What the last command has printed.
+    printed: String,
+    ran: usize,
+    hidden: usize,
+    wrong: Vec<String>,
+    skipped: Vec<(String, String)>,
+    began: Instant,
+    _dir: Dir,
+}
+
+fn address(host: usize) -> Ipv4Addr {
+    Ipv4Addr::new(NETWORK[0], NETWORK[1], NETWORK[2], 100 + host as u8)
+}
+
+impl Story {
+    pub fn new(hosts: usize) -> Story {
+        let dir = Dir::new("guide");
+        let mut switch = Switch::new(1);
+        let mut machine = |n| {
+            let name = format!("host{n}");
+            Machine::new(dir.0.join(&name), &name, address(n), &mut switch)
+        };
+        let machines = (1..=hosts).map(&mut machine).collect();
+        Story {
+            machines,
+            _switch: switch,
+            daemons: vec![],
+            printed: String::new(),
+            ran: 0,
+            hidden: 0,
+            wrong: vec![],
+            skipped: vec![],
+            began: Instant::now(),
+            _dir: dir,
+        }
+    }
+
+    pub fn follow(&mut self, block: &Block) {
+        if let Some(why) = &block.options.skip {
+            self.skipped.push((block.place.clone(), why.clone()));
+            return;
+        }
+        match &block.kind {
+            Kind::Hidden(_) => self.hidden += 1,
+            _ => self.ran += 1,
+        }
+        let began = Instant::now();
+        for &host in &block.options.hosts {
+            self.follow_on(block, host);
+        }
+        self.show(&format!("=== {:.1} s for {}\n", began.elapsed().as_secs_f64(), block.place));
+    }
+
+    /// With GUIDE_SHOW in the environment all is told.
+    fn show(&self, text: &str) {
+        if std::env::var_os("GUIDE_SHOW").is_some() {
+            say(text);
+        }
+    }
+
+    fn follow_on(&mut self, block: &Block, host: usize) {
+        let options = &block.options;
+        match &block.kind {
+            Kind::Script(commands) | Kind::Hidden(commands) => {
+                let commands = added(commands, &options.add);
+                if options.exit == [0] {
+                    self.command(block, host, &format!("set -e\n{commands}"), None, options.background);
+                } else {
+                    commands.lines().for_each(|line| self.command(block, host, line, None, false));
+                }
+            }
+            Kind::Session(steps) => {
+                for (number, step) in (1..).zip(steps) {
+                    let stays = options.background && number == steps.len();
+                    self.command(block, host, &added(&step.command, &options.add), Some(&step.prints), stays);
+                }
+            }
+            Kind::Text(lines) => match &options.file {
+                Some(path) => {
+                    let path = self.machine(host).file(path);
+                    std::fs::write(&path, lines.join("\n") + "\n")
+                        .unwrap_or_else(|e| panic!("{}: {e}", block.place));
+                }
+                None if options.output => {
+                    let same = compare(&adapted(options, host, lines), &self.printed);
+                    same.unwrap_or_else(|why| {
+                        panic!("{}: {why}\nprinted was:\n{}", block.place, self.printed)
+                    });
+                }
+                None => panic!("{}: what is this: output, file=PATH, or skip: REASON?", block.place),
+            },
+        }
+    }
+
+    /// The rest of the guide is looked at too, but not forever.
+    fn wrong(&mut self, block: &Block, why: &str) {
+        let text = format!("docs/admin-guide/{}: {why}", block.place);
+        self.show(&format!("WRONG {text}"));
+        self.wrong.push(text);
+        if self.wrong.len() == MANY {
+            self.report();
+        }
+    }
+
+    fn machine(&self, host: usize) -> &Machine {
+        &self.machines[host - 1]
+    }
+
+    /// Runs a command; what it prints must be this, if that is told.
+    fn command(
+        &mut self,
+        block: &Block,
+        host: usize,
+        command: &str,
+        prints: Option<&Vec<String>>,
+        stays: bool,
+    ) {
+        let options = &block.options;
+        let command = adapted_line(options, host, command);
+        if stays {
+            let name = format!("daemon{}", self.daemons.len() + 1);
+            let pid = self.machine(host).start(&name, &in_background(&command));
+            self.daemons.push(Daemon { host, name, pid });
+            return;
+        }
+        let prints = prints.map(|lines| adapted(options, host, lines));
+        let began = Instant::now();
+        loop {
+            let machine = self.machine(host);
+            let ended = match &options.input[..] {
+                [] => machine.run(&command),
+                words => machine.run_typing(&command, words),
+            };
+            let same = prints.as_ref().map_or(Ok(()), |lines| compare(lines, &ended.text));
+            if options.exit.contains(&ended.code) && same.is_ok() {
+                self.show(&format!("[host{host}] {command}\n{}", ended.text));
+                self.printed = ended.text;
+                return;
+            }
+            if !options.wait || began.elapsed() > PATIENCE {
+                let why = same.err().unwrap_or_default();
+                let text = format!("$ {command}\n{}exit code {}; {why}", ended.text, ended.code);
+                self.wrong(block, &format!("on host {host}:\n{text}\n{}", self.daemons_say()));
+                self.printed = ended.text;
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// The last words of programs that were left running and run no more.
+    fn daemons_say(&self) -> String {
+        let last = |d: &Daemon| {
+            let said = self.machine(d.host).said(&d.name);
+            let lines: Vec<&str> = said.lines().collect();
+            let tail = lines[lines.len().saturating_sub(5)..].join("\n");
+            format!("--- {} on host {} has ended:\n{tail}\n", d.name, d.host)
+        };
+        self.daemons.iter().filter(|d| !self.machine(d.host).runs(d.pid)).map(last).collect()
+    }
+
+    pub fn check_cluster(&self) {
+        let stat = self.machine(1).run("pstorage -c pcs1 --json stat");
+        let stat: Value = serde_json::from_str(stat.ok()).unwrap_or_else(|e| panic!("{e}: {}", stat.text));
+        let all = |list: &str, count, good: &dyn Fn(&Value) -> bool| {
+            let found: Vec<&Value> =
+                stat[list].as_array().expect("a list").iter().filter(|v| good(v)).collect();
+            assert!(found.len() == count, "{count} {list} should be well: {stat:#}");
+        };
+        all("mds", 3, &|mds| mds["available"] == true && mds["voter"] == true);
+        all("cs", 5, &|cs| cs["status"] == "active");
+        all("clients", 2, &|_| true);
+        assert_eq!(stat["status"], "healthy", "{stat:#}");
+        assert_eq!(stat["chunks"]["healthy"], stat["chunks"]["total"], "{stat:#}");
+        // What one client writes, the other reads.
+        let sum = |host, line: &str| {
+            let ended = self.machine(host).run(line);
+            ended.ok().split_whitespace().next().expect("a sum").to_string()
+        };
+        let wrote = sum(
+            1,
+            "dd if=/dev/urandom of=/mnt/pcs1/end bs=1M count=8 2>/dev/null && sha256sum /mnt/pcs1/end",
+        );
+        assert_eq!(wrote, sum(2, "sha256sum /mnt/pcs1/end"));
+    }
+
+    pub fn report(&self) {
+        let seconds = self.began.elapsed().as_secs();
+        say(&format!(
+            "guide: {} blocks run, {} hidden ones of the test, {} skipped, {seconds} s",
+            self.ran,
+            self.hidden,
+            self.skipped.len()
+        ));
+        self.skipped.iter().for_each(|(place, why)| say(&format!("  skipped {place}: {why}")));
+        assert!(self.wrong.is_empty(), "{} mistakes:\n\n{}", self.wrong.len(), self.wrong.join("\n\n"));
+    }
+}
+
+/// The last line in place of the shell, so that signals reach the program.
+fn in_background(command: &str) -> String {
+    match command.trim_end().rsplit_once('\n') {
+        Some((before, last)) if !before.ends_with('\\') => format!("{before}\nexec {last}"),
+        _ => format!("exec {command}"),
+    }
+}
+
+/// Each command with more words, which stand before a remark.
+fn added(commands: &str, more: &str) -> String {
+    let with_more = |line: &str| {
+        let (command, remark) = line.split_once(" #").unwrap_or((line, ""));
+        format!("{} {more} #{remark}", command.trim_end())
+    };
+    if more.is_empty() {
+        commands.into()
+    } else {
+        commands.lines().map(with_more).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// What a line is on this host: with what stands for something else, and its own address where the first of the block's hosts has its own.
+fn adapted_line(options: &Options, host: usize, line: &str) -> String {
+    let line = options.with.iter().fold(line.to_string(), |line, (from, to)| line.replace(from, to));
+    line.replace(&address(options.hosts[0]).to_string(), &address(host).to_string())
+}
+
+fn adapted(options: &Options, host: usize, lines: &[String]) -> Vec<String> {
+    lines.iter().map(|line| adapted_line(options, host, line)).collect()
+}
