@@ -34,8 +34,10 @@ pub struct Step {
 pub struct Options {
     /// Where it is run, one after the other.
     pub hosts: Vec<usize>,
-    /// Typed at the prompts of each command.
+    /// Typed on a terminal: words, each at a prompt, or `TEXT=>WORD`, when this text is there.
     pub input: Vec<String>,
+    /// What is printed draws on the terminal: what counts is how it looks.
+    pub screen: bool,
     /// The last command is left running.
     pub background: bool,
     /// It is done again until it succeeds and prints what it should.
@@ -50,6 +52,8 @@ pub struct Options {
     pub add: String,
     /// What stands for something else.
     pub with: Vec<(String, String)>,
+    /// A program of the hosts without which it can't be done.
+    pub needs: Option<String>,
     /// How commands may end.
     pub exit: Vec<i32>,
     pub skip: Option<String>,
@@ -71,10 +75,12 @@ impl Options {
                 "exit" => options.exit = numbers().map(|n| Ok(n? as i32)).collect::<Result<_, String>>()?,
                 "input" => options.input.push(value.into()),
                 "background" => options.background = true,
+                "screen" => options.screen = true,
                 "wait" => options.wait = true,
                 "last" => options.last = true,
                 "output" => options.output = true,
                 "file" => options.file = Some(value.into()),
+                "needs" => options.needs = Some(value.into()),
                 "add" => options.add = value.into(),
                 "with" => {
                     let (from, to) =

@@ -66,21 +66,21 @@ impl Machine {
         self.host.run_line(&format!("exec {} 2>&1", self.inside(lines)))
     }
 
-    /// The same on a terminal; the words are typed in one by one, each at a prompt, which ends with a colon.
-    pub fn run_typing(&self, line: &str, words: &[String]) -> Ended {
+    /// The same on a terminal of 40 lines. Each word is typed when there are so many lines with its text (a pattern of grep) as it
+    /// stands for in the list.
+    pub fn run_typing(&self, line: &str, words: &[(String, String)]) -> Ended {
         let mut typed = String::new();
-        for (number, word) in (1..).zip(words) {
-            let word = quoted(word);
+        for (number, (text, word)) in (1..).zip(words) {
+            let (text, word) = (quoted(text), quoted(word));
             typed += &format!(
-                "until [ $(grep -c ': *.\\?$' /tmp/typescript) -ge {number} -o -e /tmp/ended ]; do sleep 0.05; done; echo {word}; "
+                "until [ $(grep -c {text} /tmp/typescript) -ge {number} -o -e /tmp/ended ]; do sleep 0.05; done; echo {word}; "
             );
         }
-        // A terminal ends lines with a carriage return too.
         self.run(&format!(
             "rm -f /tmp/ended; >/tmp/typescript
             ({typed}) | {{ script -qec {} /dev/null >/tmp/typescript; echo $? >/tmp/ended; }}
-            tr -d '\\r' </tmp/typescript; exit $(cat /tmp/ended)",
-            quoted(line)
+            cat /tmp/typescript; exit $(cat /tmp/ended)",
+            quoted(&format!("stty rows 40 cols 110; {line}"))
         ))
     }
 

@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 /// So many mistakes are enough.
-const MANY: usize = 20;
+const MANY: usize = 60;
 /// Far longer than anything takes on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The guide's addresses: this and the number of the host.
@@ -64,16 +64,19 @@ impl Story {
     }
 
     pub fn follow(&mut self, block: &Block) {
-        if let Some(why) = &block.options.skip {
-            self.skipped.push((block.place.clone(), why.clone()));
-            return;
+        let options = &block.options;
+        let missing =
+            options.needs.as_ref().filter(|n| self.machine(1).run(&format!("command -v {n}")).code != 0);
+        let skip = options.skip.clone().or(missing.map(|program| format!("no {program} here")));
+        if let Some(why) = skip {
+            return self.skipped.push((block.place.clone(), why));
         }
         match &block.kind {
             Kind::Hidden(_) => self.hidden += 1,
             _ => self.ran += 1,
         }
         let began = Instant::now();
-        for &host in &block.options.hosts {
+        for &host in &options.hosts {
             self.follow_on(block, host);
         }
         self.show(&format!("=== {:.1} s for {}\n", began.elapsed().as_secs_f64(), block.place));
@@ -106,14 +109,15 @@ impl Story {
             Kind::Text(lines) => match &options.file {
                 Some(path) => {
                     let path = self.machine(host).file(path);
+                    std::fs::create_dir_all(path.parent().expect("below the root"))
+                        .expect("a directory can be made");
                     std::fs::write(&path, lines.join("\n") + "\n")
                         .unwrap_or_else(|e| panic!("{}: {e}", block.place));
                 }
                 None if options.output => {
-                    let same = compare(&adapted(options, host, lines), &self.printed);
-                    same.unwrap_or_else(|why| {
-                        panic!("{}: {why}\nprinted was:\n{}", block.place, self.printed)
-                    });
+                    if let Err(why) = compare(&adapted(options, host, lines), &self.printed) {
+                        self.wrong(block, &format!("{why}\nprinted was:\n{}", self.printed));
+                    }
                 }
                 None => panic!("{}: what is this: output, file=PATH, or skip: REASON?", block.place),
             },
@@ -155,10 +159,13 @@ impl Story {
         let began = Instant::now();
         loop {
             let machine = self.machine(host);
-            let ended = match &options.input[..] {
+            let mut ended = match &options.input[..] {
                 [] => machine.run(&command),
-                words => machine.run_typing(&command, words),
+                words => machine.run_typing(&command, &words.iter().map(|w| typed(w)).collect::<Vec<_>>()),
             };
+            if options.screen {
+                ended.text = looks(&ended.text);
+            }
             let same = prints.as_ref().map_or(Ok(()), |lines| compare(lines, &ended.text));
             if options.exit.contains(&ended.code) && same.is_ok() {
                 self.show(&format!("[host{host}] {command}\n{}", ended.text));
@@ -187,29 +194,22 @@ impl Story {
         self.daemons.iter().filter(|d| !self.machine(d.host).runs(d.pid)).map(last).collect()
     }
 
+    /// 3 MDS, 5 CS and 2 clients, healthy, and what one client writes the other one reads.
     pub fn check_cluster(&self) {
-        let stat = self.machine(1).run("pstorage -c pcs1 --json stat");
-        let stat: Value = serde_json::from_str(stat.ok()).unwrap_or_else(|e| panic!("{e}: {}", stat.text));
-        let all = |list: &str, count, good: &dyn Fn(&Value) -> bool| {
-            let found: Vec<&Value> =
-                stat[list].as_array().expect("a list").iter().filter(|v| good(v)).collect();
-            assert!(found.len() == count, "{count} {list} should be well: {stat:#}");
-        };
-        all("mds", 3, &|mds| mds["available"] == true && mds["voter"] == true);
-        all("cs", 5, &|cs| cs["status"] == "active");
-        all("clients", 2, &|_| true);
-        assert_eq!(stat["status"], "healthy", "{stat:#}");
-        assert_eq!(stat["chunks"]["healthy"], stat["chunks"]["total"], "{stat:#}");
-        // What one client writes, the other reads.
-        let sum = |host, line: &str| {
+        let mut stat = Value::Null;
+        let began = Instant::now();
+        while !is_whole(&stat) {
+            assert!(began.elapsed() < PATIENCE, "not whole: {stat:#}{}", self.daemons_say());
+            let text = self.machine(1).run("pstorage -c pcs1 --json stat").text;
+            stat = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let first_word = |host, line: &str| {
             let ended = self.machine(host).run(line);
             ended.ok().split_whitespace().next().expect("a sum").to_string()
         };
-        let wrote = sum(
-            1,
-            "dd if=/dev/urandom of=/mnt/pcs1/end bs=1M count=8 2>/dev/null && sha256sum /mnt/pcs1/end",
-        );
-        assert_eq!(wrote, sum(2, "sha256sum /mnt/pcs1/end"));
+        let written = first_word(1, "head -c 8M /dev/urandom >/mnt/pcs1/end && sha256sum /mnt/pcs1/end");
+        assert_eq!(written, first_word(2, "sha256sum /mnt/pcs1/end"));
     }
 
     pub fn report(&self) {
@@ -254,4 +254,31 @@ fn adapted_line(options: &Options, host: usize, line: &str) -> String {
 
 fn adapted(options: &Options, host: usize, lines: &[String]) -> Vec<String> {
     lines.iter().map(|line| adapted_line(options, host, line)).collect()
+}
+
+/// When a word is typed, and the word.
+fn typed(input: &str) -> (String, String) {
+    // A terminal ends lines with a carriage return too.
+    let (text, word) = input.split_once("=>").unwrap_or((r": *.\?$", input));
+    (text.into(), word.into())
+}
+
+/// What the terminal showed before the program gave it back.
+fn looks(drawn: &str) -> String {
+    let mut screen = vt100::Parser::new(40, 110, 0);
+    screen.process(drawn.rsplit_once("\x1b[?1049l").map_or(drawn, |(shown, _)| shown).as_bytes());
+    screen.screen().contents()
+}
+
+fn is_whole(stat: &Value) -> bool {
+    let all = |list: &str, count, good: &dyn Fn(&Value) -> bool| {
+        stat[list].as_array().is_some_and(|l| {
+            l.iter().filter(|v| v["status"] != "dropped").filter(|v| good(v)).count() == count
+        })
+    };
+    all("mds", 3, &|mds| mds["available"] == true && mds["voter"] == true)
+        && all("cs", 5, &|cs| cs["status"] == "active")
+        && all("clients", 2, &|_| true)
+        && stat["status"] == "healthy"
+        && stat["chunks"]["healthy"] == stat["chunks"]["total"]
 }
