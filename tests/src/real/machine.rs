@@ -66,7 +66,8 @@ impl Machine {
         self.host.run_line(&format!("exec {} 2>&1", self.inside(lines)))
     }
 
-    /// The same on a terminal of 40 lines. Each word is typed when there are so many lines with its text (a pattern of grep) as it
+    /// The same on a terminal of 40 lines, which shows of what is typed only where a line ends, as programs that ask for a password have it:
+    /// a person would not type before they do. Each word is typed when there are so many lines with its text (a pattern of grep) as it
     /// stands for in the list.
     pub fn run_typing(&self, line: &str, words: &[(String, String)]) -> Ended {
         let mut typed = String::new();
@@ -80,7 +81,7 @@ impl Machine {
             "rm -f /tmp/ended; >/tmp/typescript
             ({typed}) | {{ script -qec {} /dev/null >/tmp/typescript; echo $? >/tmp/ended; }}
             cat /tmp/typescript; exit $(cat /tmp/ended)",
-            quoted(&format!("stty rows 40 cols 110; {line}"))
+            quoted(&format!("stty rows 40 cols 110 -echo echonl; {line}"))
         ))
     }
 
