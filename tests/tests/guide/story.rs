@@ -3,7 +3,7 @@
 use crate::say;
 use pstorage_tests::guide::{Block, Kind, Options, compare};
 use pstorage_tests::processes::Dir;
-use pstorage_tests::real::{Machine, Switch};
+use pstorage_tests::real::{Machine, Switch, sweep};
 use serde_json::Value;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -42,7 +42,8 @@ fn address(host: usize) -> Ipv4Addr {
 
 impl Story {
     pub fn new(hosts: usize) -> Story {
-        let dir = Dir::new("guide");
+        sweep();
+        let dir = Dir::new("real-guide");
         let mut switch = Switch::new(1);
         let mut machine = |n| {
             let name = format!("host{n}");
