@@ -3,12 +3,12 @@
 use regex::Regex;
 use std::sync::LazyLock;
 
-/// Which of the guide's lines, or that something else, is not as the guide says. `...` or `…` stands for anything: alone on a line for any number of
-/// lines. Numbers, dates, sizes and widths of columns may differ, addresses may not.
+/// The error says which line of the guide, or of the output, has no counterpart. `...` or `…` stands for anything: alone on a line
+/// for any number of lines. Numbers, dates, sizes and widths of columns may differ, addresses may not.
 pub fn compare(expected: &[String], real: &str) -> Result<(), String> {
     let expected: Vec<String> = trimmed(expected.iter().map(|l| normal(&l.replace('…', "..."))));
     let printed: Vec<String> = trimmed(real.lines().map(normal));
-    // `from[n]`: lines of output after which the first n lines of the guide may have been matched.
+    // How many lines of output the guide's lines so far may stand for.
     let mut from = vec![0];
     for line in &expected {
         let mut next: Vec<usize> = if line == "..." {
@@ -53,16 +53,8 @@ fn normal(line: &str) -> String {
 
 /// Whether a normal line of the guide stands for a normal line of output.
 fn alike(expected: &str, printed: &str) -> bool {
-    let mut parts = expected.split("...");
-    let first = parts.next().expect("split gives one at least");
-    let Some(mut rest) = printed.strip_prefix(first) else { return false };
-    let mut open = false;
-    for part in parts {
-        let Some(at) = rest.find(part) else { return false };
-        rest = if part.is_empty() { "" } else { &rest[at + part.len()..] };
-        open = part.is_empty();
-    }
-    rest.is_empty() || open || expected.contains("...") && rest.is_empty()
+    let parts: Vec<String> = expected.split("...").map(regex::escape).collect();
+    Regex::new(&format!("^{}$", parts.join(".*"))).expect("a pattern").is_match(printed)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! files, processes and a network of its own. What is printed must be what the guide shows. How blocks are described for this test:
 //! docs/testing.md, "The guide".
 
+mod commands;
 mod links;
 mod story;
 

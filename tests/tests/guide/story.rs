@@ -1,20 +1,17 @@
 //! Three hosts on which the guide's blocks are run.
 
+use crate::commands::{adapted, adapted_line, added, address, in_background, typed};
 use crate::say;
-use pstorage_tests::guide::{Block, Kind, Options, compare};
+use pstorage_tests::guide::{Block, Kind, compare};
 use pstorage_tests::processes::Dir;
 use pstorage_tests::real::{Machine, Switch, sweep};
 use serde_json::Value;
-use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 /// So many mistakes are enough.
-const MANY: usize = 60;
+const MANY: usize = 20;
 /// Far longer than anything takes on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The guide's addresses: this and the number of the host.
-const NETWORK: [u8; 3] = [10, 30, 100];
-
 struct Daemon {
     host: usize,
     name: String,
@@ -34,10 +31,6 @@ pub struct Story {
     skipped: Vec<(String, String)>,
     began: Instant,
     _dir: Dir,
-}
-
-fn address(host: usize) -> Ipv4Addr {
-    Ipv4Addr::new(NETWORK[0], NETWORK[1], NETWORK[2], 100 + host as u8)
 }
 
 impl Story {
@@ -226,44 +219,6 @@ impl Story {
     }
 }
 
-/// The last line in place of the shell, so that signals reach the program.
-fn in_background(command: &str) -> String {
-    match command.trim_end().rsplit_once('\n') {
-        Some((before, last)) if !before.ends_with('\\') => format!("{before}\nexec {last}"),
-        _ => format!("exec {command}"),
-    }
-}
-
-/// Each command with more words, which stand before a remark.
-fn added(commands: &str, more: &str) -> String {
-    let with_more = |line: &str| {
-        let (command, remark) = line.split_once(" #").unwrap_or((line, ""));
-        format!("{} {more} #{remark}", command.trim_end())
-    };
-    if more.is_empty() {
-        commands.into()
-    } else {
-        commands.lines().map(with_more).collect::<Vec<_>>().join("\n")
-    }
-}
-
-/// What a line is on this host: with what stands for something else, and its own address where the first of the block's hosts has its own.
-fn adapted_line(options: &Options, host: usize, line: &str) -> String {
-    let line = options.with.iter().fold(line.to_string(), |line, (from, to)| line.replace(from, to));
-    line.replace(&address(options.hosts[0]).to_string(), &address(host).to_string())
-}
-
-fn adapted(options: &Options, host: usize, lines: &[String]) -> Vec<String> {
-    lines.iter().map(|line| adapted_line(options, host, line)).collect()
-}
-
-/// When a word is typed, and the word.
-fn typed(input: &str) -> (String, String) {
-    // A terminal ends lines with a carriage return too.
-    let (text, word) = input.split_once("=>").unwrap_or((r": *.\?$", input));
-    (text.into(), word.into())
-}
-
 /// What the terminal showed before the program gave it back.
 fn looks(drawn: &str) -> String {
     let mut screen = vt100::Parser::new(40, 110, 0);
@@ -273,9 +228,8 @@ fn looks(drawn: &str) -> String {
 
 fn is_whole(stat: &Value) -> bool {
     let all = |list: &str, count, good: &dyn Fn(&Value) -> bool| {
-        stat[list].as_array().is_some_and(|l| {
-            l.iter().filter(|v| v["status"] != "dropped").filter(|v| good(v)).count() == count
-        })
+        let there = stat[list].as_array().into_iter().flatten().filter(|v| v["status"] != "dropped");
+        there.clone().count() == count && there.clone().all(good)
     };
     all("mds", 3, &|mds| mds["available"] == true && mds["voter"] == true)
         && all("cs", 5, &|cs| cs["status"] == "active")
