@@ -46,7 +46,8 @@ fn normal(line: &str) -> String {
     });
     let shown = |found: &regex::Captures| found.name("ip").map_or("#".to_string(), |ip| ip.as_str().into());
     let line = NUMBER.replace_all(line, shown);
-    let mut words: Vec<&str> = line.split_whitespace().map(|w| if w == "-" { "#" } else { w }).collect();
+    let figure = |word| if ["-", "#/#"].contains(&word) { "#" } else { word };
+    let mut words: Vec<&str> = line.split_whitespace().map(figure).collect();
     words.dedup_by(|a, b| a == b && *a == "#");
     words.join(" ")
 }
@@ -80,6 +81,7 @@ mod tests {
         check("a", "a\nb").unwrap_err();
         check("", "").unwrap();
         check("", "b").unwrap_err();
+        check("1 0.2/1.0 host", "1 - host").unwrap();
         check("took 4.15 ms, 3 servers", "took 20 us, 12 servers").unwrap();
     }
 }
