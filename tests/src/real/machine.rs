@@ -7,10 +7,10 @@ use super::{Host, Switch};
 use crate::processes::{Ended, programs};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 pub struct Machine {
     host: Host,
-    pub name: String,
 }
 
 /// Mounts are seen in this namespace only, and gone with its first process, the shell, as all processes in it.
@@ -37,8 +37,15 @@ impl Machine {
         if !nix::unistd::geteuid().is_root() {
             return Some("needs root, for namespaces".into());
         }
-        let missing = ["/dev/fuse", "/dev/net/tun", "/usr/bin/unshare", "/usr/bin/script"];
-        missing.into_iter().find(|path| !Path::new(path).exists()).map(|path| format!("there is no {path}"))
+        let needed = ["/dev/fuse", "/dev/net/tun", "/usr/bin/script"];
+        if let Some(path) = needed.into_iter().find(|path| !Path::new(path).exists()) {
+            return Some(format!("there is no {path}"));
+        }
+        match Command::new(SHELL[0]).args(&SHELL[1..]).args(["-c", "true"]).output() {
+            Ok(output) if output.status.success() => None,
+            Ok(output) => Some(String::from_utf8_lossy(&output.stderr).trim().into()),
+            Err(e) => Some(format!("{}: {e}", SHELL[0])),
+        }
     }
 
     pub fn new(dir: PathBuf, name: &str, ip: Ipv4Addr, switch: &mut Switch) -> Machine {
@@ -46,11 +53,7 @@ impl Machine {
         let programs = programs();
         let [dir, programs] = [&host.dir, &programs].map(|p| quoted(p.to_str().expect("plain characters")));
         host.run_line(&format!("set -- {dir} {name} {programs}; {MAKE}")).ok();
-        Machine { host, name: name.into() }
-    }
-
-    pub fn ip(&self) -> Ipv4Addr {
-        self.host.ip
+        Machine { host }
     }
 
     fn inside(&self, line: &str) -> String {

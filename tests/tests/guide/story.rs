@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// So many mistakes are enough.
 const MANY: usize = 20;
 /// Far longer than anything takes on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 struct Daemon {
     host: usize,
     name: String,
@@ -173,6 +173,7 @@ impl Story {
                 self.printed = ended.text;
                 return;
             }
+            self.show(&format!("not yet: {}{}", ended.text, same.err().unwrap_or_default()));
             std::thread::sleep(Duration::from_millis(100));
         }
     }
