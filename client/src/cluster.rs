@@ -3,7 +3,7 @@
 
 use crate::call::{Call, Done, FileMap, OpenFile, Stats, WriteHow};
 use crate::config::ClientConfig;
-use crate::core::{ClientCore, OnLeaseLost};
+use crate::core::ClientCore;
 use crate::error::{ClientError, Result};
 use shards::Buf;
 use shards::ring::{Mailbox, RingConfig, RunningShard};
@@ -47,22 +47,19 @@ impl Drop for Inner {
 impl Cluster {
     /// Starts a client and waits until its session stands, or for the reason why it can't.
     pub fn connect(config: ClientConfig) -> Result<Cluster> {
-        Self::connect_with(config, None)
+        Self::connect_with(config, |core| core)
     }
 
-    /// `on_lease_lost` hears of files whose data may have changed behind local caches, on the client's thread.
-    pub fn connect_with(config: ClientConfig, on_lease_lost: Option<OnLeaseLost>) -> Result<Cluster> {
+    /// The same with a core that `prepare` has told more, such as what is to hear of lost leases.
+    pub fn connect_with(
+        config: ClientConfig,
+        prepare: impl FnOnce(ClientCore) -> ClientCore + Send + 'static,
+    ) -> Result<Cluster> {
         if config.mds.is_empty() {
             return Err(ClientError::Invalid("no metadata server is configured"));
         }
         let ring = RingConfig::new("client", "/", wire::framing);
-        let make = move || {
-            let core = ClientCore::new(config);
-            match on_lease_lost {
-                Some(notify) => core.on_lease_lost(notify),
-                None => core,
-            }
-        };
+        let make = move || prepare(ClientCore::new(config));
         let shard = shards::ring::spawn(ring, make).map_err(|e| ClientError::Io { detail: e.to_string() })?;
         let cluster =
             Cluster { inner: Arc::new(Inner { mailbox: shard.mailbox(), shard: Mutex::new(Some(shard)) }) };

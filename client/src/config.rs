@@ -24,6 +24,8 @@ pub struct ClientConfig {
     pub mds_silence: Duration,
     /// How long an open waits for another client to give the file up.
     pub busy_wait: Duration,
+    /// A request that takes longer is logged.
+    pub slow_request: Duration,
     /// A read cache on a local SSD.
     pub cache: Option<CacheConfig>,
 }
@@ -56,6 +58,7 @@ impl ClientConfig {
             cs_silence: Duration::from_secs(2),
             mds_silence: Duration::from_secs(3),
             busy_wait: Duration::from_secs(1),
+            slow_request: Duration::from_secs(1),
             cache: None,
         }
     }

@@ -77,6 +77,8 @@ pub struct CsShardConfig {
     pub detect: Duration,
     /// A replica that is much slower than the others for so long is to be taken out for a while.
     pub slow_after: Duration,
+    /// A request that takes longer is logged.
+    pub slow_request: Duration,
 }
 
 /// How much a shard has to remember because of work that has not ended.
@@ -157,7 +159,7 @@ pub struct CsShard {
 
 impl CsShard {
     pub fn new(config: CsShardConfig) -> CsShard {
-        let replication = Replication::new(config.cs, config.slow_after);
+        let replication = Replication::new(config.cs, config.slow_after, config.slow_request);
         // Connections of a later process must win over those of an earlier one.
         let generation = config.incarnation << 24;
         CsShard {
@@ -443,6 +445,11 @@ impl CsShard {
                 let Some(stat) = self.stat(io.now()) else { return };
                 let head = frame.head.reply(Kind::ShardStatDone, Status::Ok);
                 io.send(conn, Frame::new(head, &encode!(&stat), shards::Buf::empty()).encode());
+            }
+            Kind::Traces => {
+                let traces = self.replication.traces(frame.head.trace);
+                let head = frame.head.reply(Kind::TracesDone, Status::Ok);
+                io.send(conn, Frame::new(head, &encode!(&traces), shards::Buf::empty()).encode());
             }
             // Asked again, it is another server that leads.
             Kind::Write | Kind::Read | Kind::Discard if self.stopping_since.is_some() => {

@@ -51,6 +51,7 @@ fn config() -> CsShardConfig {
         },
         detect: Duration::from_secs(2),
         slow_after: Duration::from_secs(10),
+        slow_request: Duration::from_secs(1),
     }
 }
 

@@ -53,11 +53,15 @@ fn the_package_is_whole_and_a_cluster_runs_from_where_it_is_installed() {
         ("-rwxr-xr-x", "usr/bin/pstorage-mdsd"),
         ("-rwxr-xr-x", "usr/bin/pstorage-csd"),
         ("-rwxr-xr-x", "usr/bin/pstorage-mount"),
+        ("-rwxr-xr-x", "usr/bin/pstorage-iscsid"),
         ("-rwxr-xr-x", "usr/bin/pcs-bench"),
+        ("-rwxr-xr-x", "usr/lib/pstorage/restart-servers"),
+        ("-rwxr-xr-x", "usr/lib/pstorage/first-start"),
         ("lrwxrwxrwx", "usr/sbin/mount.fuse.pstorage"),
         ("drwxr-x---", "etc/pstorage/"),
         ("-rw-r--r--", "usr/lib/systemd/system/pstorage-mds@.service"),
         ("-rw-r--r--", "usr/lib/systemd/system/pstorage-cs@.service"),
+        ("-rw-r--r--", "usr/lib/systemd/system/pstorage-iscsi@.service"),
         ("-rw-r--r--", "usr/lib/sysusers.d/pstorage.conf"),
         ("-rw-r--r--", "usr/share/man/man1/pstorage.1.gz"),
         ("-rw-r--r--", "usr/share/man/man1/pstorage-doctor.1.gz"),
@@ -122,6 +126,37 @@ fn the_package_is_whole_and_a_cluster_runs_from_where_it_is_installed() {
     dpkg(&["-P", "pstorage"]);
     assert!(!Path::new(&program).exists());
     assert!(Path::new(&root).join("etc/pstorage/location").exists());
+}
+
+#[test]
+fn the_rpm_has_what_the_debian_package_has() {
+    if !is_there("rpmbuild") {
+        return;
+    }
+    let dir = Dir::new("package_rpm");
+    let mut build = Command::new(packaging().join("rpm.sh"));
+    let rpm = said(build.arg("-f").args(["-o", &dir.path("out"), "-p"]).arg(programs())).trim().to_string();
+    let ask = |args: &[&str]| said(Command::new("rpm").arg("-qp").args(args).arg(&rpm));
+    assert_eq!(ask(&["--qf", "%{NAME} %{VERSION}"]), format!("pstorage {}", env!("CARGO_PKG_VERSION")));
+    assert!(ask(&["--requires"]).contains("libc.so.6(GLIBC_"));
+    assert!(ask(&["--scripts"]).contains("/usr/lib/pstorage/restart-servers"));
+    let listed = ask(&["-l"]);
+    for path in [
+        "/etc/pstorage",
+        "/usr/bin/pstorage-csd",
+        "/usr/lib/systemd/system/pstorage-mds@.service",
+        "/usr/sbin/mount.fuse.pstorage",
+        "/usr/share/man/man1/pstorage-doctor.1.gz",
+        "/usr/share/zsh/site-functions/_pstorage",
+    ] {
+        assert!(listed.lines().any(|line| line == path), "no {path} in\n{listed}");
+    }
+
+    let root = dir.path("root");
+    let mut install = Command::new("rpm");
+    said(install.arg(format!("--root={root}")).args(["--nodeps", "--noscripts", "-i", &rpm]));
+    let version = said(Command::new(format!("{root}/usr/bin/pstorage-csd")).arg("--version"));
+    assert!(version.contains(env!("CARGO_PKG_VERSION")), "{version}");
 }
 
 /// Does something at the end, however it comes.

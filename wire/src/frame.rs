@@ -15,13 +15,13 @@
 //! | 40..44 | epoch | [`Epoch`] or 0 |
 //! | 44..48 | offset | byte offset within the chunk |
 //! | 48..52 | length | bytes asked for (reads, discards) |
-//! | 52..60 | trace | id that follows a user's request through all processes; 0 = none |
+//! | 52..60 | trace | [`TraceId`]: follows a user's request through all processes; 0 = none |
 //! | 60..64 | header_crc | CRC-32 of bytes 0..60 |
 //!
 //! Invariant: a frame that decodes has a known kind, lengths within bounds and matching header and metadata
 //! CRCs; anything else closes the connection with a reason and never panics.
 
-use crate::{ChunkId, DataMeta, Epoch, Status};
+use crate::{ChunkId, DataMeta, Epoch, Status, TraceId};
 use shards::{BodyLength, Buf, HEAD_BYTES, RawFrame};
 
 pub const MAGIC: [u8; 4] = *b"PSF1";
@@ -50,6 +50,8 @@ pub mod flags {
     pub const CLIENTS_WORK: u16 = 32;
     /// Read: the checksums of the blocks are asked for, of up to 16 MiB, and no data.
     pub const NO_DATA: u16 = 64;
+    /// Write, Read, Discard, Forward: where the time goes is to be remembered, for who asks with Traces.
+    pub const TRACE: u16 = 128;
 }
 
 macro_rules! kinds {
@@ -85,6 +87,8 @@ kinds! {
     Sums = 22, SumsDone = 23,
     /// Counters of a CS shard, for administrators (metadata: [`crate::cs_api::ShardStat`]).
     ShardStat = 24, ShardStatDone = 25,
+    /// What a CS shard remembers of the request of the header's trace; 0: of all (metadata: `Vec` of [`crate::RequestTrace`]).
+    Traces = 26, TracesDone = 27,
     // Primary to secondary ([`crate::data`]).
     Forward = 32, Stored = 33, Prepare = 34, Prepared = 35, CommitNote = 36,
     ForwardDiscard = 37,
@@ -112,7 +116,7 @@ pub struct Head {
     pub epoch: Epoch,
     pub offset_bytes: u32,
     pub length_bytes: u32,
-    pub trace: u64,
+    pub trace: TraceId,
 }
 
 impl Head {
@@ -127,7 +131,7 @@ impl Head {
             epoch: Epoch(0),
             offset_bytes: 0,
             length_bytes: 0,
-            trace: 0,
+            trace: TraceId(0),
         }
     }
 
@@ -238,7 +242,7 @@ impl Frame {
         head[40..44].copy_from_slice(&h.epoch.0.to_le_bytes());
         head[44..48].copy_from_slice(&h.offset_bytes.to_le_bytes());
         head[48..52].copy_from_slice(&h.length_bytes.to_le_bytes());
-        head[52..60].copy_from_slice(&h.trace.to_le_bytes());
+        head[52..60].copy_from_slice(&h.trace.0.to_le_bytes());
         let crc = crc32fast::hash(&head[..60]);
         head[60..64].copy_from_slice(&crc.to_le_bytes());
         RawFrame { head, meta: self.meta.clone(), payload: self.payload.clone() }
@@ -270,7 +274,7 @@ impl Frame {
             epoch: Epoch(u32_at(h, 40)),
             offset_bytes: u32_at(h, 44),
             length_bytes: u32_at(h, 48),
-            trace: u64_at(h, 52),
+            trace: TraceId(u64_at(h, 52)),
         };
         Ok(Frame { head, meta: raw.meta, payload: raw.payload })
     }

@@ -19,12 +19,14 @@ pub mod join;
 pub mod license;
 pub mod mds_api;
 pub mod status;
+pub mod trace;
 
 pub use data::{BlockCrc, BlockCrcs, DataMeta, Grant, Prepared, Replica, Role, TailEntry};
 pub use frame::{Frame, FrameError, Head, Kind, flags, framing};
 pub use ids::*;
 pub use rkyv;
 pub use status::Status;
+pub use trace::{RequestTrace, TraceId, Work};
 
 /// Block size of the whole system, bytes.
 pub use shards::BLOCK_BYTES;

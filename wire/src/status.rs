@@ -2,7 +2,8 @@
 
 macro_rules! statuses {
     ($($(#[$doc:meta])* $name:ident = $value:literal, $text:literal);+ $(;)?) => {
-        #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize)]
+        #[serde(rename_all = "snake_case")]
         #[repr(u16)]
         pub enum Status { $($(#[$doc])* $name = $value),+ }
         impl Status {

@@ -38,7 +38,7 @@ fn golden_header() {
         epoch: Epoch(3),
         offset_bytes: 8192,
         length_bytes: 4096,
-        trace: 5,
+        trace: wire::TraceId(5),
     };
     let raw = Frame::new(head, b"meta", Buf::from_slice(&[0xab; 16])).encode();
     assert_eq!(

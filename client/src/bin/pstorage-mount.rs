@@ -53,6 +53,9 @@ struct Args {
     /// Size of the read cache in MB, or with a unit such as 20G.
     #[arg(short = 'R', long = "cache-size", value_name = "SIZE_MB", value_parser = fuse::cache_mb, requires = "cache")]
     cache_mb: Option<u64>,
+    /// A request that takes longer than so many milliseconds is logged, with where its time went; also '-o slow=MS'.
+    #[arg(long, value_name = "MS", env = "PSTORAGE_SLOW_REQUEST_MS", default_value_t = 1000)]
+    slow_request_ms: u64,
     /// Mount options, separated by commas.
     #[arg(short = 'o')]
     options: Vec<String>,
@@ -155,6 +158,7 @@ fn run(args: &Args) -> Result<(), String> {
     if let Some(seconds) = options.timeout_s {
         config.io_timeout = Duration::from_secs(seconds);
     }
+    config.slow_request = Duration::from_millis(options.slow_request_ms.unwrap_or(args.slow_request_ms));
     // Held until the end: two mounts with one cache file would ruin it.
     let _cache_file = match &options.cache {
         Some(cache) => {
@@ -164,13 +168,9 @@ fn run(args: &Args) -> Result<(), String> {
         None => None,
     };
     let (lost, lost_files) = channel::<FileId>();
-    let cluster = Cluster::connect_with(
-        config.clone(),
-        Some(Box::new(move |file| {
-            let _ = lost.send(file);
-        })),
-    )
-    .map_err(|e| explain(&config, &e))?;
+    let tell_lost = Box::new(move |file| lost.send(file).unwrap_or_default());
+    let cluster = Cluster::connect_with(config.clone(), move |core| core.on_lease_lost(tell_lost))
+        .map_err(|e| explain(&config, &e))?;
     let session = fuse::mount(&cluster, &args.cluster, &dir, &options)
         .map_err(|e| fuse::explain_mount_error(&e, &dir))?;
     if let Some(door) = door {

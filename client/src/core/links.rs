@@ -117,7 +117,10 @@ impl ClientCore {
     fn link_transmit(&mut self, io: &mut dyn Io, addr: SocketAddr, part: u64) {
         let request = self.links.next_request();
         let Some(link) = self.links.by_addr.get_mut(&addr) else { return };
-        let told = self.parts.get(&part).and_then(|p| link.told.get(&p.chunk).map(|e| *e == p.epoch));
+        let told = self.parts.get_mut(&part).and_then(|p| {
+            (p.sent, p.tries) = (Some(io.now()), p.tries + 1);
+            link.told.get(&p.chunk).map(|e| *e == p.epoch)
+        });
         let Some((frame, chunk, epoch)) = self.part_frame(part, request, told != Some(true)) else { return };
         let link = self.links.by_addr.get_mut(&addr).expect("looked up above");
         if link.in_flight.is_empty() {

@@ -221,12 +221,12 @@ impl ClientCore {
     /// Chunk servers may just be restarting: asks again for a while, then the writers fail.
     fn too_few(&mut self, io: &mut dyn Io, asked: Asked, why: ClientError) {
         tracing::warn!(file = %asked.file, %why, "allocation_waits");
-        let oldest_start = io.now().after(self.config.io_timeout.saturating_sub(TOO_FEW_WAIT));
+        let (now, patience) = (io.now(), TOO_FEW_WAIT.min(self.config.io_timeout));
         for index in asked.first..asked.first + asked.count {
             let waiting = self.files.get_mut(&asked.file).and_then(|f| f.slots.get_mut(&index));
             let late: Vec<u64> = waiting.map_or_else(Vec::new, |slot| {
                 let parts = &self.parts;
-                let is_late = |id: &u64| parts.get(id).is_none_or(|p| p.deadline <= oldest_start);
+                let is_late = |id: &u64| parts.get(id).is_none_or(|p| p.began.after(patience) <= now);
                 let (late, early) = std::mem::take(&mut slot.waiting).into_iter().partition(is_late);
                 slot.waiting = early;
                 late

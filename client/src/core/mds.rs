@@ -85,10 +85,10 @@ enum Link {
     },
 }
 
-struct Pending {
-    request: MdsRequest,
-    sent: Option<Timestamp>,
-    deadline: Timestamp,
+pub(super) struct Pending {
+    pub request: MdsRequest,
+    pub began: Timestamp,
+    pub sent: Option<Timestamp>,
     /// The session was doubted because of this request's refusal and found alive: the refusal is meant.
     doubted: bool,
     then: Then<MdsReply>,
@@ -206,9 +206,8 @@ impl ClientCore {
             return then(self, io, answer);
         }
         let id = self.mds.next_request();
-        let deadline = io.now().after(self.config.io_timeout);
         self.stats.mds_requests += 1;
-        self.mds.pending.insert(id, Pending { request, sent: None, deadline, doubted: false, then });
+        self.mds.pending.insert(id, Pending { request, sent: None, began: io.now(), doubted: false, then });
         self.mds_send(io, id);
     }
 
@@ -490,6 +489,7 @@ impl ClientCore {
     fn mds_finish(&mut self, io: &mut dyn Io, id: u64, result: crate::Result<MdsReply>) {
         if let Some(pending) = self.mds.pending.remove(&id) {
             self.recent.learn(&pending.request, &result, io.now());
+            self.note_metadata(&pending, io);
             (pending.then)(self, io, result);
         }
     }
@@ -532,8 +532,9 @@ impl ClientCore {
         for (_, then) in late {
             then(self, io, Err(why.clone()));
         }
+        let is_over = |p: &Pending| p.began.after(self.config.io_timeout) <= now;
         let expired: Vec<u64> =
-            self.mds.pending.iter().filter(|(_, p)| p.deadline <= now).map(|(id, _)| *id).collect();
+            self.mds.pending.iter().filter(|(_, p)| is_over(p)).map(|(id, _)| *id).collect();
         for id in expired {
             tracing::warn!(request = id, tried = self.mds.tried(), "mds_request_timed_out");
             self.mds_finish(io, id, Err(why.clone()));

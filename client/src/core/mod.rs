@@ -14,6 +14,7 @@
 //! | [`locks`] | order between overlapping changes of a file |
 //! | [`names`] | directories and attributes |
 //! | [`recent`] | what the answers of a moment ago have told beside |
+//! | [`traces`] | where the time of requests went |
 //!
 //! Steps that follow one another are closures ([`Then`]) that get the core back when the step before has ended.
 //!
@@ -36,6 +37,7 @@ mod mds;
 mod names;
 mod parts;
 mod recent;
+mod traces;
 
 use crate::call::{Call, Done, Stats, WriteHow};
 use crate::config::{ClientConfig, TICK};
@@ -52,6 +54,8 @@ use recent::Recent;
 use shards::{ConnId, Event, Io, Node, TimerId, Timestamp};
 use std::collections::BTreeMap;
 use std::time::Duration;
+use traces::Traces;
+pub use traces::{OnTraced, PartTrace};
 use wire::FileId;
 
 /// What to do when a step has ended.
@@ -85,6 +89,7 @@ pub struct ClientCore {
     waiting_bytes: usize,
     stats: Stats,
     on_lease_lost: Option<OnLeaseLost>,
+    traces: Traces,
     stopping: Option<Timestamp>,
     stop_said: bool,
 }
@@ -108,6 +113,7 @@ impl ClientCore {
             waiting_bytes: 0,
             stats: Stats::default(),
             on_lease_lost: None,
+            traces: Traces::default(),
             stopping: None,
             stop_said: false,
         }

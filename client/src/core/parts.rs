@@ -61,23 +61,26 @@ pub(super) enum Place {
 }
 
 pub(super) struct Part {
-    transfer: u64,
+    pub(super) transfer: u64,
     pub file: FileId,
     pub index: u32,
-    offset: u32,
-    len: u32,
+    pub(super) offset: u32,
+    pub(super) len: u32,
     /// Position in the transfer's range.
     at: usize,
-    job: Job,
+    pub(super) job: Job,
     crcs: BlockCrcs,
     pub place: Place,
-    pub deadline: Timestamp,
+    pub(super) began: Timestamp,
+    /// The last time; `None`: never.
+    pub(super) sent: Option<Timestamp>,
+    pub(super) tries: u32,
     pub last_error: String,
     /// As last sent.
     pub chunk: ChunkId,
     pub epoch: Epoch,
-    grant: Grant,
-    primary: CsId,
+    pub(super) grant: Grant,
+    pub(super) primary: CsId,
     pub(super) lease: LeaseId,
     busy: u32,
     bad_sums: u32,
@@ -106,7 +109,7 @@ impl ClientCore {
         // Bytes of the range for each of the result.
         let scale = if matches!(job, Job::Find) { BLOCK_BYTES } else { 1 };
         let id = self.next_id();
-        let deadline = io.now().after(self.config.io_timeout);
+        let began = io.now();
         let mut runs = Vec::new();
         let mut at = 0u64;
         while at < len {
@@ -137,7 +140,9 @@ impl ClientCore {
                 job: part_job,
                 crcs,
                 place: Place::Waiting,
-                deadline,
+                began,
+                sent: None,
+                tries: 0,
                 last_error: String::new(),
                 chunk: ChunkId(0),
                 epoch: Epoch(0),
@@ -266,8 +271,9 @@ impl ClientCore {
             offset_bytes: part.offset,
             length_bytes: part.len,
             flags: if with_grant { flags::GRANT } else { 0 }
-                | if matches!(part.job, Job::Find) { flags::NO_DATA } else { 0 },
-            trace: part.transfer,
+                | if matches!(part.job, Job::Find) { flags::NO_DATA } else { 0 }
+                | if self.is_tracing() { flags::TRACE } else { 0 },
+            trace: self.trace_id(part.transfer),
             ..Head::new(kind, request)
         };
         Some((Frame::data(head, &meta, payload), part.chunk, part.epoch))
@@ -406,6 +412,7 @@ impl ClientCore {
             return self.unsure_reads.push(id);
         }
         let part = self.parts.remove(&id).expect("just seen");
+        self.note_part(&part, io);
         if let Place::Link(addr) = part.place {
             self.links.forget(addr, id);
         }
@@ -431,8 +438,8 @@ impl ClientCore {
     /// Ends parts that have waited through failures long enough.
     pub(super) fn parts_tick(&mut self, io: &mut dyn Io) {
         let now = io.now();
-        let late: Vec<u64> =
-            self.parts.iter().filter(|(_, p)| p.deadline <= now).map(|(id, _)| *id).collect();
+        let is_late = |p: &Part| p.began.after(self.config.io_timeout) <= now;
+        let late: Vec<u64> = self.parts.iter().filter(|(_, p)| is_late(p)).map(|(id, _)| *id).collect();
         for id in late {
             let Some(part) = self.parts.get(&id) else { continue };
             let last = if part.last_error.is_empty() { "no answer" } else { &part.last_error };

@@ -17,6 +17,8 @@ pub struct MountOptions {
     pub only_owner: bool,
     /// `timeout=SECONDS`: how long requests wait through failures.
     pub timeout_s: Option<u64>,
+    /// `slow=MS`: requests that take longer are logged.
+    pub slow_request_ms: Option<u64>,
     /// `log=FILE`, `-l FILE`.
     pub log: Option<PathBuf>,
     /// `cache=FILE,cachesize=MB`, `-C FILE -R MB`: see [`MountOptions::settle_cache`].
@@ -35,7 +37,7 @@ pub struct CacheOptions {
 }
 
 const KNOWN: &str = "ro, rw, dev, nodev, suid, nosuid, exec, noexec, atime, noatime, sync, async, dirsync, \
-                     remount, allow_other, only_owner, nonempty, timeout=SECONDS, log=FILE, cache=FILE, cachesize=MB, \
+                     remount, allow_other, only_owner, nonempty, timeout=SECONDS, slow=MS, log=FILE, cache=FILE, cachesize=MB, \
                      metrics=IP:PORT, metrics_open";
 
 impl MountOptions {
@@ -84,6 +86,11 @@ impl MountOptions {
                     let seconds = word["timeout=".len()..].parse().ok().filter(|s| (1..=86_400).contains(s));
                     self.timeout_s =
                         Some(seconds.ok_or(format!("-o {word}: seconds from 1 to 86400 expected"))?);
+                    continue;
+                }
+                word if word.starts_with("slow=") => {
+                    let ms = word["slow=".len()..].parse();
+                    self.slow_request_ms = Some(ms.map_err(|_| format!("-o {word}: milliseconds expected"))?);
                     continue;
                 }
                 word if word.starts_with("log=") => {

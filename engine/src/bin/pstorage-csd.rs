@@ -38,6 +38,9 @@ struct Args {
     /// A replica that takes many times longer than the others for so many milliseconds is left out for a while.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(100..))]
     slow_ms: u64,
+    /// A request that takes longer than so many milliseconds is logged, with where its time went.
+    #[arg(long, value_name = "MS", env = "PSTORAGE_SLOW_REQUEST_MS", default_value_t = 1000)]
+    slow_request_ms: u64,
     #[command(flatten)]
     metrics: metrics::Options,
 }
@@ -148,6 +151,7 @@ fn shard_config(
         store: control.store_config(shard),
         detect: Duration::from_millis(args.detect_ms),
         slow_after: Duration::from_millis(args.slow_ms),
+        slow_request: Duration::from_millis(args.slow_request_ms),
     }
 }
 

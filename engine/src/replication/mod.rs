@@ -20,6 +20,7 @@ mod secondary;
 mod slow;
 #[cfg(test)]
 mod tests;
+mod traces;
 mod written;
 
 use crate::latency::Latency;
@@ -35,6 +36,7 @@ use slow::SlowWatch;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
+use traces::Traces;
 use wire::cs_api::{ChunkReport, ChunkSet, CsCommand, CsRequest};
 use wire::{ChunkId, CsId, DataMeta, Epoch, Frame, Grant, Head, Kind, LeaseId, Role, Status};
 use written::Written;
@@ -149,6 +151,7 @@ pub struct Replication {
     prepared: Vec<(ConnId, Head)>,
     written: Written,
     slow: SlowWatch,
+    traces: Traces,
     revoked: BTreeSet<LeaseId>,
     /// How long the metadata service lets a client be silent before it takes its leases away; 0: not known yet.
     lease_timeout: Duration,
@@ -207,8 +210,9 @@ impl Stats {
 }
 
 impl Replication {
-    /// A replica that is much slower than the others for `slow_after` is to be taken out.
-    pub fn new(me: CsId, slow_after: Duration) -> Self {
+    /// A replica that is much slower than the others for `slow_after` is to be taken out. Requests that take longer than
+    /// `slow_request` are logged.
+    pub fn new(me: CsId, slow_after: Duration, slow_request: Duration) -> Self {
         Replication {
             me,
             chunks: BTreeMap::new(),
@@ -219,6 +223,7 @@ impl Replication {
             prepared: Vec::new(),
             written: Written::default(),
             slow: SlowWatch::new(slow_after),
+            traces: Traces::new(slow_request),
             revoked: BTreeSet::new(),
             lease_timeout: Duration::ZERO,
             leases_known_at: Timestamp(0),
@@ -588,6 +593,8 @@ impl Replication {
             Purpose::Read { conn, head, chunk, since, began } => {
                 self.latency.io.took(io.now().since(began), io.now());
                 self.latency.requests.took(io.now().since(since), io.now());
+                let status = result.as_ref().map_or_else(status_of, |_| Status::Ok);
+                self.note_work(&head, status, since, began, io);
                 self.read_done(conn, head, chunk, result, store);
             }
             Purpose::Forwarded { conn, head, began } => {
@@ -598,6 +605,7 @@ impl Replication {
                     self.give_up_own_copy(head.chunk, error, store);
                 }
                 let status = result.map_or_else(|e| status_of(&e), |_| Status::Ok);
+                self.note_work(&head, status, began, began, io);
                 let mut reply = head.reply(Kind::Stored, status);
                 if head.has(wire::flags::FILL) && self.pace.clients_work_here(io.now()) {
                     reply.flags |= wire::flags::CLIENTS_WORK;

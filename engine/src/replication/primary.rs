@@ -642,6 +642,7 @@ impl Replication {
         head.offset_bytes = blocks.start * BLOCK;
         head.length_bytes = (blocks.end - blocks.start) * BLOCK;
         head.trace = request.head.trace;
+        head.flags |= request.head.flags & flags::TRACE;
         let flight = Flight {
             blocks: blocks.clone(),
             request: Some(request),
@@ -787,10 +788,13 @@ impl Replication {
         }
         if let Some(request) = flight.request {
             let (conn, head) = request.origin();
-            self.latency.requests.took(io.now().since(request.since), io.now());
+            let now = io.now();
+            self.latency.requests.took(now.since(request.since), now);
+            let status = flight.failed.unwrap_or(Status::Ok);
+            self.note_change(&head, status, request.since, flight.times.as_ref(), io);
             self.stats.writes += 1;
             self.stats.write_bytes += u64::from(request.blocks.end - request.blocks.start) * u64::from(BLOCK);
-            self.reply(conn, &head, done_kind(head.kind), flight.failed.unwrap_or(Status::Ok));
+            self.reply(conn, &head, done_kind(head.kind), status);
         }
         if flight.failed.is_some() {
             return self.activate(chunk, store, io);
@@ -893,6 +897,7 @@ impl Replication {
         }
         for request in busy {
             let (conn, head) = request.origin();
+            self.note_change(&head, Status::Busy, request.since, None, io);
             self.reply(conn, &head, done_kind(head.kind), Status::Busy);
         }
         for chunk in again {

@@ -46,7 +46,11 @@ impl Side {
             store.on_disk(&mut io, op, result);
             store.outcomes();
         }
-        Side { replication: Replication::new(cs(n), Duration::from_secs(10)), store, io }
+        Side {
+            replication: Replication::new(cs(n), Duration::from_secs(10), Duration::from_secs(1)),
+            store,
+            io,
+        }
     }
 
     /// Lets the disk and what follows from it go on.

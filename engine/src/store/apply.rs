@@ -20,10 +20,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use wire::{BLOCK_BYTES, BlockCrc, ChunkId};
 
-/// Writes to `data` under way at once: few, so that the journal's own writes don't queue behind them, unless the journal
-/// is filling up.
-const CALM_WRITES: usize = 8;
-const PRESSED_WRITES: usize = 64;
+/// Writes of data, or pages, under way at once, unless the journal is filling up: few, so that its own writes don't queue
+/// behind them. And many go to holes of a file: new units, the first pages of new chunks. The kernel gives such a write
+/// to a thread of its own, which spins for the file's lock; hundreds of them cost half of a server's CPU time when small
+/// files are made.
+const CALM_WRITES: u32 = 4;
+const PRESSED_WRITES: u32 = 64;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
@@ -39,6 +41,8 @@ pub(super) struct Apply {
     round: Round,
     left: u32,
     runs: VecDeque<Run>,
+    /// Not yet written.
+    pages: VecDeque<(FileHandle, u64, Buf)>,
     /// Runs with blocks that are being read from the journal.
     gathering: BTreeMap<u64, Gathering>,
     /// Blocks being written: chunk, block, checksum, generation.
@@ -125,6 +129,7 @@ impl Store {
             round: self.last_round,
             left: 1,
             runs: VecDeque::new(),
+            pages: VecDeque::new(),
             gathering: BTreeMap::new(),
             blocks: Vec::new(),
             moves: BTreeMap::new(),
@@ -229,9 +234,13 @@ impl Store {
         Ok(())
     }
 
+    fn most_writes(&self) -> u32 {
+        if self.is_pressed() || self.finishing_open { PRESSED_WRITES } else { CALM_WRITES }
+    }
+
     fn write_data(&mut self, io: &mut dyn Io) {
-        let most = if self.is_pressed() || self.finishing_open { PRESSED_WRITES } else { CALM_WRITES };
-        while (self.round().left as usize) < most {
+        let most = self.most_writes();
+        while self.round().left < most {
             let Some((offset, parts)) = self.round().runs.pop_front() else { break };
             self.round().left += 1;
             self.write_run(io, offset, &parts);
@@ -324,7 +333,7 @@ impl Store {
         apply.left -= 1;
         match (apply.step, apply.left) {
             (Step::Data, _) => self.write_data(io),
-            (Step::Pages, 0) => self.sync_pages(io),
+            (Step::Pages, _) => self.write_some_pages(io),
             (Step::Sync, 0) => self.commit(io),
             _ => {}
         }
@@ -375,13 +384,21 @@ impl Store {
         let apply = self.round();
         apply.checkpoint = checkpoint;
         apply.touched = touched.into_iter().filter(|f| writes.iter().any(|w| w.0 == *f)).collect();
-        apply.left = writes.len() as u32 + u32::from(wrote_data);
-        for (file, offset, bytes) in writes {
-            self.write_back(io, WriteBack { file, offset, parts: smallvec![bytes] });
-        }
+        apply.pages = writes.into();
         if wrote_data {
+            apply.left += 1;
             let wait = self.expect(Waiting::Apply(None));
             io.sync(self.data, wait);
+        }
+        self.write_some_pages(io);
+    }
+
+    fn write_some_pages(&mut self, io: &mut dyn Io) {
+        let most = self.most_writes();
+        while self.round().left < most {
+            let Some((file, offset, bytes)) = self.round().pages.pop_front() else { break };
+            self.round().left += 1;
+            self.write_back(io, WriteBack { file, offset, parts: smallvec![bytes] });
         }
         if self.round().left == 0 {
             self.sync_pages(io);

@@ -296,6 +296,7 @@ impl Cluster {
             },
             detect: Duration::from_millis(1000),
             slow_after: Duration::from_millis(1000),
+            slow_request: Duration::from_millis(1000),
         }
     }
 

@@ -3,7 +3,7 @@
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use pstorage_tools::commands::{
     advise, attributes, auth, check, check_flush, clone, configure, discover, doctor, explain, license,
-    local, make, nbd, remove, report, services, stat, top,
+    local, make, nbd, remove, report, services, stat, top, trace,
 };
 use pstorage_tools::conf::Conf;
 use pstorage_tools::{Context, Outcome, parse_replicas};
@@ -139,7 +139,10 @@ enum Command {
         new: NewMds,
     },
     /// Removes a metadata server from the quorum.
-    RmMds { id: u64 },
+    RmMds {
+        /// Number of the server, as stat shows it.
+        id: u64,
+    },
     /// Makes a chunk server.
     ///
     /// Example: pstorage -c pcs1 make-cs -r /pstorage/pcs1-cs -t 1 --journal /ssd
@@ -250,9 +253,11 @@ enum Command {
     },
     /// Authenticates this node by the cluster's password.
     AuthNode {
-        #[arg(long)]
+        /// Read the password from a file.
+        #[arg(long, value_name = "FILE")]
         password_file: Option<PathBuf>,
-        #[arg(short = 'b', long = "bootstrap")]
+        /// A running metadata server, where discovery is not set up.
+        #[arg(short = 'b', long = "bootstrap", value_name = "IP:PORT")]
         bootstrap: Vec<SocketAddr>,
     },
     /// Changes the cluster's password. Nodes that are authenticated stay so.
@@ -368,25 +373,42 @@ enum Command {
     },
     /// Tells where something is, why it is there, what is wrong and what happens next: a file (path inside the cluster), a
     /// chunk (its number) or a chunk server (such as CS#3).
+    ///
+    /// Examples: pstorage -c pcs1 explain /vm1.raw; pstorage -c pcs1 explain CS#3
     Explain {
+        /// Path in the cluster, number of a chunk, or a server such as CS#3 or cs3.
         #[arg(value_name = "FILE|CHUNK|CS")]
         what: String,
     },
+    /// Reads a piece of a file, and shows where the time of that request went: client, network, chunk server, disk, replicas.
+    ///
+    /// A file that is open on another host can't be traced so; its mount logs what takes longer than '-o slow=MS'. The
+    /// logs of mounts and chunk servers name slow requests by the same trace numbers, such as 17.42.
+    ///
+    /// Examples: pstorage -c pcs1 trace vm1.raw --write --count 21; pstorage -c pcs1 trace --slow
+    Trace(trace::Arguments),
     /// Sets attributes of a file or directory (path inside the cluster): replicas, tier, failure-domain, chunk-size.
+    ///
+    /// Example: pstorage -c pcs1 set-attr -R /images replicas=3:2 tier=1
     SetAttr {
+        /// Also all that is below the directory now.
         #[arg(short = 'R', long)]
         recursive: bool,
         /// Paths are inside the cluster (they always are, so far).
         #[arg(short = 'p')]
         inside: bool,
+        /// The file or directory.
         path: String,
+        /// What to set, such as replicas=3:2.
         #[arg(required = true, value_name = "NAME=VALUE")]
         assignments: Vec<String>,
     },
     /// Shows attributes of a file or directory (path inside the cluster).
     GetAttr {
+        /// Paths are inside the cluster (they always are, so far).
         #[arg(short = 'p')]
         inside: bool,
+        /// The file or directory.
         path: String,
     },
     /// Shows the cluster's settings: all, or those named.
@@ -394,27 +416,44 @@ enum Command {
         /// With what they mean, units, ranges and defaults.
         #[arg(short, long)]
         verbose: bool,
+        /// Names of settings.
         #[arg(value_name = "KEY")]
         keys: Vec<String>,
     },
     /// Changes the cluster's settings.
+    ///
+    /// Example: pstorage -c pcs1 set-config mds.repl.max_rate=100
     SetConfig {
+        /// Names and new values; get-config -v lists them with their ranges.
         #[arg(required = true, value_name = "KEY=VALUE")]
         assignments: Vec<String>,
     },
     /// Makes a file that is as another one is now, at once and without a copy (paths inside the cluster). The two share their
     /// data until one of them is written to. The original must not be open for writing.
-    Clone { from: String, to: String },
+    ///
+    /// Example: pstorage -c pcs1 clone /images/debian.raw /vm7.raw
+    Clone {
+        /// The file that is there.
+        from: String,
+        /// The file to be made.
+        to: String,
+    },
     /// Ends the leases of a file whose host has died (path inside the cluster). Returns when nobody uses it any more: when the
     /// holder has said so, or after mds.lease.timeout.
-    Revoke { path: String },
+    Revoke {
+        /// The file.
+        path: String,
+    },
     /// A whole cluster on this machine, for evaluation.
     #[command(subcommand)]
     Local(Local),
     /// Prints a completion script for a shell.
     Completion { shell: clap_complete::Shell },
     /// Writes the manual pages into a directory.
-    Man { dir: PathBuf },
+    Man {
+        /// Made if it is not there.
+        dir: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -536,6 +575,7 @@ fn run(context: &Context, command: Command) -> Outcome<ExitCode> {
         Command::GetEvent { follow } => stat::get_event(context, follow),
         Command::Report { out } => report::report(context, out.as_deref()),
         Command::Check { repair } => check::check(context, repair),
+        Command::Trace(arguments) => trace::trace(context, &arguments),
         Command::Explain { what } => explain::explain(context, &what),
         Command::SetAttr { recursive, path, assignments, .. } => {
             attributes::set_attr(context, &path, &assignments, recursive)

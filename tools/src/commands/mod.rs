@@ -19,3 +19,4 @@ pub mod report;
 pub mod services;
 pub mod stat;
 pub mod top;
+pub mod trace;
