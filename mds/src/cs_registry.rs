@@ -4,7 +4,7 @@
 //! Invariants:
 //! - a shard has at most one session; a newer incarnation of the process replaces it, an older one is refused;
 //! - a CS is active when all its shards are registered;
-//! - time counts from the loss of the first shard, or from the start of this mastership, whichever is later.
+//! - time counts from the loss of the first shard, or from when this master first heard of the server, whichever is later.
 
 use crate::placement::CsView;
 use crate::state::{CsRecord, Liveness};
@@ -88,6 +88,10 @@ struct Server {
 }
 
 impl Server {
+    fn missing(now: Timestamp) -> Server {
+        Server { missing_since: Some(now), ..Server::default() }
+    }
+
     /// What the server said of itself, and what its shards do: c, the write journal is clean; R, there is a read cache.
     fn flags_now(&self) -> String {
         let mut flags = self.flags.clone();
@@ -145,11 +149,7 @@ impl CsRegistry {
         r: &Registration,
         now: Timestamp,
     ) -> Result<Option<ConnId>, String> {
-        let since = self.since;
-        let server = self
-            .servers
-            .entry(r.cs)
-            .or_insert_with(|| Server { missing_since: Some(since), ..Server::default() });
+        let server = self.servers.entry(r.cs).or_insert_with(|| Server::missing(now));
         if let Some(old) = server.shards.get(&r.shard).filter(|old| old.incarnation > r.incarnation) {
             return Err(format!(
                 "a later start (incarnation {}) of shard {} of CS#{} is registered; this is incarnation {}",
@@ -322,13 +322,12 @@ impl CsRegistry {
         let grace = self.in_grace(now);
         let mut changes = Vec::new();
         for cs in known {
+            self.servers.entry(cs).or_insert_with(|| Server::missing(now));
             let live = self.liveness(cs, now, offline_after);
-            let since = self.since;
-            let server = self
-                .servers
-                .entry(cs)
-                .or_insert_with(|| Server { missing_since: Some(since), ..Server::default() });
-            if server.told == Some(live) || (grace && live != Liveness::Active) {
+            let server = self.servers.get_mut(&cs).expect("made above");
+            // One that was just made is on its way too.
+            let new = server.told.is_none() && server.missing_since.is_some_and(|at| now.since(at) < GRACE);
+            if server.told == Some(live) || ((grace || new) && live != Liveness::Active) {
                 continue;
             }
             server.told = Some(live);
@@ -536,7 +535,7 @@ mod tests {
     fn changes_are_told_once() {
         let mut r = CsRegistry::new(at(0));
         let known = || [CsId(1), CsId(2)].into_iter();
-        assert!(r.take_changes(known(), at(100), OFFLINE).is_empty(), "grace");
+        assert!(r.take_changes(known(), at(0), OFFLINE).is_empty(), "grace");
         r.register(ConnId(1), &registration(0, 5), at(0)).unwrap();
         r.register(ConnId(2), &registration(1, 5), at(0)).unwrap();
         let told = r.take_changes(known(), at(200), OFFLINE);
@@ -544,5 +543,15 @@ mod tests {
         let told = r.take_changes(known(), at(5000), OFFLINE);
         assert_eq!(told, [Change { cs: CsId(2), now: Liveness::Inactive, silent_s: 5 }]);
         assert!(r.take_changes(known(), at(6000), OFFLINE).is_empty());
+    }
+
+    #[test]
+    fn a_server_that_was_just_made_is_waited_for_as_if_it_had_been_there() {
+        let mut r = CsRegistry::new(at(0));
+        let known = || [CsId(1)].into_iter();
+        let late = 10 * OFFLINE.as_millis() as u64;
+        assert!(r.take_changes(known(), at(late), OFFLINE).is_empty());
+        let told = r.take_changes(known(), at(late + 3000), OFFLINE);
+        assert_eq!(told, [Change { cs: CsId(1), now: Liveness::Inactive, silent_s: 3 }]);
     }
 }

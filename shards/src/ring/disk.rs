@@ -349,7 +349,8 @@ fn aside(path: &Path) -> PathBuf {
 }
 
 fn replace(path: &Path, bytes: &[u8], how: &OpenOptions) -> io::Result<()> {
-    let parent = path.parent().unwrap_or(Path::new("."));
+    // That of a bare file name is empty.
+    let parent = path.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent)?;
     let aside = aside(path);
     let mut file = how.open(&aside)?;

@@ -41,9 +41,19 @@ struct Shell {
 impl Host {
     /// Makes a host with an empty directory and plugs it in.
     pub fn new(dir: PathBuf, switch: &mut Switch) -> Host {
+        let last = switch.next_port() as u8 + 1;
+        Host::with_shell(dir, Ipv4Addr::new(NETWORK[0], NETWORK[1], NETWORK[2], last), switch, &["sh"])
+    }
+
+    /// The same with an address of your choice, and another command line that ends in a shell.
+    pub(super) fn with_shell(
+        dir: PathBuf,
+        ip: Ipv4Addr,
+        switch: &mut Switch,
+        shell: &'static [&'static str],
+    ) -> Host {
         fs::create_dir_all(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
         let port = switch.next_port();
-        let ip = Ipv4Addr::new(NETWORK[0], NETWORK[1], NETWORK[2], port as u8 + 1);
         let config =
             TapConfig { name: "eth0", mac: switch::mac(port), ip, netmask: NETMASK, mtu: switch::MTU };
         // The namespace is this thread's, then the shell's alone.
@@ -51,7 +61,7 @@ impl Host {
             unshare(CloneFlags::CLONE_NEWNET)
                 .map_err(|e| format!("a network namespace (needs root): {e}"))?;
             let tap = Tap::open(&config).map_err(|e| e.to_string())?;
-            Ok::<_, String>((tap, Shell::start()?))
+            Ok::<_, String>((tap, Shell::start(shell)?))
         });
         let made = made.join().expect("making a host does not panic");
         let (tap, shell) = made.unwrap_or_else(|why| panic!("{}: {why}", dir.display()));
@@ -131,15 +141,16 @@ impl Host {
 }
 
 impl Shell {
-    fn start() -> Result<Shell, String> {
-        let mut process = Command::new("sh")
+    fn start(line: &[&str]) -> Result<Shell, String> {
+        let mut process = Command::new(line[0])
+            .args(&line[1..])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .env_remove("PSTORAGE_NAME")
             .env_remove("PSTORAGE_ETC")
             .spawn()
-            .map_err(|e| format!("sh: {e}"))?;
+            .map_err(|e| format!("{}: {e}", line[0]))?;
         let (tell, answers) = channel();
         let said = BufReader::new(process.stdout.take().expect("a pipe was asked for"));
         std::thread::spawn(move || said.lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
@@ -166,7 +177,7 @@ fn command_line(program: &str, args: &[&str]) -> String {
     line
 }
 
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 

@@ -1,6 +1,7 @@
 //! A cluster of real processes, each server and each mount on a host of its own, under real faults.
 //!
 //! - [`Host`]: a network namespace with one virtual network card, and a shell that lives in it and starts processes;
+//! - [`Machine`]: a host that also has files, processes and a name of its own;
 //! - [`Switch`]: the network between the hosts, in this process: every ordered pair of hosts can be cut, slowed down and
 //!   made to lose frames by itself. No kernel module for that (netem) and no program (iproute2, nftables) is needed;
 //! - [`Cluster`]: metadata servers, chunk servers and mounts on such hosts, with the commands of an administrator;
@@ -17,12 +18,14 @@ mod cluster;
 mod disk;
 mod host;
 mod load;
+mod machine;
 mod switch;
 
 pub use cluster::{Cluster, NAME, PASSWORD, Shape};
 pub use disk::Disk;
 pub use host::{Host, is_running};
 pub use load::{Load, LoadReport};
+pub use machine::Machine;
 pub use switch::{Line, Port, Switch};
 
 use crate::processes::programs;

@@ -38,7 +38,8 @@ struct Records {
 }
 
 struct Book {
-    file: PathBuf,
+    /// Written by one thread at a time: they would take the new file away from each other.
+    file: Mutex<PathBuf>,
     state: Mutex<(Records, bool)>,
 }
 
@@ -54,7 +55,7 @@ impl Book {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Records::default(),
             Err(e) => return Err(format!("{}: {e}", file.display())),
         };
-        Ok(Book { file: file.into(), state: Mutex::new((records, true)) })
+        Ok(Book { file: Mutex::new(file.into()), state: Mutex::new((records, true)) })
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Records) -> T) -> T {
@@ -64,6 +65,7 @@ impl Book {
     }
 
     fn save(&self) -> Outcome {
+        let file = self.file.lock().expect("no panic under this lock");
         let bytes = {
             let mut state = self.state.lock().expect("no panic under this lock");
             if !std::mem::take(&mut state.1) {
@@ -71,7 +73,7 @@ impl Book {
             }
             serde_json::to_vec_pretty(&state.0).map_err(|e| e.to_string())?
         };
-        shards::ring::replace_file(&self.file, &bytes).map_err(|e| format!("{}: {e}", self.file.display()))
+        shards::ring::replace_file(&file, &bytes).map_err(|e| format!("{}: {e}", file.display()))
     }
 }
 
