@@ -134,6 +134,11 @@ impl MdsLink {
         self.known = servers;
     }
 
+    /// The next question goes over a new connection: on one, the cluster's newer keys are heard of.
+    pub fn hang_up(&mut self) {
+        self.master = None;
+    }
+
     /// Asks the master; follows redirections and waits out an election.
     pub fn ask(&mut self, request: &MdsRequest) -> Outcome<MdsReply> {
         let deadline = Instant::now() + self.patience;
