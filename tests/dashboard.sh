@@ -15,6 +15,7 @@ bin=${BIN:-$here/target/release}
 port=${PORT:-19530}
 url=http://127.0.0.1:$port/
 export PSTORAGE_NAME=local PSTORAGE_ETC=$dir/etc
+. "$here/tests/chromium.sh"
 
 say() { echo "dashboard: $*"; }
 fail() { say "FAILED: $*" >&2; exit 1; }
@@ -27,11 +28,8 @@ finish() {
     exit "$status"
 }
 
-browse() { # OPTIONS...: a browser that nobody has used before, once the page has drawn what it asked for
-    rm -rf "$dir/browser"
-    timeout 120 chromium --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking \
-        --disable-component-update --disable-sync --user-data-dir="$dir/browser" --hide-scrollbars --window-size=1400,1000 \
-        --virtual-time-budget=3000 "$@" "$url" 2> "$dir/browser.log"
+browse() { # OPTIONS...: once the page has drawn what it asked for
+    chromium_in "$dir/browser" --window-size=1400,1000 --virtual-time-budget=3000 "$@" "$url" 2> "$dir/browser.log"
 }
 
 shows() { # TEXT...: the page does, within a minute; its words alone, without marks

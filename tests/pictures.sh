@@ -4,7 +4,7 @@
 #   tests/pictures.sh [DIR [PICTURES]]     DIR on the disk to be measured (default below /var/tmp), PICTURES (default docs/pictures)
 #
 # As root. Installs tmux, chromium and python3 with apt-get if they are missing. BIN is where the programs are (target/release, built first
-# unless NO_BUILD is set).
+# unless NO_BUILD is set). NO_BENCH=1: only top.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -12,6 +12,7 @@ dir=${1:-/var/tmp/pstorage-pictures.$$}
 pictures=${2:-$here/docs/pictures}
 bin=${BIN:-$here/target/release}
 export PSTORAGE_NAME=local PSTORAGE_ETC=$dir/cluster/etc TERM=xterm-256color
+. "$here/tests/chromium.sh"
 tmux="tmux -L pstorage-pictures.$$"
 
 finish() {
@@ -30,12 +31,10 @@ done
 [ -n "${NO_BUILD:-}" ] || (cd "$here" && cargo build --release --workspace --bins)
 mkdir -p "$dir" "$pictures"
 
-[ -n "${NO_BENCH:-}" ] || {
-"$bin/pcs-bench" disk "$dir" --html "$dir/report.html" > /dev/null
-chromium --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update \
-    --disable-sync --user-data-dir="$dir/browser" --hide-scrollbars --window-size=1100,1250 --screenshot="$pictures/pcs-bench.png" \
-    "file://$dir/report.html" 2> "$dir/browser.log"
-}
+if [ -z "${NO_BENCH:-}" ]; then
+    "$bin/pcs-bench" disk "$dir" --html "$dir/report.html" > /dev/null
+    chromium_in "$dir/browser" --window-size=1100,1250 --screenshot="$pictures/pcs-bench.png" "file://$dir/report.html" 2> "$dir/browser.log"
+fi
 
 "$bin/pstorage" local up "$dir/cluster" --cs 4 --replicas 3:2 --capacity 2G
 for n in $(seq 1000); do

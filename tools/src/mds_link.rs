@@ -82,11 +82,21 @@ pub fn receive(conn: &mut BlockingConn, within: Duration) -> Outcome<Frame> {
     Frame::decode(raw).map_err(|e| e.to_string())
 }
 
+/// A connection is used for so long: a new one hears of newer keys of the cluster, and nobody waits for this program to do so.
+const KEEP_LINE: Duration = Duration::from_secs(10);
+
+/// A connection to a metadata server.
+struct Line {
+    addr: SocketAddr,
+    conn: BlockingConn,
+    since: Instant,
+}
+
 pub struct MdsLink {
     cluster: String,
     credentials: Credentials,
     known: Vec<SocketAddr>,
-    master: Option<(SocketAddr, BlockingConn)>,
+    master: Option<Line>,
     /// Of the cluster's keys, as far as the servers that were asked know them.
     newest_generation: u32,
     shards: HashMap<SocketAddr, BlockingConn>,
@@ -134,7 +144,7 @@ impl MdsLink {
         self.known = servers;
     }
 
-    /// The next question goes over a new connection: on one, the cluster's newer keys are heard of.
+    /// Keeps no connection until the next question.
     pub fn hang_up(&mut self) {
         self.master = None;
     }
@@ -147,7 +157,7 @@ impl MdsLink {
             // Wrong keys and clusters don't get better by waiting.
             let mut refused = None;
             let mut candidates: Vec<SocketAddr> =
-                self.master.iter().map(|m| m.0).chain(self.known.clone()).collect();
+                self.master.iter().map(|line| line.addr).chain(self.known.clone()).collect();
             let mut at = 0;
             let mut hopeless = true;
             while at < candidates.len() && at < 12 {
@@ -228,27 +238,32 @@ impl MdsLink {
     }
 
     fn ask_one(&mut self, addr: SocketAddr, request: &MdsRequest) -> Result<MdsReply, ConnectError> {
-        let (mut conn, member) = match self.master.take() {
-            Some((at, conn)) if at == addr => (conn, None),
-            _ if self.seals => sealed(&self.cluster, &self.credentials, addr)?,
-            _ => connect(&self.cluster, &self.credentials, addr)?,
+        let kept = self.master.take().filter(|line| line.addr == addr && line.since.elapsed() < KEEP_LINE);
+        let mut line = match kept {
+            Some(line) => line,
+            None => {
+                let connect = if self.seals { sealed } else { connect };
+                let (conn, member) = connect(&self.cluster, &self.credentials, addr)?;
+                self.newest_generation = member.map_or(0, |m| m.generation).max(self.newest_generation);
+                Line { addr, conn, since: Instant::now() }
+            }
         };
-        self.newest_generation = member.map_or(0, |m| m.generation).max(self.newest_generation);
         self.next_request += 1;
         let head = Head::new(Kind::MdsRequest, self.next_request);
-        conn.send(&Frame::new(head, &encode!(request), shards::Buf::empty()).encode())
+        line.conn
+            .send(&Frame::new(head, &encode!(request), shards::Buf::empty()).encode())
             .map_err(|e| e.to_string())?;
         loop {
-            let frame = receive(&mut conn, self.answer)?;
+            let frame = receive(&mut line.conn, self.answer)?;
             match frame.head.kind {
                 Kind::MdsReply if frame.head.request == head.request => {
                     let reply = decode!(MdsReply, &frame.meta)?;
-                    self.master = Some((addr, conn));
+                    self.master = Some(line);
                     return Ok(reply);
                 }
                 Kind::Ping => {
                     let pong = Frame::bare(frame.head.reply(Kind::Pong, Status::Ok));
-                    conn.send(&pong.encode()).map_err(|e| e.to_string())?;
+                    line.conn.send(&pong.encode()).map_err(|e| e.to_string())?;
                 }
                 _ => {}
             }

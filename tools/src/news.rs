@@ -3,7 +3,6 @@
 use crate::commands::stat::events_after;
 use crate::mds_link::MdsLink;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
 use wire::mds_api::{ClusterStat, Event, MdsReply, MdsRequest, mds_to_try};
 
 /// What the metadata service said, or why it could not be asked.
@@ -18,22 +17,14 @@ pub struct Watch {
     configured: Vec<SocketAddr>,
     /// Number of the last event that was told.
     last_event: u64,
-    connected_at: Instant,
 }
-
-/// A connection is kept for so long: when the cluster's key is changed, nobody is to wait for this program.
-const KEEP_CONNECTION: Duration = Duration::from_secs(10);
 
 impl Watch {
     pub fn new(link: MdsLink) -> Watch {
-        Watch { configured: link.known().to_vec(), link, last_event: 0, connected_at: Instant::now() }
+        Watch { configured: link.known().to_vec(), link, last_event: 0 }
     }
 
     pub fn look(&mut self) -> News {
-        if self.connected_at.elapsed() > KEEP_CONNECTION {
-            self.link.hang_up();
-            self.connected_at = Instant::now();
-        }
         let stat = match self.link.ask(&MdsRequest::ClusterStat) {
             Ok(MdsReply::Stat(stat)) => Ok(stat),
             Ok(_) => Err("unexpected answer of the metadata server".into()),

@@ -591,21 +591,23 @@ impl Replication {
             }
             Purpose::Adopt { chunk, activation } => self.adopted(chunk, activation, result, store, io),
             Purpose::Read { conn, head, chunk, since, began } => {
-                self.latency.io.took(io.now().since(began), io.now());
-                self.latency.requests.took(io.now().since(since), io.now());
+                let now = io.now();
+                self.latency.io.took(now.since(began), now);
+                self.latency.requests.took(now.since(since), now);
                 let status = result.as_ref().map_or_else(status_of, |_| Status::Ok);
-                self.note_work(&head, status, since, began, io);
+                self.note_trace(&head, status, since, Some((began, &[(self.me, now.since(began))])), io);
                 self.read_done(conn, head, chunk, result, store);
             }
             Purpose::Forwarded { conn, head, began } => {
-                self.latency.io.took(io.now().since(began), io.now());
+                let now = io.now();
+                self.latency.io.took(now.since(began), now);
                 if let Err(error) = &result
                     && error.is_damage()
                 {
                     self.give_up_own_copy(head.chunk, error, store);
                 }
                 let status = result.map_or_else(|e| status_of(&e), |_| Status::Ok);
-                self.note_work(&head, status, began, began, io);
+                self.note_trace(&head, status, began, Some((began, &[(self.me, now.since(began))])), io);
                 let mut reply = head.reply(Kind::Stored, status);
                 if head.has(wire::flags::FILL) && self.pace.clients_work_here(io.now()) {
                     reply.flags |= wire::flags::CLIENTS_WORK;

@@ -791,7 +791,8 @@ impl Replication {
             let now = io.now();
             self.latency.requests.took(now.since(request.since), now);
             let status = flight.failed.unwrap_or(Status::Ok);
-            self.note_change(&head, status, request.since, flight.times.as_ref(), io);
+            let times = flight.times.as_ref().map(|(began, times)| (*began, &times[..]));
+            self.note_trace(&head, status, request.since, times, io);
             self.stats.writes += 1;
             self.stats.write_bytes += u64::from(request.blocks.end - request.blocks.start) * u64::from(BLOCK);
             self.reply(conn, &head, done_kind(head.kind), status);
@@ -897,7 +898,7 @@ impl Replication {
         }
         for request in busy {
             let (conn, head) = request.origin();
-            self.note_change(&head, Status::Busy, request.since, None, io);
+            self.note_trace(&head, Status::Busy, request.since, None, io);
             self.reply(conn, &head, done_kind(head.kind), Status::Busy);
         }
         for chunk in again {

@@ -1,7 +1,6 @@
 //! What is remembered of requests that were to be traced, and of slow ones, which are logged as well.
 
 use super::Replication;
-use super::slow::Times;
 use shards::{Io, Timestamp};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,18 +8,6 @@ use wire::trace::SlowLog;
 use wire::{CsId, Head, Kind, RequestTrace, Status, TraceId, Work, flags};
 
 const KEPT: usize = 256;
-
-/// A request whose time is to be told.
-struct Ended<'a> {
-    head: &'a Head,
-    status: Status,
-    arrived: Timestamp,
-    /// When the store was asked; `None`: it never was.
-    began: Option<Timestamp>,
-    /// From then on.
-    store: Duration,
-    replicas: &'a [(CsId, Duration)],
-}
 
 pub(super) struct Traces {
     slow_over: Duration,
@@ -43,15 +30,7 @@ impl Traces {
         total > self.slow_over && !head.has(flags::FILL)
     }
 
-    fn wants(&self, head: &Head, total: Duration) -> bool {
-        head.has(flags::TRACE) || self.is_slow(head, total)
-    }
-
-    fn note(&mut self, ended: &Ended, io: &dyn Io) {
-        let now = io.now();
-        let total = now.since(ended.arrived);
-        let trace =
-            RequestTrace { slow: self.is_slow(ended.head, total), ..ended.trace(total, io.wall_ms()) };
+    fn keep(&mut self, trace: RequestTrace, now: Timestamp) {
         if trace.slow {
             self.log(&trace, now);
         }
@@ -75,72 +54,52 @@ impl Traces {
     }
 }
 
-impl Ended<'_> {
-    fn trace(&self, total: Duration, ended_ms: u64) -> RequestTrace {
-        let us = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
-        let waited = self.began.map_or(total, |began| began.since(self.arrived));
-        RequestTrace {
-            trace: self.head.trace,
-            work: match self.head.kind {
-                Kind::Read => Work::Read,
-                Kind::Write => Work::Write,
-                Kind::Discard => Work::Discard,
-                _ => Work::Store,
-            },
-            chunk: self.head.chunk,
-            offset_bytes: self.head.offset_bytes,
-            length_bytes: self.head.length_bytes,
-            status: self.status,
-            waited_us: us(waited),
-            store_us: us(self.store),
-            replicas_us: self.replicas.iter().map(|(cs, time)| (*cs, us(*time))).collect(),
-            total_us: us(total),
-            ended_ms,
-            slow: false,
-        }
-    }
-}
-
 impl Replication {
     /// What this shard remembers of one request, or of all it remembers.
     pub fn traces(&self, trace: TraceId) -> Vec<RequestTrace> {
         self.traces.of(trace)
     }
 
-    /// The store has read something, or stored what a primary sent.
-    pub(super) fn note_work(
+    /// A request is answered now. `times`: when its work began, and how long each replica, this one too, took from then on;
+    /// `None`: it never began.
+    pub(super) fn note_trace(
         &mut self,
         head: &Head,
         status: Status,
         arrived: Timestamp,
-        began: Timestamp,
+        times: Option<(Timestamp, &[(CsId, Duration)])>,
         io: &dyn Io,
     ) {
         let now = io.now();
-        if self.traces.wants(head, now.since(arrived)) {
-            let ended =
-                Ended { head, status, arrived, began: Some(began), store: now.since(began), replicas: &[] };
-            self.traces.note(&ended, io);
-        }
-    }
-
-    /// A change has been answered: `times` are those of its last flight, if it had one.
-    pub(super) fn note_change(
-        &mut self,
-        head: &Head,
-        status: Status,
-        arrived: Timestamp,
-        times: Option<&(Timestamp, Times)>,
-        io: &dyn Io,
-    ) {
-        if !self.traces.wants(head, io.now().since(arrived)) {
+        let total = now.since(arrived);
+        let slow = self.traces.is_slow(head, total);
+        if !slow && !head.has(flags::TRACE) {
             return;
         }
-        let of_all = times.map_or(&[][..], |(_, times)| times);
-        let (own, replicas): (Times, Times) = of_all.iter().copied().partition(|(cs, _)| *cs == self.me);
-        let store = own.first().map_or(Duration::ZERO, |(_, time)| *time);
-        let began = times.map(|(began, _)| *began);
-        self.traces.note(&Ended { head, status, arrived, began, store, replicas: &replicas }, io);
+        let (began, of_all) = times.unwrap_or((now, &[]));
+        let us = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+        let own = of_all.iter().find(|(cs, _)| *cs == self.me);
+        let others = of_all.iter().filter(|(cs, _)| *cs != self.me);
+        let trace = RequestTrace {
+            trace: head.trace,
+            work: match head.kind {
+                Kind::Read => Work::Read,
+                Kind::Write => Work::Write,
+                Kind::Discard => Work::Discard,
+                _ => Work::Store,
+            },
+            chunk: head.chunk,
+            offset_bytes: head.offset_bytes,
+            length_bytes: head.length_bytes,
+            status,
+            waited_us: us(began.since(arrived)),
+            store_us: own.map_or(0, |(_, time)| us(*time)),
+            replicas_us: others.map(|(cs, time)| (*cs, us(*time))).collect(),
+            total_us: us(total),
+            ended_ms: io.wall_ms(),
+            slow,
+        };
+        self.traces.keep(trace, now);
     }
 }
 
@@ -156,8 +115,8 @@ mod tests {
         (head.trace, head.flags) = (TraceId::new(ClientId(1), number), flags);
         let arrived = Timestamp(io.now().0 - took.as_nanos() as u64);
         let began = Timestamp(arrived.0 + 1_000_000);
-        let times = (began, Times::from_iter([(CsId(2), took / 2), (CsId(1), took / 4)]));
-        replication.note_change(&head, Status::Ok, arrived, Some(&times), io);
+        let times = [(CsId(2), took / 2), (CsId(1), took / 4)];
+        replication.note_trace(&head, Status::Ok, arrived, Some((began, &times)), io);
     }
 
     #[test]

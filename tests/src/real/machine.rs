@@ -14,7 +14,7 @@ pub struct Machine {
 }
 
 /// Mounts are seen in this namespace only, and gone with its first process, the shell, as all processes in it.
-const SHELL: &[&str] = &["unshare", "--mount", "--uts", "--pid", "--fork", "sh"];
+const SHELL: &[&str] = &["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "sh"];
 /// All that commands find in their environment.
 const ENVIRONMENT: &str =
     "env -i PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=xterm LANG=C.UTF-8";

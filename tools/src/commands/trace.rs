@@ -183,19 +183,9 @@ fn print_part(part: &PartTrace, told: &[Told]) {
     };
     let (waited, answered) = (part.waited.as_micros() as u64, part.answered.as_micros() as u64);
     step(waited, "client", "the right to use the file, the chunk's place, a connection");
-    let mut silent = Vec::new();
-    for (n, Told { cs, says }) in told.iter().enumerate() {
+    if let Some(Told { cs, says: Ok(primary) }) = told.first() {
+        let RequestTrace { total_us, waited_us, store_us, replicas_us, .. } = primary;
         let at = format!("CS#{cs}");
-        let RequestTrace { total_us, waited_us, store_us, replicas_us, .. } = match says {
-            Ok(trace) => trace,
-            Err(why) => {
-                silent.push(format!("{at}: {why}"));
-                continue;
-            }
-        };
-        if n > 0 {
-            continue; // A secondary: told with the primary's part.
-        }
         step(
             answered.saturating_sub((*total_us).into()),
             "network",
@@ -213,7 +203,11 @@ fn print_part(part: &PartTrace, told: &[Told]) {
     if part.tries > 1 {
         println!("It was sent {} times. {}", part.tries, part.last_error);
     }
-    silent.iter().for_each(|line| println!("{line}"));
+    for Told { cs, says } in told {
+        if let Err(why) = says {
+            println!("CS#{cs}: {why}");
+        }
+    }
 }
 
 fn slow(context: &Context) -> Outcome {

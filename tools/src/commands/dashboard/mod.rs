@@ -46,6 +46,13 @@ const HEADERS: [(&str, &str); 6] = [
     ("Cache-Control", "no-store"),
 ];
 
+/// The page: path, kind, contents.
+const FILES: [(&str, &str, &[u8]); 3] = [
+    ("/", "text/html; charset=utf-8", include_bytes!("page/index.html")),
+    ("/app.js", "text/javascript; charset=utf-8", include_bytes!("page/app.js")),
+    ("/style.css", "text/css; charset=utf-8", include_bytes!("page/style.css")),
+];
+
 #[derive(Args)]
 pub struct Arguments {
     /// Where to serve it. Others than loopback addresses need a password.
@@ -166,29 +173,11 @@ impl Site {
     }
 
     fn page(&self, request: &Request) -> Answer {
+        if let Some((_, kind, bytes)) = FILES.iter().find(|(path, ..)| *path == request.path) {
+            return Answer::new(200, kind, *bytes);
+        }
         let number = |name| request.parameter(name).and_then(|n| n.parse::<u64>().ok());
         let value = match request.path.as_str() {
-            "/" => {
-                return Answer::new(
-                    200,
-                    "text/html; charset=utf-8",
-                    include_bytes!("page/index.html").as_slice(),
-                );
-            }
-            "/app.js" => {
-                return Answer::new(
-                    200,
-                    "text/javascript; charset=utf-8",
-                    include_bytes!("page/app.js").as_slice(),
-                );
-            }
-            "/style.css" => {
-                return Answer::new(
-                    200,
-                    "text/css; charset=utf-8",
-                    include_bytes!("page/style.css").as_slice(),
-                );
-            }
             "/api/status" => api::status(&self.model(), Moment::now()),
             "/api/samples" => api::samples(&self.model(), number("after").unwrap_or(0)),
             "/api/servers" => api::servers(&self.model(), &wish(request)),
@@ -221,7 +210,10 @@ impl Site {
             self.model().stat.iter().flat_map(|stat| &stat.mds).map(|m| m.addr).collect();
         let servers = mds_to_try(&told, link.known());
         link.know(servers);
-        match explain::ask(&mut link, ExplainTarget::Cs(cs)) {
+        let story = explain::ask(&mut link, ExplainTarget::Cs(cs));
+        // The next question may come in a week.
+        link.hang_up();
+        match story {
             Ok(story) => json(200, &serde_json::to_value(story).unwrap_or_default()),
             Err(why) => json(503, &serde_json::json!({ "error": why })),
         }
