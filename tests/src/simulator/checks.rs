@@ -219,27 +219,42 @@ impl Cluster {
     }
 
     fn replicas_are_equal(&mut self) -> Result<(), String> {
-        for map in self.maps()? {
-            let mut first: Option<(CsId, Vec<BlockCrc>)> = None;
-            for replica in &map.grant.replicas {
-                let (chunk, epoch) = (map.chunk, map.epoch);
-                let sums = self
-                    .checksums(&map, replica)?
-                    .map_err(|e| format!("checksums of chunk {chunk} on CS#{}: {e}", replica.cs))?;
-                match &first {
-                    None => first = Some((replica.cs, sums)),
-                    Some((_, other)) if *other == sums => {}
-                    Some((cs, other)) => {
-                        let at = other.iter().zip(&sums).position(|(a, b)| a != b);
-                        return Err(format!(
-                            "chunk {chunk} (index {}) epoch {epoch}: CS#{cs} and CS#{} differ at block {at:?}; {:?}",
-                            map.index, replica.cs, map.grant
-                        ));
-                    }
+        for mut map in self.maps()? {
+            // Balance goes on meanwhile: it may have taken a chunk elsewhere since its map was read.
+            while let Err(why) = self.in_sync_replicas_are_equal(&map)? {
+                let now = self.maps()?.into_iter().find(|m| m.chunk == map.chunk);
+                match now {
+                    Some(now) if now.epoch != map.epoch => map = now,
+                    _ => return Err(why),
                 }
             }
         }
         Ok(())
+    }
+
+    fn in_sync_replicas_are_equal(&mut self, map: &ChunkMap) -> Result<Result<(), String>, String> {
+        let (chunk, epoch) = (map.chunk, map.epoch);
+        let mut first: Option<(CsId, Vec<BlockCrc>)> = None;
+        for replica in map.grant.replicas.iter().filter(|r| r.role == Role::InSync) {
+            let sums = match self.checksums(map, replica)? {
+                Ok(sums) => sums,
+                Err(why) => {
+                    return Ok(Err(format!("checksums of chunk {chunk} on CS#{}: {why}", replica.cs)));
+                }
+            };
+            match &first {
+                None => first = Some((replica.cs, sums)),
+                Some((_, other)) if *other == sums => {}
+                Some((cs, other)) => {
+                    let at = other.iter().zip(&sums).position(|(a, b)| a != b);
+                    return Ok(Err(format!(
+                        "chunk {chunk} (index {}) epoch {epoch}: CS#{cs} and CS#{} differ at block {at:?}; {:?}",
+                        map.index, replica.cs, map.grant
+                    )));
+                }
+            }
+        }
+        Ok(Ok(()))
     }
 
     /// No chunk server keeps a chunk that is not its own for long.
