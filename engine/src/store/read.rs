@@ -316,13 +316,21 @@ impl Store {
         let chunk_id = self.reads[&id].chunk;
         let chunk = &self.chunks[&chunk_id];
         let Some(cache) = &mut self.cache else { return };
-        let Some(unit) = chunk.unit(at_block / UNIT_BLOCKS) else { return };
-        let offset = u64::from(unit) * UNIT_BYTES + u64::from(at_block % UNIT_BLOCKS) * BLOCK_BYTES as u64;
-        let run = (at_block, (data.len() / BLOCK_BYTES) as u32, offset);
-        for (piece, (first, count, _)) in pieces_of(run) {
-            let Some(version) = chunk.version(chunk_id, first) else { continue };
-            let from = (first - at_block) as usize * BLOCK_BYTES;
-            cache.offer(io, &piece, version, data.slice(from..from + count as usize * BLOCK_BYTES));
+        let end = at_block + (data.len() / BLOCK_BYTES) as u32;
+        let mut first = at_block;
+        while first < end {
+            let next = end.min((first / UNIT_BLOCKS + 1) * UNIT_BLOCKS);
+            // Each unit where it is now: a round may have moved it since the read began, and not its neighbour.
+            if let (Some(unit), Some(version)) =
+                (chunk.unit(first / UNIT_BLOCKS), chunk.version(chunk_id, first))
+            {
+                let within = first % UNIT_BLOCKS;
+                let piece = Piece { unit, blocks: within..within + next - first };
+                let bytes =
+                    (first - at_block) as usize * BLOCK_BYTES..(next - at_block) as usize * BLOCK_BYTES;
+                cache.offer(io, &piece, version, data.slice(bytes));
+            }
+            first = next;
         }
     }
 
