@@ -4,6 +4,7 @@
 
 use crate::core::CacheCounts;
 use crate::error::Result;
+use ::metrics::Histogram;
 use shards::Buf;
 use wire::mds_api::{AttrChange, ChunkMap, FileAttr, FileKind, LeaseMode, MdsReply, MdsRequest};
 use wire::{ClientId, FileId};
@@ -52,6 +53,10 @@ pub struct Stats {
     pub edge_reads: u64,
     /// Longest time one read or write of a program took.
     pub longest_us: u64,
+    /// Reads and writes of programs, and requests to metadata servers.
+    pub read_times: Histogram,
+    pub write_times: Histogram,
+    pub mds_times: Histogram,
     /// Of the read cache, if there is one.
     pub cache: Option<CacheStats>,
 }

@@ -13,6 +13,14 @@ pub fn figures(s: &Stats) -> Figures {
     f.counter("client_edge_reads", "Blocks read because a write covers them in part", &[], s.edge_reads);
     let longest = Duration::from_micros(s.longest_us);
     f.seconds("client_longest_seconds", "Longest time that one read or write took", &[], longest);
+    f.times("client_read_seconds", "Reads of programs", &[], &s.read_times);
+    f.times(
+        "client_write_seconds",
+        "Writes and other changes of data, until they are durable",
+        &[],
+        &s.write_times,
+    );
+    f.times("client_mds_request_seconds", "Requests to metadata servers", &[], &s.mds_times);
     f.counter("client_retries", "Requests that had to be sent again", &[], s.retries);
     f.counter("client_refreshes", "Chunk maps asked for anew after a failure", &[], s.refreshes);
     f.counter("client_checksum_errors", "Data that came with a wrong checksum", &[], s.checksum_errors);

@@ -1,19 +1,30 @@
 //! The figures of a chunk server for Prometheus, by shard. docs/admin-guide/metrics.md names each.
 
-use ::metrics::Figures;
+use ::metrics::{Figures, Histogram};
 use std::time::Duration;
 use wire::cs_api::{LatencyStat, ShardStat, Space};
 
-pub fn figures(shards: &[(ShardStat, Space)]) -> Figures {
+/// What one shard knows of itself.
+pub struct ShardFigures {
+    pub stat: ShardStat,
+    pub space: Space,
+    /// Reads and writes of the store; of clients.
+    pub io_times: Histogram,
+    pub read_times: Histogram,
+    pub write_times: Histogram,
+}
+
+pub fn figures(shards: &[ShardFigures]) -> Figures {
     let mut f = Figures::default();
-    for (stat, space) in shards {
-        let shard = stat.shard.0.to_string();
-        of_shard(stat, space, &[("shard", &shard)], &mut f);
+    for figures in shards {
+        let shard = figures.stat.shard.0.to_string();
+        of_shard(figures, &[("shard", &shard)], &mut f);
     }
     f
 }
 
-fn of_shard(stat: &ShardStat, space: &Space, of: &[(&'static str, &str)], f: &mut Figures) {
+fn of_shard(figures: &ShardFigures, of: &[(&'static str, &str)], f: &mut Figures) {
+    let ShardFigures { stat, space, io_times, read_times, write_times } = figures;
     let load = &stat.load;
     f.counter("cs_reads", "Reads of clients", of, load.reads);
     f.counter("cs_writes", "Writes of clients, as primary", of, load.writes);
@@ -41,6 +52,9 @@ fn of_shard(stat: &ShardStat, space: &Space, of: &[(&'static str, &str)], f: &mu
         of,
         f,
     );
+    f.times("cs_io_seconds", "Reads and writes of the store, on this server's disks", of, io_times);
+    f.times("cs_read_seconds", "Reads of clients", of, read_times);
+    f.times("cs_write_seconds", "Writes of clients, as primary, with replication", of, write_times);
     f.ratio(
         "cs_io_wait_ratio",
         "Part of the last 20 s in which the disk was waited for",

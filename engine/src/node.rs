@@ -8,7 +8,8 @@
 //!   master until it is answered.
 
 use crate::latency::Waits;
-use crate::replication::{Action, Replication, Stats, done_kind};
+use crate::metrics::ShardFigures;
+use crate::replication::{Action, Latencies, Replication, Stats, done_kind};
 use crate::scrub::Scrub;
 use crate::store::{Outcome, Store, StoreConfig};
 use shards::{Channel, ConnId, Event, Io, Node, OpId, TimerId, Timestamp};
@@ -50,7 +51,7 @@ const REPORT_PAGE: usize = 10_000;
 const REPORT_NEW_EVERY: Duration = Duration::from_secs(10);
 
 /// Somebody asks for the figures of the shard; dropped while it has none.
-pub type Look = Box<dyn FnOnce((ShardStat, Space)) + Send>;
+pub type Look = Box<dyn FnOnce(ShardFigures) + Send>;
 
 /// What a shard must be told.
 #[derive(Clone, Debug)]
@@ -481,7 +482,9 @@ impl CsShard {
 
     fn tell(&mut self, look: Look, io: &mut dyn Io) {
         if let (Some(stat), Some(store)) = (self.stat(io.now()), self.store.as_mut()) {
-            look((stat, space(store, io, self.config.shards)));
+            let Latencies { io_times, read_times, write_times, .. } = self.replication.latency;
+            let space = space(store, io, self.config.shards);
+            look(ShardFigures { stat, space, io_times, read_times, write_times });
         }
     }
 

@@ -1,7 +1,8 @@
 //! Figures at one moment, and their text in the format of OpenMetrics.
 
+use crate::Histogram;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -29,6 +30,7 @@ struct Metric {
 enum Value {
     Counter(ConstCounter<u64>),
     Gauge(ConstGauge<f64>),
+    Times(Box<Histogram>),
 }
 
 impl Figures {
@@ -56,6 +58,17 @@ impl Figures {
         time: Duration,
     ) {
         self.add(name, help, labels, Value::Gauge(ConstGauge::new(time.as_secs_f64())));
+    }
+
+    /// How long things took. `name` ends in `_seconds`.
+    pub fn times(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[(&'static str, &str)],
+        times: &Histogram,
+    ) {
+        self.add(name, help, labels, Value::Times(Box::new(*times)));
     }
 
     /// A gauge from 0 to 1.
@@ -113,13 +126,17 @@ impl Collector for Figures {
             let kind = match metric.series[0].1 {
                 Value::Counter(_) => MetricType::Counter,
                 Value::Gauge(_) => MetricType::Gauge,
+                Value::Times(_) => MetricType::Histogram,
             };
             let mut family = encoder.encode_descriptor(metric.name, metric.help, None, kind)?;
             for (labels, value) in &metric.series {
-                let line = family.encode_family(labels)?;
+                let mut line = family.encode_family(labels)?;
                 match value {
                     Value::Counter(n) => n.encode(line)?,
                     Value::Gauge(n) => n.encode(line)?,
+                    Value::Times(h) => {
+                        line.encode_histogram::<NoLabelSet>(h.sum_seconds(), h.count(), &h.buckets(), None)?
+                    }
                 }
             }
         }
@@ -138,6 +155,9 @@ mod tests {
             figures.counter("cs_reads", "Reads", &[("shard", shard)], n);
         }
         figures.seconds("uptime_seconds", "Time", &[], Duration::from_millis(1500));
+        let mut times = Histogram::default();
+        times.took(Duration::from_millis(1500));
+        figures.times("took_seconds", "Times", &[("shard", "0")], &times);
         let text = figures.text(&vec![("cluster", "a\"b".into())]).unwrap();
         let expected = [
             "# HELP pstorage_cs_reads Reads",
@@ -147,8 +167,19 @@ mod tests {
             "# HELP pstorage_uptime_seconds Time",
             "# TYPE pstorage_uptime_seconds gauge",
             r#"pstorage_uptime_seconds{cluster="a\"b"} 1.5"#,
+            "# HELP pstorage_took_seconds Times",
+            "# TYPE pstorage_took_seconds histogram",
+            r#"pstorage_took_seconds_sum{cluster="a\"b",shard="0"} 1.5"#,
+            r#"pstorage_took_seconds_count{cluster="a\"b",shard="0"} 1"#,
+            r#"pstorage_took_seconds_bucket{cluster="a\"b",le="1.0",shard="0"} 0"#,
+            r#"pstorage_took_seconds_bucket{cluster="a\"b",le="5.0",shard="0"} 1"#,
+            r#"pstorage_took_seconds_bucket{cluster="a\"b",le="+Inf",shard="0"} 1"#,
             "# EOF",
         ];
-        assert_eq!(text.lines().collect::<Vec<_>>(), expected);
+        let others = |line: &&str| {
+            line.contains("_bucket{")
+                && !["1.0", "5.0", "+Inf"].iter().any(|le| line.contains(&format!("le=\"{le}\"")))
+        };
+        assert_eq!(text.lines().filter(|line| !others(line)).collect::<Vec<_>>(), expected);
     }
 }

@@ -3,9 +3,11 @@
 //! A daemon fills a [`Figures`] whenever somebody asks; nothing is kept here between two questions.
 
 mod figures;
+mod histogram;
 mod options;
 mod server;
 
 pub use figures::{Figures, Labels};
+pub use histogram::Histogram;
 pub use options::{MetricsError, Options};
 pub use server::{Door, Source, asking};

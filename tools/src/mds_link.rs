@@ -15,6 +15,9 @@ const CONNECT: Duration = Duration::from_secs(2);
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long to look for a master: an election takes about a second.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait for a file that another client has open, and how often to ask.
+const BUSY_WAIT: Duration = Duration::from_secs(1);
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
 /// For commands that ask again and again by themselves.
 const HASTY_ANSWER: Duration = Duration::from_secs(1);
 
@@ -152,6 +155,7 @@ impl MdsLink {
     /// Asks the master; follows redirections and waits out an election.
     pub fn ask(&mut self, request: &MdsRequest) -> Outcome<MdsReply> {
         let deadline = Instant::now() + self.patience;
+        let free_until = Instant::now() + BUSY_WAIT;
         loop {
             let mut tried = Vec::new();
             // Wrong keys and clusters don't get better by waiting.
@@ -170,6 +174,11 @@ impl MdsLink {
                         if let Some(master) = master.filter(|m| !candidates[at..].contains(m)) {
                             candidates.insert(at, master);
                         }
+                    }
+                    // Who has just closed a file gives it back a moment later.
+                    Ok(MdsReply::Failed { status: Status::FileBusy, .. }) if Instant::now() < free_until => {
+                        std::thread::sleep(BUSY_PAUSE);
+                        at -= 1;
                     }
                     Ok(MdsReply::Failed { status, detail, .. }) => {
                         return Err(if detail.is_empty() { status.to_string() } else { detail });

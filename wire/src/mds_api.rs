@@ -160,7 +160,8 @@ pub enum LeaseMode {
     Write,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum MdsRequest {
     /// Starts a client session. Repeated by the same `nonce` it returns the same session.
     OpenSession {
@@ -257,13 +258,10 @@ pub enum MdsRequest {
         /// since. 0: nothing depends on an earlier lease.
         reclaim: LeaseId,
     },
-    /// Ends the lease; the last size and mtime come with it.
+    /// Ends leases, each of another file.
     Release {
         client: ClientId,
-        file: FileId,
-        lease: LeaseId,
-        size_bytes: Option<u64>,
-        mtime_ns: Option<i64>,
+        leases: Vec<ReleasedLease>,
     },
     /// Records the size a writer has reached (never shrinks).
     Extend {
@@ -408,6 +406,30 @@ pub enum MdsRequest {
     },
 }
 
+/// A lease that its holder gives back, with the last size and mtime of the file where the MDS has yet to hear them.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct ReleasedLease {
+    pub file: FileId,
+    pub lease: LeaseId,
+    pub size_bytes: Option<u64>,
+    pub mtime_ns: Option<i64>,
+}
+
+impl ReleasedLease {
+    /// Of a file of which nothing is to be told.
+    pub fn unchanged(file: FileId, lease: LeaseId) -> ReleasedLease {
+        ReleasedLease { file, lease, size_bytes: None, mtime_ns: None }
+    }
+}
+
+/// A directory as the change of one name has left it.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct ChangedDirectory {
+    pub attr: FileAttr,
+    /// Its ctime before. Each change of its names makes that later: who knows all names of then knows those of now.
+    pub ctime_was_ns: i64,
+}
+
 /// A node that wants to belong to the cluster.
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub struct NewNode {
@@ -486,8 +508,8 @@ pub enum MdsReply {
         lease: Option<LeaseId>,
         /// As of Opened.
         first: Option<Box<ChunkMap>>,
-        /// The directory as it is with the new name; `None` if the name was there.
-        directory: Option<Box<FileAttr>>,
+        /// The directory with the new name; `None` if the name was there.
+        directory: Option<Box<ChangedDirectory>>,
     },
     Opened {
         attr: FileAttr,
@@ -541,8 +563,8 @@ pub enum MdsReply {
         nodes: Vec<NodeInfo>,
     },
     License(Box<LicenseInfo>),
-    /// Answer to Unlink: the directory as it is without the name.
-    Removed(Box<FileAttr>),
+    /// Answer to Unlink: the directory without the name.
+    Removed(Box<ChangedDirectory>),
 }
 
 /// How it stands with the cluster's licence.

@@ -9,6 +9,7 @@ use super::{ClientCore, Then};
 use crate::call::SeekFor;
 use crate::error::{ClientError, Result};
 use shards::{BLOCK_BYTES, Buf, BufMut, Io, Timestamp};
+use std::time::Duration;
 use wire::FileId;
 use wire::mds_api::{AttrChange, FileAttr, LeaseMode, MdsReply, MdsRequest};
 
@@ -68,7 +69,8 @@ impl ClientCore {
         let done: Then<Buf> = Box::new(move |core, io, data| {
             core.stats.reads += 1;
             core.stats.read_bytes += cut.len() as u64;
-            core.note_time(io, started);
+            let took = core.note_time(io, started);
+            core.stats.read_times.took(took);
             core.op_end(io, file, op);
             then(core, io, data.map(|d| if cut == (0..d.len()) { d } else { d.slice(cut) }));
         });
@@ -84,9 +86,10 @@ impl ClientCore {
         );
     }
 
-    fn note_time(&mut self, io: &mut dyn Io, started: Timestamp) {
-        let us = io.now().since(started).as_micros() as u64;
-        self.stats.longest_us = self.stats.longest_us.max(us);
+    fn note_time(&mut self, io: &mut dyn Io, started: Timestamp) -> Duration {
+        let took = io.now().since(started);
+        self.stats.longest_us = self.stats.longest_us.max(took.as_micros() as u64);
+        took
     }
 
     // Changing.
@@ -164,7 +167,8 @@ impl ClientCore {
 
     fn end_change(&mut self, io: &mut dyn Io, change: Change) {
         self.unlock(io, change.file, change.op);
-        self.note_time(io, change.started);
+        let took = self.note_time(io, change.started);
+        self.stats.write_times.took(took);
         self.op_end(io, change.file, change.op);
     }
 

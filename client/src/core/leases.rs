@@ -6,7 +6,9 @@
 //! Invariants:
 //! - at most one of Open, Release and "record the size" is under way per file (`asking`, `releasing`, `recording`);
 //! - under a write lease the size kept here is the truth; the MDS learns it by Extend, SetAttr or Release;
-//! - a file whose lease was lost fails all requests until it is opened again.
+//! - a file whose lease was lost fails all requests until it is opened again;
+//! - a lease that nobody uses any more is given back a moment later, together with others, unless its file is opened again;
+//!   if that is closed within the moment too, at once: a program that opens a file again and again does not keep others from it.
 
 use super::gather::Gathered;
 use super::locks::RangeLocks;
@@ -19,11 +21,15 @@ use shards::sabotage::{Sabotage, on};
 use shards::{Io, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use wire::mds_api::{ChunkMap, FileAttr, FileKind, LeaseMode, MdsReply, MdsRequest};
+use wire::mds_api::{ChunkMap, FileAttr, FileKind, LeaseMode, MdsReply, MdsRequest, ReleasedLease};
 use wire::{FileId, LeaseId, Status};
 
 /// Pause before asking again for something another client or a recovery holds.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// How long a lease that nobody uses may keep other hosts from the file. They ask again every [`ASK_AGAIN`].
+const KEEP_UNUSED: Duration = Duration::from_millis(20);
+/// Leases given back by one request.
+const MOST_UNUSED: usize = 64;
 /// A session whose client is away ends after one timeout, or after two if the master changes meanwhile; and one more for
 /// the election.
 const HOLDER_TIMEOUTS: u32 = 3;
@@ -36,6 +42,8 @@ pub(super) struct File {
     writers: u32,
     asking: bool,
     releasing: bool,
+    /// Stands in [`ClientCore::unused`].
+    kept_unused: bool,
     /// The session that held this lease is gone: ask the next one for it.
     recover: Option<LeaseId>,
     /// Waiting for a lease: asked for by `open`.
@@ -87,6 +95,7 @@ impl File {
             writers: 0,
             asking: false,
             releasing: false,
+            kept_unused: false,
             recover: None,
             opening: Vec::new(),
             on_closed: Vec::new(),
@@ -112,6 +121,14 @@ impl File {
 
     fn is_open(&self) -> bool {
         self.readers + self.writers > 0
+    }
+
+    fn is_unused(&self) -> bool {
+        !self.is_open()
+            && self.opening.is_empty()
+            && self.active == 0
+            && self.locks.is_idle()
+            && !(self.asking || self.releasing || self.recording)
     }
 
     pub fn unrecorded(&self) -> bool {
@@ -285,8 +302,8 @@ impl ClientCore {
         let Some(f) = self.files.get_mut(&file) else {
             // Closed while a new session asked for its lease.
             let client = self.mds.client().unwrap_or_default();
-            let request = MdsRequest::Release { client, file, lease, size_bytes: None, mtime_ns: None };
-            return self.mds_call(io, request, Box::new(|_, _, _| ()));
+            let leases = vec![ReleasedLease::unchanged(file, lease)];
+            return self.mds_call(io, MdsRequest::Release { client, leases }, Box::new(|_, _, _| ()));
         };
         f.asking = false;
         let fresh = f.lease.is_none() || f.lost.is_some();
@@ -391,15 +408,10 @@ impl ClientCore {
     /// Gives the lease back once nobody needs it.
     fn maybe_release(&mut self, io: &mut dyn Io, file: FileId) {
         let Some(f) = self.files.get_mut(&file) else { return };
-        let idle = !f.is_open()
-            && f.opening.is_empty()
-            && f.active == 0
-            && f.locks.is_idle()
-            && !(f.asking || f.releasing || f.recording);
-        if !idle {
+        if !f.is_unused() {
             return;
         }
-        let Some((lease, _)) = f.lease.filter(|_| f.lost.is_none()) else {
+        if f.lease.is_none() || f.lost.is_some() {
             let on_closed = std::mem::take(&mut f.on_closed);
             let lost = f.lost.take();
             self.files.remove(&file);
@@ -408,18 +420,65 @@ impl ClientCore {
                 then(self, io, outcome);
             }
             return;
-        };
-        f.releasing = true;
-        self.cache_closed(file);
-        let Some(f) = self.files.get_mut(&file) else { return };
-        let size_bytes = f.unrecorded().then_some(f.size);
-        let mtime_ns = f.mtime_unrecorded.then_some(f.mtime_ns);
+        }
+        // Who closes a file whose size is yet to be recorded waits until it is.
+        if f.unrecorded() || f.kept_unused || self.stopping.is_some() {
+            return self.release(io, &[file]);
+        }
+        f.kept_unused = true;
+        let on_closed = std::mem::take(&mut f.on_closed);
+        let result = f.write_failed.take().map_or(Ok(()), Err);
+        self.unused.push(file);
+        match self.unused.len() {
+            1 => self.after(io, KEEP_UNUSED, Box::new(|core, io| core.release_unused(io))),
+            MOST_UNUSED.. => self.release_unused(io),
+            _ => {}
+        }
+        for then in on_closed {
+            then(self, io, result.clone());
+        }
+    }
+
+    pub(super) fn release_unused(&mut self, io: &mut dyn Io) {
+        let mut unused = std::mem::take(&mut self.unused);
+        unused.retain(|file| {
+            self.files.get_mut(file).is_some_and(|f| {
+                f.kept_unused = false;
+                f.is_unused()
+            })
+        });
+        self.release(io, &unused);
+    }
+
+    /// Gives the leases of unused files back.
+    fn release(&mut self, io: &mut dyn Io, files: &[FileId]) {
+        let mut leases = Vec::with_capacity(files.len());
+        for &file in files {
+            let Some(f) = self.files.get_mut(&file) else { continue };
+            let Some((lease, _)) = f.lease.filter(|_| !f.releasing) else { continue };
+            f.releasing = true;
+            leases.push(ReleasedLease {
+                file,
+                lease,
+                size_bytes: f.unrecorded().then_some(f.size),
+                mtime_ns: f.mtime_unrecorded.then_some(f.mtime_ns),
+            });
+            self.cache_closed(file);
+        }
+        if leases.is_empty() {
+            return;
+        }
         let client = self.mds.client().unwrap_or_default();
-        let request = MdsRequest::Release { client, file, lease, size_bytes, mtime_ns };
+        let given_back: Vec<_> = leases.iter().map(|l| (l.file, l.lease)).collect();
         self.mds_call(
             io,
-            request,
-            Box::new(move |core, io, reply| core.released(io, file, lease, reply.map(|_| ()))),
+            MdsRequest::Release { client, leases },
+            Box::new(move |core, io, reply| {
+                let result = reply.map(|_| ());
+                for (file, lease) in given_back {
+                    core.released(io, file, lease, result.clone());
+                }
+            }),
         );
     }
 
@@ -661,8 +720,8 @@ impl ClientCore {
             return self.after(io, ASK_AGAIN, Box::new(move |core, io| core.tell_stopped(io, file, lease)));
         }
         let Some(client) = self.mds.client() else { return };
-        let request = MdsRequest::Release { client, file, lease, size_bytes: None, mtime_ns: None };
-        self.mds_call(io, request, Box::new(|_, _, _| ()));
+        let leases = vec![ReleasedLease::unchanged(file, lease)];
+        self.mds_call(io, MdsRequest::Release { client, leases }, Box::new(|_, _, _| ()));
     }
 
     /// All requests on the file fail from now on; caches of it are told.

@@ -10,6 +10,7 @@
 //!   invisible above this file;
 //! - after the session was lost, its leases are asked for anew before requests of the new session are sent.
 
+use super::recent::Known;
 use super::{ClientCore, Then};
 use crate::config::KEEP_ALIVE;
 use crate::error::ClientError;
@@ -200,11 +201,24 @@ impl ClientCore {
         }
     }
 
-    /// Sends a request when the session stands; repeats it until it is answered or its time is over.
+    /// Answers a request from what is known, or else: sends it when the session stands; repeats it until it is answered or its
+    /// time is over.
     pub(super) fn mds_call(&mut self, io: &mut dyn Io, request: MdsRequest, then: Then<MdsReply>) {
-        if let Some(answer) = self.recent.answer(&request, io.now()) {
-            return then(self, io, answer);
+        match self.recent.answer(&request, io.now()) {
+            Some(Known::Answer(answer)) => then(self, io, answer),
+            Some(Known::IfUnchanged(directory)) => self.mds_ask(
+                io,
+                MdsRequest::GetAttr { file: directory },
+                Box::new(move |core, io, _| match core.recent.answer(&request, io.now()) {
+                    Some(Known::Answer(answer)) => then(core, io, answer),
+                    _ => core.mds_ask(io, request, then),
+                }),
+            ),
+            None => self.mds_ask(io, request, then),
         }
+    }
+
+    fn mds_ask(&mut self, io: &mut dyn Io, request: MdsRequest, then: Then<MdsReply>) {
         let id = self.mds.next_request();
         self.stats.mds_requests += 1;
         self.mds.pending.insert(id, Pending { request, sent: None, began: io.now(), doubted: false, then });
@@ -488,8 +502,9 @@ impl ClientCore {
 
     fn mds_finish(&mut self, io: &mut dyn Io, id: u64, result: crate::Result<MdsReply>) {
         if let Some(pending) = self.mds.pending.remove(&id) {
-            self.recent.learn(&pending.request, &result, io.now());
-            self.note_metadata(&pending, io);
+            let now = io.now();
+            self.recent.learn(&pending.request, &result, pending.sent.unwrap_or(now), now);
+            self.note_metadata(id, &pending, io);
             (pending.then)(self, io, result);
         }
     }

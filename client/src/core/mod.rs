@@ -82,6 +82,8 @@ pub struct ClientCore {
     /// Reads that were answered when the session was not sure: done again once it is.
     unsure_reads: Vec<u64>,
     recent: Recent,
+    /// Files that nobody here uses any more, whose leases are given back in a moment.
+    unused: Vec<FileId>,
     alarms: BTreeMap<u64, Alarm>,
     cached: Option<Box<Cached>>,
     last_id: u64,
@@ -107,6 +109,7 @@ impl ClientCore {
             parts: BTreeMap::new(),
             unsure_reads: Vec::new(),
             recent: Recent::default(),
+            unused: Vec::new(),
             alarms: BTreeMap::new(),
             cached,
             last_id: 0,
@@ -254,6 +257,7 @@ impl ClientCore {
             for file in files {
                 self.close_all(io, file);
             }
+            self.release_unused(io);
         }
         self.stop_if_done(io);
     }

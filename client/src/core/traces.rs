@@ -88,17 +88,19 @@ impl ClientCore {
         }
     }
 
-    pub(super) fn note_metadata(&mut self, pending: &Pending, io: &dyn Io) {
+    /// The request of this number was answered.
+    pub(super) fn note_metadata(&mut self, number: u64, pending: &Pending, io: &dyn Io) {
         let now = io.now();
         let total = now.since(pending.began);
+        self.stats.mds_times.took(total);
         if total > self.config.slow_request
             && let Some(left_out) = self.traces.slow_log.admit(now)
         {
             let waited = pending.sent.unwrap_or(now).since(pending.began);
-            let request = format!("{:?}", pending.request);
-            let kind = request.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+            let request: &'static str = (&pending.request).into();
             tracing::warn!(
-                request = kind,
+                request,
+                number,
                 total_ms = total.as_millis() as u64,
                 waited_ms = waited.as_millis() as u64,
                 left_out,

@@ -26,6 +26,7 @@ mod written;
 use crate::latency::Latency;
 use crate::scrub::Piece;
 use crate::store::{Done, Outcome, Store, StoreError, Ticket};
+use ::metrics::Histogram;
 use fill::FillKind;
 use forks::Fork;
 use gone::GivingUp;
@@ -184,6 +185,28 @@ pub struct Replication {
 pub struct Latencies {
     pub io: Latency,
     pub requests: Latency,
+    /// Since the start of the process: `io`, and `requests` by what they do.
+    pub io_times: Histogram,
+    pub read_times: Histogram,
+    pub write_times: Histogram,
+}
+
+impl Latencies {
+    /// The store has ended a read or write.
+    fn io_took(&mut self, time: Duration, now: Timestamp) {
+        self.io.took(time, now);
+        self.io_times.took(time);
+    }
+
+    fn read_took(&mut self, time: Duration, now: Timestamp) {
+        self.requests.took(time, now);
+        self.read_times.took(time);
+    }
+
+    fn write_took(&mut self, time: Duration, now: Timestamp) {
+        self.requests.took(time, now);
+        self.write_times.took(time);
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -592,15 +615,15 @@ impl Replication {
             Purpose::Adopt { chunk, activation } => self.adopted(chunk, activation, result, store, io),
             Purpose::Read { conn, head, chunk, since, began } => {
                 let now = io.now();
-                self.latency.io.took(now.since(began), now);
-                self.latency.requests.took(now.since(since), now);
+                self.latency.io_took(now.since(began), now);
+                self.latency.read_took(now.since(since), now);
                 let status = result.as_ref().map_or_else(status_of, |_| Status::Ok);
                 self.note_trace(&head, status, since, Some((began, &[(self.me, now.since(began))])), io);
                 self.read_done(conn, head, chunk, result, store);
             }
             Purpose::Forwarded { conn, head, began } => {
                 let now = io.now();
-                self.latency.io.took(now.since(began), now);
+                self.latency.io_took(now.since(began), now);
                 if let Err(error) = &result
                     && error.is_damage()
                 {

@@ -713,7 +713,7 @@ impl Replication {
             }
         }
         if let Some(took) = took {
-            self.latency.io.took(took, io.now());
+            self.latency.io_took(took, io.now());
         }
         self.settle(chunk, sequence, store, io);
     }
@@ -789,7 +789,7 @@ impl Replication {
         if let Some(request) = flight.request {
             let (conn, head) = request.origin();
             let now = io.now();
-            self.latency.requests.took(now.since(request.since), now);
+            self.latency.write_took(now.since(request.since), now);
             let status = flight.failed.unwrap_or(Status::Ok);
             let times = flight.times.as_ref().map(|(began, times)| (*began, &times[..]));
             self.note_trace(&head, status, request.since, times, io);

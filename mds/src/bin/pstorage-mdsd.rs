@@ -37,6 +37,9 @@ struct Args {
     /// Don't publish the server by multicast DNS (Avahi). One with a loopback address never is.
     #[arg(long)]
     no_mdns: bool,
+    /// A request of a client that takes longer than so many milliseconds is logged.
+    #[arg(long, value_name = "MS", env = "PSTORAGE_SLOW_REQUEST_MS", default_value_t = 1000)]
+    slow_request_ms: u64,
     #[command(flatten)]
     metrics: metrics::Options,
 }
@@ -72,6 +75,7 @@ fn run(args: &Args) -> Result<(), String> {
     let mut config = MdsConfig::new(control.clone(), credentials);
     config.foundation = control::read_foundation(&args.dir).map_err(|e| e.to_string())?;
     config.license_makers = license_makers(&args.etc)?;
+    config.slow_request = Duration::from_millis(args.slow_request_ms);
     config.memory_bytes = shards::host::resident_bytes;
     let shard =
         ring::spawn(ring, move || MdsNode::new(config)).map_err(|e| format!("starting a thread: {e}"))?;

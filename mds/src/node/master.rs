@@ -294,6 +294,7 @@ impl Server {
             let detail = format!("the answer of {} bytes is too long: ask for less at a time", meta.len());
             return self.refuse(conn, head, false, Status::InvalidArgument, detail, None, io);
         }
+        self.times.ended(conn, &head, status, io.now());
         self.net.send(conn, &Frame::new(head.reply(Kind::MdsReply, status), &meta, Buf::empty()), io);
     }
 
@@ -318,6 +319,9 @@ impl Server {
     /// A request of an authenticated peer: refused, kept for later, or carried out.
     pub(super) fn request(&mut self, conn: ConnId, head: Head, request: Request, io: &mut dyn Io) {
         let cs = matches!(request, Request::Cs(_));
+        if let (Request::Mds(request), Some(_)) = (&request, &self.master) {
+            self.times.begins(conn, &head, request, io.now());
+        }
         match &mut self.master {
             None => self.not_master(conn, head, cs, io),
             Some(master) if master.ready => self.dispatch(conn, head, request, io),

@@ -42,6 +42,14 @@ impl Server {
         for (from, n) in [("client", self.requests.of_clients), ("cs", self.requests.of_cs)] {
             f.counter("mds_requests", "Requests taken as master", &[("from", from)], n);
         }
+        for (request, took) in &self.times.took {
+            f.times(
+                "mds_request_seconds",
+                "Requests of clients, to the answer",
+                &[("request", request)],
+                took,
+            );
+        }
         if is_master {
             self.cluster_figures(&self.cluster_stat(false, now), &mut f);
         }

@@ -24,6 +24,7 @@ mod removal;
 mod requests;
 mod server;
 mod stat;
+mod times;
 
 use crate::control::MdsControl;
 use boot::Boot;
@@ -50,6 +51,8 @@ pub struct MdsConfig {
     pub snapshot_entries: u64,
     /// Entries kept in memory behind a snapshot, for servers that lag a little.
     pub keep_entries: u64,
+    /// A client's request that takes longer is logged.
+    pub slow_request: Duration,
     /// Memory this process uses, for the statistics.
     pub memory_bytes: fn() -> u64,
 }
@@ -64,6 +67,7 @@ impl MdsConfig {
             journal_bytes: 64 << 20,
             snapshot_entries: 100_000,
             keep_entries: 10_000,
+            slow_request: Duration::from_secs(1),
             memory_bytes: || 0,
         }
     }

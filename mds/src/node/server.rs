@@ -5,6 +5,7 @@
 
 use super::master::{Master, Waiter};
 use super::metrics::Requests;
+use super::times::Times;
 use super::{HAND_OVER, MdsConfig};
 use crate::consensus::{Batch, Consensus, TICK};
 use crate::log_file::{LogEvent, LogFile};
@@ -39,6 +40,7 @@ pub struct Server {
     pub(super) net: Net,
     pub(super) master: Option<Master>,
     pub(super) requests: Requests,
+    pub(super) times: Times,
     pub(super) started_at: Timestamp,
     /// When another server last sent a message of raft.
     pub(super) raft_heard: Timestamp,
@@ -66,6 +68,7 @@ impl Server {
     ) -> Server {
         let me = config.control.id;
         let net = Net::new(&config.control.cluster, config.credentials.clone(), me, generation);
+        let times = Times::new(config.slow_request);
         let mut server = Server {
             config,
             me,
@@ -76,6 +79,7 @@ impl Server {
             net,
             master: None,
             requests: Requests::default(),
+            times,
             started_at: io.now(),
             raft_heard: io.now(),
             log,
@@ -414,6 +418,7 @@ impl Server {
 
     fn gone(&mut self, conn: ConnId, peer: Peer, why: &str, io: &mut dyn Io) {
         self.inbox.forget(conn, &mut self.log.snapshots, io);
+        self.times.gone(conn);
         if let Some(master) = &mut self.master {
             master.sessions.disconnected(conn);
         }

@@ -14,7 +14,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 use std::net::SocketAddr;
 use wire::auth::{Foundation, PasswordDigest};
 use wire::license::SignedLicense;
-use wire::mds_api::{AttrChange, FileKind, KeyStep, LeaseMode, MdsRequest, NewNode, Severity};
+use wire::mds_api::{AttrChange, FileKind, KeyStep, LeaseMode, MdsRequest, NewNode, ReleasedLease, Severity};
 use wire::{ChunkId, ClientId, CsId, Epoch, FileId, LeaseId, MdsId, NodeId, Sequence};
 
 /// Version of the encoding that this program writes.
@@ -86,10 +86,7 @@ pub enum Op {
         reclaim: LeaseId,
     },
     Release {
-        file: FileId,
-        lease: LeaseId,
-        size_bytes: Option<u64>,
-        mtime_ns: Option<i64>,
+        leases: Vec<ReleasedLease>,
     },
     Extend {
         file: FileId,
@@ -285,9 +282,7 @@ impl Op {
             }
             R::RemoveXattr { client, file, name } => (client, Op::RemoveXattr { file, name }),
             R::Open { client, file, mode, reclaim } => (client, Op::Open { file, mode, reclaim }),
-            R::Release { client, file, lease, size_bytes, mtime_ns } => {
-                (client, Op::Release { file, lease, size_bytes, mtime_ns })
-            }
+            R::Release { client, leases } => (client, Op::Release { leases }),
             R::Extend { client, file, lease, size_bytes, mtime_ns } => {
                 (client, Op::Extend { file, lease, size_bytes, mtime_ns })
             }

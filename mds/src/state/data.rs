@@ -244,6 +244,11 @@ impl Inode {
         result
     }
 
+    /// Its ctime is another one, and later, whatever the clock says: clients tell from it whether they know all changes.
+    pub fn changed(&mut self, now: i64) {
+        self.ctime_ns = now.max(self.ctime_ns.saturating_add(1));
+    }
+
     /// What a file may do beyond its caller's rights ends when somebody changes it: its capabilities and, unless the mode
     /// stays, the set-uid bit, and set-gid where it does not stand for mandatory locks.
     pub fn drop_privileges(&mut self, mode_stays: bool) {

@@ -6,7 +6,7 @@ use super::runs::Runs;
 use super::{Op, Placement, State};
 use smol_str::SmolStr;
 use std::ops::Bound::{Excluded, Unbounded};
-use wire::mds_api::{AttrChange, FileAttr, FileKind, LeaseMode, MdsReply};
+use wire::mds_api::{AttrChange, ChangedDirectory, FileAttr, FileKind, LeaseMode, MdsReply, ReleasedLease};
 use wire::{ChunkId, ClientId, FileId, LeaseId, ROOT, Status};
 
 type Answered = Result<MdsReply, Refusal>;
@@ -62,7 +62,7 @@ impl State {
         self.entry(parent, name)?.ok_or_else(|| name_refusal(Status::NotFound, name))
     }
 
-    /// Puts a name into a directory, or takes it out, and keeps counts and times.
+    /// Puts a name into a directory, or takes it out, and keeps counts and times. Returns the ctime before.
     pub(super) fn enter(
         &mut self,
         parent: FileId,
@@ -70,10 +70,11 @@ impl State {
         child: Option<FileId>,
         is_directory: bool,
         now: i64,
-    ) {
+    ) -> i64 {
         let inode = self.data.inodes.get_mut(parent).expect("looked at before");
-        inode.mtime_ns = now;
-        inode.ctime_ns = now;
+        let ctime_was_ns = inode.ctime_ns;
+        inode.changed(now);
+        inode.mtime_ns = inode.ctime_ns;
         let Body::Directory { entries, subdirectories } = &mut inode.body else {
             unreachable!("looked at before")
         };
@@ -89,6 +90,11 @@ impl State {
                 *subdirectories -= u32::from(is_directory);
             }
         }
+        ctime_was_ns
+    }
+
+    fn changed_directory(&self, file: FileId, ctime_was_ns: i64) -> Result<Box<ChangedDirectory>, Refusal> {
+        Ok(Box::new(ChangedDirectory { attr: self.attr(file)?, ctime_was_ns }))
     }
 
     pub(super) fn file_op(
@@ -136,7 +142,7 @@ impl State {
                     ..Inode::new(body, policy, chunk_bytes, *parent)
                 };
                 self.data.inodes.insert(file, inode);
-                self.enter(*parent, name, Some(file), *kind == FileKind::Directory, now);
+                let ctime_was_ns = self.enter(*parent, name, Some(file), *kind == FileKind::Directory, now);
                 let lease = if *open && *kind == FileKind::File {
                     let lease = self.open(client, file, LeaseMode::Write)?;
                     if !first.is_empty() {
@@ -147,7 +153,7 @@ impl State {
                 } else {
                     None
                 };
-                let directory = Some(Box::new(self.attr(*parent)?));
+                let directory = Some(self.changed_directory(*parent, ctime_was_ns)?);
                 Ok(MdsReply::Created { attr: self.attr(file)?, lease, first: None, directory })
             }
             Op::Clone { file, parent, name } => self.clone_file(*file, *parent, name, now),
@@ -164,9 +170,9 @@ impl State {
                     }
                     _ => {}
                 }
-                self.enter(*parent, name, None, kind == FileKind::Directory, now);
+                let ctime_was_ns = self.enter(*parent, name, None, kind == FileKind::Directory, now);
                 self.unlinked(file, now, effects);
-                Ok(MdsReply::Removed(Box::new(self.attr(*parent)?)))
+                Ok(MdsReply::Removed(self.changed_directory(*parent, ctime_was_ns)?))
             }
             Op::Rename { from_parent, from_name, to_parent, to_name, no_replace, exchange } => self.rename(
                 (*from_parent, from_name),
@@ -189,12 +195,12 @@ impl State {
                     (false, _, true) => return refuse(Status::NoAttribute, name.clone()),
                     _ => inode.change_extras(|extras| extras.xattrs.insert(name.clone(), value.clone())),
                 };
-                inode.ctime_ns = now;
+                inode.changed(now);
                 Ok(MdsReply::Done)
             }
             Op::RemoveXattr { file, name } => {
                 let inode = self.inode_mut(*file)?;
-                inode.ctime_ns = now;
+                inode.changed(now);
                 match inode.change_extras(|extras| extras.xattrs.remove(name)) {
                     Some(_) => Ok(MdsReply::Done),
                     None => refuse(Status::NoAttribute, name.clone()),
@@ -216,13 +222,15 @@ impl State {
                 let lease = self.open(client, *file, *mode)?;
                 Ok(MdsReply::Opened { attr: self.attr(*file)?, lease, written_by, first: None })
             }
-            Op::Release { file, lease, size_bytes, mtime_ns } => {
-                let changed = size_bytes.is_some() || mtime_ns.is_some();
-                if changed && self.holds(client, *file, *lease) {
-                    self.written(*file, size_bytes.unwrap_or(0), *mtime_ns, now)?;
+            Op::Release { leases } => {
+                for ReleasedLease { file, lease, size_bytes, mtime_ns } in leases {
+                    let changed = size_bytes.is_some() || mtime_ns.is_some();
+                    if changed && self.holds(client, *file, *lease) {
+                        self.written(*file, size_bytes.unwrap_or(0), *mtime_ns, now)?;
+                    }
+                    self.release(client, *file, *lease, effects);
+                    self.drop_unwritten(*file, effects);
                 }
-                self.release(client, *file, *lease, effects);
-                self.drop_unwritten(*file, effects);
                 Ok(MdsReply::Done)
             }
             Op::Extend { file, lease, size_bytes, mtime_ns } => {
@@ -241,7 +249,7 @@ impl State {
         let inode = self.inode_mut(file)?;
         inode.mtime_ns = mtime_ns.unwrap_or(inode.mtime_ns);
         inode.drop_privileges(true);
-        inode.ctime_ns = now;
+        inode.changed(now);
         if let Body::File { size_bytes, .. } = &mut inode.body {
             *size_bytes = (*size_bytes).max(size);
         }
@@ -275,7 +283,7 @@ impl State {
             };
             return refuse(status, format!("file {file} has no size to set"));
         }
-        inode.ctime_ns = now;
+        inode.changed(now);
         inode.mode = change.mode.unwrap_or(inode.mode);
         if change.drops_privileges && inode.kind() != FileKind::Directory {
             inode.drop_privileges(change.mode.is_some());
@@ -299,7 +307,7 @@ impl State {
     fn unlinked(&mut self, file: FileId, now: i64, effects: &mut Vec<Effect>) {
         let Some(inode) = self.data.inodes.get_mut(file) else { return };
         inode.parent = FileId(0);
-        inode.ctime_ns = now;
+        inode.changed(now);
         self.drop_if_unused(file, effects);
     }
 
@@ -369,7 +377,7 @@ impl State {
         self.enter(to.0, to.1, Some(file), is_dir, now);
         let inode = self.inode_mut(file)?;
         inode.parent = to.0;
-        inode.ctime_ns = now;
+        inode.changed(now);
         Ok(MdsReply::Done)
     }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use wire::license::License;
-use wire::mds_api::{AttrChange, FileKind};
+use wire::mds_api::{AttrChange, ChangedDirectory, FileKind, ReleasedLease};
 use wire::{Epoch, Role};
 
 fn restored(state: &State) -> State {
@@ -164,7 +164,9 @@ fn times_are_those_of_who_writes_and_special_files_have_a_name_and_a_kind() {
         let attr = b.state.attr(file).unwrap();
         (attr.atime_ns, attr.mtime_ns)
     };
-    let release = |lease, size_bytes, mtime_ns| Op::Release { file, lease, size_bytes, mtime_ns };
+    let release = |lease, size_bytes, mtime_ns| Op::Release {
+        leases: vec![ReleasedLease { file, lease, size_bytes, mtime_ns }],
+    };
     b.ask(ClientId(1), Op::Extend { file, lease, size_bytes: 10, mtime_ns: 77 });
     assert_eq!(times(&b).1, 77);
     let change =
@@ -213,7 +215,10 @@ fn an_open_file_outlives_its_name_and_its_chunks_are_deleted_with_it() {
     assert_eq!(b.state.attr(file).unwrap().links, 0);
     assert!(b.state.chunk(chunk).is_some());
     let lease = b.state.leases_of_file(file)[0].id;
-    b.ask(ClientId(1), Op::Release { file, lease, size_bytes: None, mtime_ns: None });
+    b.ask(
+        ClientId(1),
+        Op::Release { leases: vec![ReleasedLease { file, lease, size_bytes: None, mtime_ns: None }] },
+    );
     assert!(b.state.chunk(chunk).is_none() && b.state.attr(file).is_err());
     assert_eq!(b.state.pending_deletes(CsId(2)).collect::<Vec<_>>(), [chunk]);
     b.apply(Command::internal(1, Internal::Deleted { cs: CsId(2), chunks: vec![chunk] }));
@@ -245,7 +250,10 @@ fn a_file_is_created_with_its_first_chunk_and_does_not_keep_one_that_stays_empty
     for (size, chunks) in [(Some(0), 0), (None, 0), (Some(5), 1)] {
         let (file, lease) = create(&mut b, &format!("{size:?}"));
         assert_eq!(b.state.map(file, 0, 9).unwrap().len(), 1);
-        b.ask(ClientId(1), Op::Release { file, lease, size_bytes: size, mtime_ns: None });
+        b.ask(
+            ClientId(1),
+            Op::Release { leases: vec![ReleasedLease { file, lease, size_bytes: size, mtime_ns: None }] },
+        );
         assert_eq!(b.state.map(file, 0, 9).unwrap().len(), chunks, "{size:?}");
     }
     assert_eq!(b.state.pending_deletes(CsId(2)).count(), 2);
@@ -261,7 +269,10 @@ fn one_writer_or_many_readers() {
     let open = |mode| Op::Open { file, mode, reclaim: LeaseId(0) };
     let busy = b.ask(ClientId(2), open(LeaseMode::Read));
     assert_eq!(status(&busy), Status::FileBusy);
-    b.ask(ClientId(1), Op::Release { file, lease, size_bytes: Some(10), mtime_ns: None });
+    b.ask(
+        ClientId(1),
+        Op::Release { leases: vec![ReleasedLease { file, lease, size_bytes: Some(10), mtime_ns: None }] },
+    );
     assert_eq!(b.state.attr(file).unwrap().size_bytes, 10);
     for client in [1, 2] {
         assert!(matches!(
@@ -291,7 +302,9 @@ fn a_new_session_goes_on_only_where_nobody_wrote_since() {
     else {
         panic!()
     };
-    let release = Op::Release { file, lease: reading, size_bytes: None, mtime_ns: None };
+    let release = Op::Release {
+        leases: vec![ReleasedLease { file, lease: reading, size_bytes: None, mtime_ns: None }],
+    };
     b.ask(ClientId(2), release);
     // A reader between does no harm.
     let Reply::Wire(MdsReply::Opened { lease: again, .. }) =
@@ -300,12 +313,70 @@ fn a_new_session_goes_on_only_where_nobody_wrote_since() {
         panic!()
     };
     assert!(again > lease);
-    b.ask(ClientId(2), Op::Release { file, lease: again, size_bytes: None, mtime_ns: None });
+    b.ask(
+        ClientId(2),
+        Op::Release { leases: vec![ReleasedLease { file, lease: again, size_bytes: None, mtime_ns: None }] },
+    );
     assert_eq!(status(&b.ask(ClientId(2), open(LeaseMode::Write, lease))), Status::LeaseLost);
     assert!(matches!(
         b.ask(ClientId(2), open(LeaseMode::Write, again)),
         Reply::Wire(MdsReply::Opened { .. })
     ));
+}
+
+#[test]
+fn each_change_of_a_directory_follows_the_one_before() {
+    let mut b = Bench::new();
+    let mut last = b.state.attr(ROOT).unwrap().ctime_ns;
+    let mut follows = |b: &Bench, directory: Option<Box<ChangedDirectory>>, names: u64| {
+        let ChangedDirectory { attr, ctime_was_ns } = *directory.expect("it has changed");
+        assert_eq!((ctime_was_ns, attr.size_bytes), (last, names));
+        assert!(attr.ctime_ns > last, "within the same millisecond too");
+        last = b.state.attr(ROOT).unwrap().ctime_ns;
+        assert_eq!(last, attr.ctime_ns);
+    };
+    for (name, kind, names) in [("a", FileKind::File, 1), ("b", FileKind::Directory, 2)] {
+        let Reply::Wire(MdsReply::Created { directory, .. }) = b.create(ROOT, name, kind) else { panic!() };
+        follows(&b, directory, names);
+    }
+    let op = Op::Unlink { parent: ROOT, name: "a".into(), directory: false };
+    let Reply::Wire(MdsReply::Removed(directory)) = b.ask(ClientId(1), op) else { panic!() };
+    follows(&b, Some(directory), 1);
+
+    // What changes the directory otherwise does not take it back.
+    let change = AttrChange { mtime_ns: Some(1), ..AttrChange::default() };
+    b.ask(ClientId(1), Op::SetAttr { file: ROOT, change });
+    assert!(b.state.attr(ROOT).unwrap().ctime_ns > last);
+    let named = b.state.attr(ROOT).unwrap().ctime_ns;
+    let op = Op::Rename {
+        from_parent: ROOT,
+        from_name: "b".into(),
+        to_parent: ROOT,
+        to_name: "c".into(),
+        no_replace: false,
+        exchange: false,
+    };
+    b.ask(ClientId(1), op);
+    assert!(b.state.attr(ROOT).unwrap().ctime_ns > named);
+}
+
+#[test]
+fn several_leases_are_given_back_at_once() {
+    let mut b = Bench::new();
+    let (first, first_lease) = b.file("first");
+    let (second, second_lease) = b.file("second");
+    let leases = vec![
+        ReleasedLease { file: first, lease: first_lease, size_bytes: Some(7), mtime_ns: Some(70) },
+        ReleasedLease { file: first, lease: LeaseId(999), size_bytes: Some(99), mtime_ns: None },
+        ReleasedLease::unchanged(FileId(999), LeaseId(1)),
+        ReleasedLease::unchanged(second, second_lease),
+    ];
+    let before = b.state.attr(second).unwrap();
+    assert_eq!(b.ask(ClientId(1), Op::Release { leases }), Reply::Wire(MdsReply::Done));
+    assert!(b.state.leases_of_file(first).is_empty() && b.state.leases_of_file(second).is_empty());
+    let attr = b.state.attr(first).unwrap();
+    assert_eq!((attr.size_bytes, attr.mtime_ns), (7, 70), "only its holder's word counts");
+    assert_eq!(b.state.attr(second).unwrap(), before);
 }
 
 #[test]
@@ -316,7 +387,7 @@ fn repeated_requests_get_the_first_answer() {
     let command = Command::Client { client: ClientId(1), request: 900, time_ms: 1, op };
     let first = b.apply(command.clone()).reply;
     let Reply::Wire(MdsReply::Removed(directory)) = &first else { panic!("{first:?}") };
-    assert_eq!((directory.file, directory.size_bytes), (ROOT, 0), "as it is without the name");
+    assert_eq!((directory.attr.file, directory.attr.size_bytes), (ROOT, 0), "as it is without the name");
     b.file("f");
     assert_eq!(b.apply(command).reply, first, "not executed again");
     assert!(b.state.lookup(ROOT, "f").is_ok());
@@ -443,7 +514,12 @@ fn a_revoked_lease_keeps_others_away_until_its_holder_has_stopped() {
         assert_eq!(restored(&b.state).revoking().collect::<Vec<_>>(), [lease]);
         match way {
             0 => {
-                b.ask(ClientId(1), Op::Release { file, lease, size_bytes: Some(7), mtime_ns: None });
+                b.ask(
+                    ClientId(1),
+                    Op::Release {
+                        leases: vec![ReleasedLease { file, lease, size_bytes: Some(7), mtime_ns: None }],
+                    },
+                );
                 assert_eq!(b.state.attr(file).unwrap().size_bytes, 0, "it has no say any more");
             }
             1 => {
@@ -575,7 +651,10 @@ fn a_lease_says_who_could_write_before_it() {
             panic!("refused")
         };
         if release {
-            b.ask(ClientId(client), Op::Release { file, lease, size_bytes: None, mtime_ns: None });
+            b.ask(
+                ClientId(client),
+                Op::Release { leases: vec![ReleasedLease { file, lease, size_bytes: None, mtime_ns: None }] },
+            );
         }
         (lease, written_by)
     };
@@ -806,7 +885,12 @@ fn state_with_all() -> State {
     let (original, lease) = b.file("original");
     let placements = vec![Placement { index: 0, replicas: vec![CsId(1)] }];
     b.ask(ClientId(1), Op::Allocate { file: original, lease, first: 0, count: 1, placements });
-    b.ask(ClientId(1), Op::Release { file: original, lease, size_bytes: Some(5), mtime_ns: None });
+    b.ask(
+        ClientId(1),
+        Op::Release {
+            leases: vec![ReleasedLease { file: original, lease, size_bytes: Some(5), mtime_ns: None }],
+        },
+    );
     b.clone_file(original, "clone");
     b.open_to_write(original);
     let kinds = b.state.snapshot().count();
@@ -856,7 +940,10 @@ fn cloned() -> (Bench, FileId, FileId, ChunkId) {
     let (file, chunk) = b.chunk();
     assert_eq!(status(&b.clone_file(file, "early")), Status::FileBusy);
     let lease = b.state.leases_of_file(file)[0].id;
-    b.ask(ClientId(1), Op::Release { file, lease, size_bytes: Some(9), mtime_ns: None });
+    b.ask(
+        ClientId(1),
+        Op::Release { leases: vec![ReleasedLease { file, lease, size_bytes: Some(9), mtime_ns: None }] },
+    );
     let Reply::Wire(MdsReply::Attr(clone)) = b.clone_file(file, "clone") else { panic!() };
     assert_eq!((clone.size_bytes, clone.replicas.normal), (9, 3));
     assert_eq!(status(&b.clone_file(file, "clone")), Status::Exists);
@@ -958,7 +1045,12 @@ fn a_fork_waits_for_no_server_that_left_and_begins_anew_when_replicas_differ() {
     let (lease, _) = b.open_to_write(third.file);
     let to = b.only_fork();
     b.ask(ClientId(1), Op::Unlink { parent: ROOT, name: "third".into(), directory: false });
-    b.ask(ClientId(1), Op::Release { file: third.file, lease, size_bytes: None, mtime_ns: None });
+    b.ask(
+        ClientId(1),
+        Op::Release {
+            leases: vec![ReleasedLease { file: third.file, lease, size_bytes: None, mtime_ns: None }],
+        },
+    );
     assert_eq!(b.state.forks().count(), 0);
     assert!(b.state.pending_deletes(CsId(3)).any(|chunk| chunk == to));
     assert!(b.state.chunk(chunk).is_some(), "the original has it");

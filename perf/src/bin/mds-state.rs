@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use wire::mds_api::{FileKind, LeaseMode, MdsReply};
+use wire::mds_api::{FileKind, LeaseMode, MdsReply, ReleasedLease};
 use wire::{ChunkId, ClientId, CsId, Epoch, FileId, LeaseId, ROOT};
 
 /// Measures the state of a metadata server with many files and chunks.
@@ -104,7 +104,12 @@ impl Maker {
     }
 
     fn release(&mut self, file: FileId, lease: LeaseId) {
-        self.ask(ClientId(1), Op::Release { file, lease, size_bytes: Some(1 << 30), mtime_ns: None });
+        self.ask(
+            ClientId(1),
+            Op::Release {
+                leases: vec![ReleasedLease { file, lease, size_bytes: Some(1 << 30), mtime_ns: None }],
+            },
+        );
     }
 
     /// A change of an old chunk's set, and a new file.

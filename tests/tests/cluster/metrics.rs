@@ -152,9 +152,35 @@ fn daemons_tell_prometheus_what_they_do_and_nobody_can_stop_them() {
     );
     assert_eq!(sum(&told, "pstorage_cluster_chunks", ""), stat["chunks"]["total"].as_f64().unwrap());
 
+    for (of, name, label) in [
+        (0, "pstorage_mds_request_seconds", "request=\"create\""),
+        (3, "pstorage_client_read_seconds", "mount="),
+        (3, "pstorage_client_write_seconds", "mount="),
+        (3, "pstorage_client_mds_request_seconds", "mount="),
+    ] {
+        let [count, seconds, all] = [
+            sum(&after[of], &format!("{name}_count"), label),
+            sum(&after[of], &format!("{name}_sum"), label),
+            sum(&after[of], &format!("{name}_bucket"), "le=\"+Inf\""),
+        ];
+        assert!(
+            count >= 1.0 && seconds > 0.0 && seconds < 30.0 * count && all >= count,
+            "{name}: {after:#?}"
+        );
+    }
+    for name in ["pstorage_cs_io_seconds", "pstorage_cs_read_seconds", "pstorage_cs_write_seconds"] {
+        let count = format!("{name}_count");
+        let of_both = moved(1, &count, "cs=\"1\"") + moved(2, &count, "cs=\"2\"");
+        assert!(of_both >= 8.0, "{name}: {after:#?}");
+    }
+
     // The guide has each name once, the daemons tell each, and the dashboard uses no other.
-    let told: BTreeSet<String> =
-        after.iter().flatten().map(|(key, _)| key.split('{').next().unwrap().to_string()).collect();
+    let name_of = |key: &str| {
+        let name = key.split('{').next().unwrap();
+        let parts = ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part));
+        parts.filter(|histogram| histogram.ends_with("_seconds")).unwrap_or(name).to_string()
+    };
+    let told: BTreeSet<String> = after.iter().flatten().map(|(key, _)| name_of(key)).collect();
     let guide = repository("docs/admin-guide/metrics.md");
     let rows: Vec<&str> =
         guide.lines().filter_map(|l| l.strip_prefix("| `pstorage_")?.split('`').next()).collect();
@@ -163,7 +189,7 @@ fn daemons_tell_prometheus_what_they_do_and_nobody_can_stop_them() {
     assert_eq!(listed, told, "left: the guide, right: the daemons");
     let dashboard: serde_json::Value =
         serde_json::from_str(&repository("packaging/grafana/pstorage.json")).unwrap();
-    let shown = names_in(&dashboard.to_string());
+    let shown: BTreeSet<String> = names_in(&dashboard.to_string()).iter().map(|name| name_of(name)).collect();
     assert!(shown.len() > 20 && shown.is_subset(&told), "{:?}", shown.difference(&told));
     let in_rules: BTreeSet<String> =
         guide.lines().filter(|l| l.contains("expr: ")).flat_map(names_in).collect();
