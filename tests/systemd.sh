@@ -93,10 +93,11 @@ exec env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin /sbin/init </dev/
 # fresh N: an empty machine, host N: the shared Debian below a layer of its own, /pstorage and /srv beside it on the real file system.
 fresh() {
     local at=$dir/host$1
-    umount -R "$at/root" 2> /dev/null || true
-    rm -rf "$at" && mkdir -p "$at"/{upper,work,root,pstorage,srv}
+    ! mountpoint -q "$at/root" || umount -R "$at/root"
+    rm -rf --one-file-system "$at" && mkdir -p "$at"/{upper,work,root,pstorage,srv}
     mount -t overlay overlay -o "lowerdir=$base,upperdir=$at/upper,workdir=$at/work" "$at/root"
     mkdir -p "$at/root/pstorage"
+    local name
     for name in pstorage srv; do mount --bind "$at/$name" "$at/root/$name"; done
     echo "host$1" > "$at/root/etc/hostname"
     printf '127.0.0.1 localhost\n%s.1 install.example\n%s.10%s host%s\n' $net $net "$1" "$1" > "$at/root/etc/hosts"
@@ -105,7 +106,7 @@ fresh() {
 
 # start N: its process 1, and its network.
 start() {
-    local pid try
+    local pid
     [ -e "/run/netns/host$1" ] || {
         ip netns add "host$1"
         ip link add "veth$1" type veth peer name eth0 netns "host$1"
@@ -118,7 +119,7 @@ start() {
     # The cgroup first: the namespace of cgroups begins where its first process is.
     sh -c 'echo $$ > "$1/cgroup.procs"; exec nsenter --net="$2" unshare --mount --uts --ipc --pid --cgroup --fork sh -euc "$3" boot "$4"' \
         sh "$cgroups/host$1" "/run/netns/host$1" "$boot" "$dir/host$1/root" 2> "$dir/host$1/boot.log" &
-    for try in $(seq 100); do
+    for _ in $(seq 100); do
         pid=$(pgrep -P $! || true)
         [ -z "$pid" ] || [ "$(cat "/proc/$pid/comm")" != systemd ] || break
         sleep 0.1
@@ -162,8 +163,7 @@ booted() {
 }
 
 gone() {
-    local try
-    for try in $(seq 900); do
+    for _ in $(seq 900); do
         kill -0 "${pids[$1]}" 2> /dev/null || return 0
         sleep 0.1
     done
@@ -210,7 +210,7 @@ install() { # as packages.md says
         must "$n" 'apt-get install -y ./pstorage.deb'
         must "$n" 'id pstorage && systemctl cat pstorage-mds@.service pstorage-cs@.service pstorage-iscsi@.service pstorage-first-start.service'
         must "$n" '[ -z "$(systemctl list-units --plain --no-legend "pstorage-*")" ]'
-        must "$n" "! systemd-analyze verify --man=no $mds $cs pstorage-iscsi@pcs1.service pstorage-first-start.service 2>&1 | grep pstorage"
+        must "$n" "! systemd-analyze verify --man=no '$mds' '$cs' pstorage-iscsi@pcs1.service pstorage-first-start.service 2>&1 | grep pstorage"
     done
 }
 
@@ -259,7 +259,7 @@ rights() {
 hardening() {
     local n
     for n in 1 2 3; do rights $n; done
-    # It may not write elsewhere: its journal can't be made to lie in /usr, whoever it is.
+    # What it sees: /usr to read only, an empty /root, no devices.
     must 1 "nsenter -t \$(systemctl show -P MainPID '$cs') -m sh -c '! touch /usr/x 2>/dev/null && [ -z \"\$(ls /root)\" ] && [ ! -e /dev/fuse ]'"
     say "hardening: $(on 1 "systemd-analyze security --no-pager '$mds' '$cs' | sed -n 's/^→ Overall exposure level for .*: /exposure /p' | tr '\n' ' '")"
 }
@@ -509,13 +509,10 @@ preseeded() {
     fresh 9
     trusts 9
     mkdir -p "$at/target"
-    mount --bind "$dir/host$n/root" "$at/target"
+    mount --rbind "$dir/host$n/root" "$at/target"
     printf '#!/bin/sh\nexec chroot /target "$@"\n' > "$at/usr/bin/in-target"
     chmod 755 "$at/usr/bin/in-target"
     late=$(sed -n '/late_command/,$p' "$here/packaging/examples/preseed.cfg" | sed '1d; s/\\$//')
-    mount --bind /dev "$at/dev"
-    mount --rbind "$at/target/srv" "$at/target/srv"
-    # As in the installer, apt finds no network but what is needed here.
     unshare --uts sh -c 'hostname $1; exec chroot $2 env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive sh -euc "$3"' sh "host$n" "$at" "$late" > "$dir/preseed$n.log" 2>&1 ||
         fail "preseed: $(cat "$dir/preseed$n.log")"
     umount -R "$at"
