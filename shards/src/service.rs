@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 /// Said by a server as it ends because its cluster has it no more.
 pub const REMOVED: &str = "was removed from the cluster";
-/// It ends with this status then, and is not to be started again: RestartPreventExitStatus in the units.
+/// It ends with this status then, which the units know: it has not failed, and is not to be started again.
 const REMOVED_STATUS: u8 = 3;
 
 /// Of a server that ends for this reason.
