@@ -5,7 +5,18 @@
 
 use crate::ring::Pulse;
 use sd_notify::NotifyState;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
+
+/// Said by a server as it ends because its cluster has it no more.
+pub const REMOVED: &str = "was removed from the cluster";
+/// It ends with this status then, which the units know: it has not failed, and is not to be started again.
+const REMOVED_STATUS: u8 = 3;
+
+/// Of a server that ends for this reason.
+pub fn exit_code(why: &str) -> ExitCode {
+    if why.contains(REMOVED) { REMOVED_STATUS.into() } else { ExitCode::FAILURE }
+}
 
 pub struct ServiceManager {
     /// How often it wants to hear that all is well; `None`: it does not.

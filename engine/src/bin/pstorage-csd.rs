@@ -5,7 +5,7 @@ use engine::control::{self, CsControl};
 use engine::{CsShard, CsShardConfig, Look};
 use metrics::Figures;
 use shards::ring::{self, Mailbox, RingConfig, RunningShard};
-use shards::service::ServiceManager;
+use shards::service::{self, ServiceManager};
 use std::fs::OpenOptions;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         Err(why) => {
             tracing::error!(name: "csd_ends", why);
             eprintln!("pstorage-csd: {}: {why}", args.dir.display());
-            ExitCode::FAILURE
+            service::exit_code(&why)
         }
     }
 }

@@ -9,7 +9,7 @@ use mds::control::{self, MdsControl};
 use mds::{MdsConfig, MdsNode};
 use nix::fcntl::Flock;
 use shards::ring::{self, RingConfig};
-use shards::service::ServiceManager;
+use shards::service::{self, ServiceManager};
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
         Err(why) => {
             tracing::error!(name: "mdsd_ends", why);
             eprintln!("pstorage-mdsd: {}: {why}", args.dir.display());
-            ExitCode::FAILURE
+            service::exit_code(&why)
         }
     }
 }

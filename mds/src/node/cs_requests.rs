@@ -7,6 +7,7 @@ use crate::placement::CsView;
 use crate::state::config;
 use crate::state::{ChunkView, Command, Internal, Liveness, SetAction, SetChange};
 use shards::sabotage::{Sabotage, on};
+use shards::service::REMOVED;
 use shards::{ConnId, Io, Timestamp};
 use std::cell::LazyCell;
 use std::time::Duration;
@@ -130,12 +131,8 @@ impl Server {
             return self.refuse(conn, head, true, Status::NotFound, why, None, io);
         };
         if record.dropped {
-            self.command_cs(
-                conn,
-                &CsCommand::Expelled { why: format!("CS#{cs} was removed from the cluster") },
-                io,
-            );
-            let why = format!("CS#{cs} was removed from the cluster: make it anew with make-cs");
+            self.command_cs(conn, &CsCommand::Expelled { why: format!("CS#{cs} {REMOVED}") }, io);
+            let why = format!("CS#{cs} {REMOVED}: make it anew with make-cs");
             return self.refuse(conn, head, true, Status::NotFound, why, None, io);
         }
         if record.shards != 0 && record.shards != shards {

@@ -4,6 +4,7 @@ use super::master::Waiter;
 use super::server::Server;
 use crate::sets::Group;
 use crate::state::{ChunkView, Command, Effect, Internal, Outcome, Reply, SetAction, SetChange, SetResult};
+use shards::service::REMOVED;
 use shards::{Buf, ConnId, Io};
 use std::collections::BTreeMap;
 use wire::cs_api::{CsCommand, CsReply};
@@ -134,7 +135,7 @@ impl Server {
                 if let Some(master) = &mut self.master {
                     master.dropped_at.insert(cs, io.now());
                 }
-                self.expel(cs, "the chunk server was removed from the cluster", io);
+                self.expel(cs, &format!("the chunk server {REMOVED}"), io);
             }
             Effect::PolicyChanged => {
                 if let Some(master) = &mut self.master {

@@ -15,6 +15,7 @@ use crate::state::{Command, Effect, Outcome, State, config};
 use crate::transfer::{Inbox, Outbox, TRANSFER_OP};
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType, Snapshot};
+use shards::service::REMOVED;
 use shards::{Buf, ConnId, Event, Io, TimerId, Timestamp};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -138,7 +139,7 @@ impl Server {
             Event::Timer { id: TICK_TIMER } => {
                 if self.may_leave(io.now()) {
                     let me = self.me;
-                    return Err(format!("MDS#{me} was removed from the cluster: delete its directory"));
+                    return Err(format!("MDS#{me} {REMOVED}: delete its directory"));
                 }
                 self.tick(io);
             }
