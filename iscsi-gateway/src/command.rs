@@ -13,6 +13,7 @@ use comfy_table::{Table, presets};
 use iscsi::scsi::BlockSize;
 use serde_json::{Value, json};
 use shards::text::parse_size;
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use wire::license::size_text;
@@ -57,6 +58,38 @@ pub struct OfTarget {
     target: String,
 }
 
+/// How data is deleted. Scripts, which have no terminal, are not asked: those written for the original go on working.
+#[derive(Args)]
+pub struct Deletion {
+    /// Do not ask.
+    #[arg(short = 'y', long)]
+    yes: bool,
+    /// Only say what would be deleted.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+}
+
+impl Deletion {
+    /// Whether to go on. `what` is to be deleted.
+    fn is_agreed(&self, what: &str) -> Result<bool> {
+        if self.dry_run {
+            println!("Would delete {what}. Nothing was changed.");
+            return Ok(false);
+        }
+        let stdin = std::io::stdin();
+        if self.yes || !stdin.is_terminal() {
+            return Ok(true);
+        }
+        eprint!("Delete {what}? The data is lost then. yes or no: ");
+        let mut answer = String::new();
+        stdin.read_line(&mut answer).map_err(|e| Error::Refused(format!("reading the answer: {e}")))?;
+        match answer.trim() {
+            "yes" | "y" => Ok(true),
+            _ => Error::refused("nothing was deleted"),
+        }
+    }
+}
+
 #[derive(Args)]
 pub struct Secret {
     /// Read the secret from standard input, one line, in place of asking for it.
@@ -85,10 +118,14 @@ pub enum Command {
         target: Option<String>,
     },
     /// Serves a target on this host, and whenever its gateway starts.
+    ///
+    /// Example: pstorage-iscsi -c pcs1 start -t vm1
     Start(OfTarget),
     /// Ends that; its initiators lose their disk.
     Stop(OfTarget),
     /// Makes this host the one that serves a target.
+    ///
+    /// Example: pstorage-iscsi -c pcs1 register -t vm1 -f
     Register {
         #[command(flatten)]
         of: OfTarget,
@@ -101,9 +138,18 @@ pub enum Command {
     },
     /// Takes a stopped target from its host.
     Unregister(OfTarget),
-    /// Deletes a stopped target with its LUNs and all their data.
-    Delete(OfTarget),
+    /// Deletes a stopped target with its LUNs and all their data. On a terminal it asks before.
+    ///
+    /// Example: pstorage-iscsi -c pcs1 delete -t vm1 --dry-run
+    Delete {
+        #[command(flatten)]
+        of: OfTarget,
+        #[command(flatten)]
+        deletion: Deletion,
+    },
     /// Changes who may log in to a target, or its addresses.
+    ///
+    /// Example: pstorage-iscsi -c pcs1 set -t vm1 -u alice
     Set {
         #[command(flatten)]
         of: OfTarget,
@@ -129,6 +175,8 @@ pub enum Command {
         portals: Vec<SocketAddr>,
     },
     /// Adds a LUN to a stopped target.
+    ///
+    /// Example: pstorage-iscsi -c pcs1 lun-add -t vm1 -s 100G
     LunAdd {
         #[command(flatten)]
         of: OfTarget,
@@ -139,6 +187,8 @@ pub enum Command {
         new: NewLun,
     },
     /// Makes a LUN larger, also while it is served.
+    ///
+    /// Example: pstorage-iscsi -c pcs1 lun-grow -t vm1 -l 0 -s 200G
     LunGrow {
         #[command(flatten)]
         of: OfTarget,
@@ -150,14 +200,20 @@ pub enum Command {
     },
     /// Shows the LUNs of a target.
     LunList(OfTarget),
-    /// Deletes a LUN of a stopped target, and its data.
+    /// Deletes a LUN of a stopped target, and its data. On a terminal it asks before.
+    ///
+    /// Example: pstorage-iscsi -c pcs1 lun-del -t vm1 -l 1
     LunDel {
         #[command(flatten)]
         of: OfTarget,
         #[arg(short = 'l', long)]
         lun: u16,
+        #[command(flatten)]
+        deletion: Deletion,
     },
     /// Makes an account for CHAP.
+    ///
+    /// Example: pstorage-iscsi -c pcs1 account-create -u alice
     AccountCreate {
         #[arg(short = 'u', long)]
         user: String,
@@ -173,6 +229,7 @@ pub enum Command {
         #[command(flatten)]
         secret: Secret,
     },
+    /// Deletes an account that no target uses.
     AccountDelete {
         #[arg(short = 'u', long)]
         user: String,
@@ -257,10 +314,16 @@ pub fn run(context: &Context, store: &Store, command: Command) -> Result {
             locked.target.host = None;
             locked.save()
         }
-        Command::Delete(of) => {
+        Command::Delete { of, deletion } => {
             let iqn = context.iqn(&of)?;
-            store.target(&iqn)?.check_stopped()?;
-            store.delete(&iqn)
+            let target = store.target(&iqn)?;
+            target.check_stopped()?;
+            match deletion
+                .is_agreed(&format!("target {iqn} with {} LUNs and all their data", target.luns.len()))?
+            {
+                true => store.delete(&iqn),
+                false => Ok(()),
+            }
         }
         Command::Set {
             of,
@@ -319,8 +382,16 @@ pub fn run(context: &Context, store: &Store, command: Command) -> Result {
             context.say(json!(luns), || lun_table(&luns));
             Ok(())
         }
-        Command::LunDel { of, lun } => {
+        Command::LunDel { of, lun, deletion } => {
             let iqn = context.iqn(&of)?;
+            let target = store.target(&iqn)?;
+            target.check_stopped()?;
+            target.lun(lun)?;
+            let size = size_text(store.lun_size_bytes(&iqn, lun)?);
+            if !deletion.is_agreed(&format!("LUN {lun} ({size}) of {iqn} and its data"))? {
+                return Ok(());
+            }
+            // Anew: meanwhile another may have changed it.
             let mut locked = store.lock(&iqn)?;
             locked.target.check_stopped()?;
             locked.target.lun(lun)?;
@@ -375,7 +446,11 @@ fn read_secret(how: &Secret) -> Result<String> {
         std::io::stdin().read_line(&mut line).map_err(failed)?;
         line.trim_end_matches(['\r', '\n']).to_string()
     } else {
-        rpassword::prompt_password("Secret (at least 12 characters): ").map_err(failed)?
+        rpassword::prompt_password("Secret (at least 12 characters): ").map_err(|error| {
+            Error::Refused(format!(
+                "no terminal to ask for the secret ({error}): give it with --secret-stdin"
+            ))
+        })?
     };
     check_secret(&secret).map(|()| secret)
 }

@@ -14,7 +14,7 @@ pub struct ScratchFile {
 impl ScratchFile {
     /// An empty file in `dir`, under a name that no file has yet.
     pub fn create(dir: &Path, what: &str) -> Result<ScratchFile, String> {
-        let dir = dir.canonicalize().map_err(|e| format!("{}: {e}", dir.display()))?;
+        let dir = dir.canonicalize().map_err(shards::text::at(&dir))?;
         let path = dir.join(format!("pcs-bench-{}-{what}.tmp", std::process::id()));
         File::options().write(true).create_new(true).open(&path).map_err(|e| {
             let dir = dir.display();

@@ -306,7 +306,7 @@ impl Credentials {
                 Ok(read)
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Credentials::Open),
-            Err(e) => Err(format!("reading {}: {e}", path.display())),
+            Err(e) => Err(shards::text::at(&path)(e)),
         }
     }
 

@@ -216,7 +216,7 @@ fn show(output: &Output, make: impl FnOnce(&mut Progress) -> Result<Report, Stri
         print!("\n{}", report.findings_text());
     }
     if let Some(path) = &output.html {
-        std::fs::write(path, html::page(&report)).map_err(|e| format!("{}: {e}", path.display()))?;
+        std::fs::write(path, html::page(&report)).map_err(shards::text::at(&path))?;
         eprintln!("Page written to {}", path.display());
     }
     Ok(())

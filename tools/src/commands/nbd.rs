@@ -74,11 +74,12 @@ enum Listener {
 impl Listener {
     fn new(arguments: &Arguments) -> Outcome<Listener> {
         if let Some(addr) = arguments.listen {
-            let listener = TcpListener::bind(addr).map_err(|e| format!("listening on {addr}: {e}"))?;
+            let listener = TcpListener::bind(addr)
+                .map_err(|e| format!("listening on {addr}: {}", shards::text::cause(&e)))?;
             return Ok(Listener::Tcp(listener));
         }
         let path = arguments.socket.as_deref().ok_or("name a --socket")?;
-        let failed = |e| format!("{}: {e}", path.display());
+        let failed = shards::text::at(&path);
         let listener = UnixListener::bind(path).map_err(failed)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
         Ok(Listener::Unix(listener, path.into()))
@@ -192,5 +193,5 @@ fn remove_stale(path: &Path) -> Outcome {
     if UnixStream::connect(path).is_ok() {
         return Err(format!("{}: somebody listens there already", path.display()));
     }
-    std::fs::remove_file(path).map_err(|e| format!("{}: {e}", path.display()))
+    std::fs::remove_file(path).map_err(shards::text::at(&path))
 }

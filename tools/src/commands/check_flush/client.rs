@@ -60,7 +60,7 @@ pub enum Ended {
 }
 
 pub fn run(settings: &Settings) -> Outcome<Ended> {
-    let dir = settings.dir.canonicalize().map_err(|e| format!("{}: {e}", settings.dir.display()))?;
+    let dir = settings.dir.canonicalize().map_err(shards::text::at(&settings.dir))?;
     let run_file = dir.join("check-flush.run");
     let place = format!("{}:{}", shards::host::host_name(), dir.display());
     if settings.fresh {
@@ -76,7 +76,7 @@ fn load_run(file: &Path) -> Outcome<Option<Run>> {
     let bytes = match std::fs::read(file) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(format!("{}: {e}", file.display())),
+        Err(e) => return Err(shards::text::at(&file)(e)),
     };
     let damaged = |why: String| {
         format!(
@@ -111,8 +111,9 @@ fn data_file(dir: &Path, thread: u32) -> PathBuf {
 // Talking to the server.
 
 fn connect(server: SocketAddr) -> Outcome<TcpStream> {
-    let conn = TcpStream::connect_timeout(&server, CONNECT_WITHIN)
-        .map_err(|e| format!("server {server}: {e}; start 'pstorage check-flush -l' there"))?;
+    let conn = TcpStream::connect_timeout(&server, CONNECT_WITHIN).map_err(|e| {
+        format!("server {server}: {}; start 'pstorage check-flush -l' there", shards::text::cause(&e))
+    })?;
     conn.set_nodelay(true).map_err(|e| e.to_string())?;
     Ok(conn)
 }
@@ -165,7 +166,7 @@ fn counters(dir: &Path, run: &Run, thread: u32) -> Outcome<Vec<Option<u64>>> {
     match File::open(&path).and_then(|mut f| f.read_to_end(&mut bytes)) {
         Ok(_) => {}
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(format!("{}: {e}", path.display())),
+        Err(e) => return Err(shards::text::at(&path)(e)),
     }
     bytes.resize(run.blocks as usize * BLOCK_BYTES, 0);
     let labels = (0..run.blocks).map(|place| Label { run: id, thread, place });
@@ -189,7 +190,7 @@ fn remove(dir: &Path, run_file: &Path, threads: u32) -> Outcome {
 }
 
 fn sync_dir(dir: &Path) -> Outcome {
-    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| format!("{}: {e}", dir.display()))
+    File::open(dir).and_then(|d| d.sync_all()).map_err(shards::text::at(&dir))
 }
 
 fn forget(settings: &Settings, run_file: &Path, place: &str) -> Outcome {
@@ -226,7 +227,7 @@ fn begin(settings: &Settings, dir: &Path, run_file: &Path, place: &str) -> Outco
         .map(|thread| lay_out(&data_file(dir, thread), &run, thread, settings.method))
         .collect::<Outcome<_>>()?;
     let text = serde_json::to_vec(&run).map_err(|e| e.to_string())?;
-    shards::ring::replace_file(run_file, &text).map_err(|e| format!("{}: {e}", run_file.display()))?;
+    shards::ring::replace_file(run_file, &text).map_err(shards::text::at(&run_file))?;
     eprintln!(
         "Writing with {} threads in {}. Cut the power now (not by shutting down); then start this command again.",
         run.threads,
