@@ -25,7 +25,7 @@ fn size(text: &str) -> std::result::Result<u64, String> {
 #[derive(Args)]
 pub struct NewLun {
     /// Size, such as 100G (bare numbers: MB). It takes room only as it is written.
-    #[arg(short = 's', long, value_parser = size)]
+    #[arg(short = 's', long, value_parser = size, allow_hyphen_values = true)]
     size: u64,
     /// Logical blocks of 512 or 4096 bytes.
     #[arg(long, value_name = "BYTES", default_value_t = 512, value_parser = block_bytes)]
@@ -195,7 +195,7 @@ pub enum Command {
         #[arg(short = 'l', long)]
         lun: u16,
         /// The size it shall have.
-        #[arg(short = 's', long, value_parser = size)]
+        #[arg(short = 's', long, value_parser = size, allow_hyphen_values = true)]
         size: u64,
     },
     /// Shows the LUNs of a target.
@@ -364,7 +364,13 @@ pub fn run(context: &Context, store: &Store, command: Command) -> Result {
                 None => (0..MAX_LUNS).find(is_free),
             };
             let Some(number) = number else {
-                return Error::refused(format!("LUN numbers go from 0 to {}, and each once", MAX_LUNS - 1));
+                let taken = lun.filter(|lun| *lun < MAX_LUNS).map_or_else(String::new, |lun| {
+                    format!("{iqn} has a LUN {lun} already: 'lun-list' shows all. ")
+                });
+                return Error::refused(format!(
+                    "{taken}LUN numbers go from 0 to {}, and each once",
+                    MAX_LUNS - 1
+                ));
             };
             let size_bytes = check_size(&new)?;
             store.create_lun(&iqn, number, size_bytes)?;
@@ -459,7 +465,7 @@ fn check_size(new: &NewLun) -> Result<u64> {
     if new.size >= 1 << 20 && new.size % u64::from(new.block_size) == 0 {
         return Ok(new.size);
     }
-    Error::refused("a LUN has at least 1 MB, and whole blocks")
+    Error::refused(format!("--size: a LUN has at least 1 MB, and whole blocks of {} bytes", new.block_size))
 }
 
 fn new_lun(lun: u16, new: NewLun) -> Lun {
@@ -488,7 +494,10 @@ fn create(context: &Context, store: &Store, name: &str, portals: Vec<SocketAddr>
         initiators: Vec::new(),
     };
     store.create(&target)?;
-    store.create_lun(&iqn, 0, size_bytes)?;
+    if let Err(error) = store.create_lun(&iqn, 0, size_bytes) {
+        let _ = store.delete(&iqn); // A target that is half made is none.
+        return Err(error);
+    }
     context.say(json!({ "iqn": iqn }), || iqn.clone());
     Ok(())
 }

@@ -488,6 +488,9 @@ enum Command {
     ///
     /// Example: pstorage -c pcs1 revoke /vm1.raw
     Revoke {
+        /// Of all files below a directory.
+        #[arg(short = 'R', long)]
+        recursive: bool,
         /// The file.
         path: String,
     },
@@ -660,7 +663,7 @@ fn run(context: &Context, command: Command) -> Outcome<ExitCode> {
         Command::GetConfig { verbose, keys } => attributes::get_config(context, &keys, verbose),
         Command::SetConfig { assignments } => attributes::set_config(context, &assignments),
         Command::Clone { from, to } => clone::clone(context, &from, &to),
-        Command::Revoke { path } => attributes::revoke(context, &path),
+        Command::Revoke { recursive, path } => attributes::revoke(context, &path, recursive),
         Command::Local(Local::Up(shape)) => local::up(&shape.dir, &shape_of(&shape)),
         Command::Local(Local::Status { dir }) => local::status(&dir, context.json),
         Command::Local(Local::Down { dir }) => local::down(&dir),

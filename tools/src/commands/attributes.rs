@@ -2,9 +2,11 @@
 
 use super::explain::states;
 use super::stat::resolve;
+use crate::mds_link::MdsLink;
 use crate::{Context, Outcome};
 use std::collections::BTreeMap;
 use std::time::Duration;
+use wire::FileId;
 use wire::attribute::Attribute;
 use wire::mds_api::{FileKind, MdsReply, MdsRequest, ReplicaPolicy};
 
@@ -134,19 +136,51 @@ pub fn set_config(context: &Context, assignments: &[String]) -> Outcome {
     Ok(())
 }
 
-pub fn revoke(context: &Context, path: &str) -> Outcome {
+pub fn revoke(context: &Context, path: &str, recursive: bool) -> Outcome {
     let mut link = context.link()?;
     let attr = resolve(&mut link, path)?;
-    if attr.kind != FileKind::File {
-        return Err(format!("{path} is no regular file: only those have leases. Name the file itself"));
+    let files = match attr.kind {
+        FileKind::File => vec![attr.file],
+        FileKind::Directory if recursive => files_below(&mut link, attr.file)?,
+        FileKind::Directory => {
+            return Err(format!("{path} is a directory: -R revokes the leases of all files below it"));
+        }
+        _ => return Err(format!("{path} is no regular file: only those have leases")),
+    };
+    // All first, then the waiting: it is the same for all.
+    let mut waiting = Vec::new();
+    for file in files {
+        waiting.push((file, link.ask(&MdsRequest::Revoke { file })?));
     }
-    let file = attr.file;
-    let mut reply = link.ask(&MdsRequest::Revoke { file })?;
-    // Only of these: somebody else may have opened it meanwhile.
-    while let MdsReply::Revoking { leases } = reply {
-        std::thread::sleep(LOOK_EVERY);
-        reply = link.ask(&MdsRequest::RevokeStat { file, leases })?;
+    for (file, mut reply) in waiting {
+        // Only of these: somebody else may have opened it meanwhile.
+        while let MdsReply::Revoking { leases } = reply {
+            std::thread::sleep(LOOK_EVERY);
+            reply = link.ask(&MdsRequest::RevokeStat { file, leases })?;
+        }
     }
     println!("The leases of {path} are revoked, and their holders have stopped.");
     Ok(())
+}
+
+/// All regular files below a directory.
+fn files_below(link: &mut MdsLink, top: FileId) -> Outcome<Vec<FileId>> {
+    let (mut files, mut directories) = (Vec::new(), vec![(top, String::new())]);
+    while let Some((directory, after)) = directories.pop() {
+        let request = MdsRequest::ReadDir { directory, after, limit: 1000 };
+        let MdsReply::Entries { entries, more } = link.ask(&request)? else {
+            return Err("unexpected answer of the metadata server".into());
+        };
+        if let Some(last) = entries.last().filter(|_| more) {
+            directories.push((directory, last.name.clone()));
+        }
+        for entry in entries {
+            match entry.attr.kind {
+                FileKind::Directory => directories.push((entry.attr.file, String::new())),
+                FileKind::File => files.push(entry.attr.file),
+                _ => {}
+            }
+        }
+    }
+    Ok(files)
 }
