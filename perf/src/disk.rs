@@ -136,7 +136,7 @@ fn device_place(settings: &Settings) -> Result<Place, String> {
         Some(libc::EBUSY) => {
             format!("{} is in use (mounted, or part of a RAID or LVM): nothing was done", path.display())
         }
-        _ => format!("{}: {e}", path.display()),
+        _ => shards::text::at(path)(e),
     };
     let exclusive = if writable {
         Some(File::options().write(true).custom_flags(libc::O_EXCL).open(path).map_err(fail)?)

@@ -25,7 +25,7 @@ impl ScratchFile {
                 std::io::ErrorKind::PermissionDenied => {
                     format!("you may not make files in {dir}: name a directory of your own, or run as root")
                 }
-                _ => format!("creating {}: {e}", path.display()),
+                _ => shards::text::at(&path)(e),
             }
         })?;
         LIVING.lock().expect("no panic under this lock").push(path.clone());

@@ -207,7 +207,7 @@ fn show(output: &Output, make: impl FnOnce(&mut Progress) -> Result<Report, Stri
     // Not after minutes of measuring.
     if let Some(path) = &output.html {
         let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
-        opened.map_err(|e| format!("--html {}: {e}", path.display()))?;
+        opened.map_err(|e| format!("--html {}", shards::text::at(path)(e)))?;
     }
     let report = make(&mut Progress::new(!output.json))?;
     if output.json {

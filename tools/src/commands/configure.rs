@@ -51,8 +51,14 @@ pub fn configure_cs(context: &Context, dir: &Path, changes: &Changes) -> Outcome
         ));
     }
     if changes.dry_run {
-        show(context, dir, &wanted(dir, &now, changes)?)?;
-        println!("So it would be; nothing was changed.");
+        let new = [&changes.journal_dir, &changes.cache_dir].into_iter().flatten().filter(|d| !d.exists());
+        let new: Vec<&PathBuf> = new.collect();
+        let wanted = wanted(dir, &now, changes);
+        new.into_iter().for_each(|made| drop(fs::remove_dir(made))); // To see what they can hold.
+        show(context, dir, &wanted?)?;
+        if !context.json {
+            println!("So it would be; nothing was changed.");
+        }
         return Ok(());
     }
     remove_leftovers(dir, &now)?;

@@ -341,7 +341,7 @@ fn check_shape_fits(c: &Cluster, shape: &Shape, cs: u32) -> Outcome {
 /// Keys and the directories of the metadata servers.
 fn make_parts(c: &Cluster, mds: u32) -> Outcome {
     for sub in PARTS {
-        fs::create_dir_all(c.dir.join(sub)).map_err(|e| format!("{}: {e}", c.path(sub)))?;
+        fs::create_dir_all(c.dir.join(sub)).map_err(shards::text::at(&c.path(sub)))?;
     }
     let password = crate::random_hex::<16>();
     let (foundation, credentials) = super::auth::found(CLUSTER, &password, None)?;
@@ -374,7 +374,7 @@ fn check_unchanged(c: &Cluster, shape: &Shape) -> Outcome {
 
 pub fn up(dir: &Path, shape: &Shape) -> Outcome {
     client::fuse::device_is_there()?;
-    fs::create_dir_all(dir).map_err(|e| format!("making {}: {e}", dir.display()))?;
+    fs::create_dir_all(dir).map_err(shards::text::at(dir))?;
     let c = Cluster::at(dir)?;
     if c.is_made() {
         check_unchanged(&c, shape)?;
@@ -594,24 +594,20 @@ fn bar(total: u64) -> ProgressBar {
 
 /// Copies with a progress bar and syncs; checksum and MB/s.
 fn store(source: &Path, target: &Path) -> Outcome<(String, f64)> {
-    let fail = |p: &Path| {
-        let p = p.display().to_string();
-        move |e: std::io::Error| format!("{p}: {e}")
-    };
-    let mut from = File::open(source).map_err(fail(source))?;
-    let total = from.metadata().map_err(fail(source))?.len();
-    let mut to = File::create(target).map_err(fail(target))?;
+    let mut from = File::open(source).map_err(shards::text::at(source))?;
+    let total = from.metadata().map_err(shards::text::at(source))?.len();
+    let mut to = File::create(target).map_err(shards::text::at(target))?;
     let (bar, mut hash, mut piece, began) = (bar(total), Sha256::new(), vec![0u8; PIECE], Instant::now());
     loop {
-        let got = from.read(&mut piece).map_err(fail(source))?;
+        let got = from.read(&mut piece).map_err(shards::text::at(source))?;
         if got == 0 {
             break;
         }
         hash.update(&piece[..got]);
-        to.write_all(&piece[..got]).map_err(fail(target))?;
+        to.write_all(&piece[..got]).map_err(shards::text::at(target))?;
         bar.inc(got as u64);
     }
-    to.sync_all().map_err(fail(target))?;
+    to.sync_all().map_err(shards::text::at(target))?;
     drop(to);
     bar.finish_and_clear();
     Ok((hex(&hash.finalize()), total as f64 / 1e6 / began.elapsed().as_secs_f64()))

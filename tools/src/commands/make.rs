@@ -256,7 +256,7 @@ pub fn make_cache_files(control: &CsControl) -> Outcome {
     let Some(cache) = &control.cache else { return Ok(()) };
     for shard in 0..control.shards {
         let path = control.cache_path(cache, shard);
-        let fail = |e: std::io::Error| format!("{path}: {e}");
+        let fail = shards::text::at(&path);
         let file = std::fs::File::create(&path).map_err(fail)?;
         let room = nix::fcntl::posix_fallocate(&file, 0, cache.bytes as i64);
         room.map_err(|e| fail(e.into()))?;

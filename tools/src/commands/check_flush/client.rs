@@ -119,7 +119,7 @@ fn connect(server: SocketAddr) -> Outcome<TcpStream> {
 }
 
 fn ask(mut conn: &TcpStream, line: &str) -> Outcome<Option<Record>> {
-    let fail = |e: std::io::Error| format!("the server: {e}");
+    let fail = |e: std::io::Error| format!("the server: {}", shards::text::cause(&e));
     conn.write_all(format!("{line}\n").as_bytes()).map_err(fail)?;
     conn.set_read_timeout(Some(CONNECT_WITHIN)).map_err(fail)?;
     let mut answer = String::new();
@@ -181,7 +181,7 @@ fn remove(dir: &Path, run_file: &Path, threads: u32) -> Outcome {
     for path in std::iter::once(run_file.to_path_buf()).chain((0..threads).map(|t| data_file(dir, t))) {
         match std::fs::remove_file(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(format!("{}: {e}", path.display()));
+                return Err(shards::text::at(&path)(e));
             }
             _ => {}
         }
@@ -242,7 +242,7 @@ fn lay_out(path: &Path, run: &Run, thread: u32, method: Method) -> Outcome<File>
             "{}: this file system has no direct I/O (O_DIRECT): say --fdatasync to write through the page cache",
             path.display()
         ),
-        _ => format!("{}: {e}", path.display()),
+        _ => shards::text::at(path)(e),
     };
     let flags = if method == Method::Direct { nix::libc::O_DIRECT | nix::libc::O_DSYNC } else { 0 };
     // Laid out without them: a flush for each block would take minutes.

@@ -31,7 +31,7 @@ impl Archive {
             std::io::ErrorKind::AlreadyExists => {
                 format!("{} exists: name another file with --out, or remove it", path.display())
             }
-            _ => format!("{}: {e}", path.display()),
+            _ => shards::text::at(path)(e),
         })?;
         let tar = tar::Builder::new(GzEncoder::new(file, Compression::default()));
         let time_s = shards::host::unix_ms() / 1000;
