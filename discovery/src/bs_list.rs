@@ -15,7 +15,7 @@ pub fn read(etc: &Path, cluster: &str) -> Result<Vec<SocketAddr>, String> {
     match std::fs::read_to_string(&path) {
         Ok(text) => parse(&text).map_err(|e| format!("{}: {e}", path.display())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(e) => Err(format!("{}: {e}", path.display())),
+        Err(e) => Err(shards::text::at(&path)(e)),
     }
 }
 
@@ -51,7 +51,7 @@ pub fn clusters(etc: &Path) -> Result<Vec<String>, String> {
     let dir = etc.join("clusters");
     let entries = match std::fs::read_dir(&dir) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        read => read.map_err(|e| format!("{}: {e}", dir.display()))?,
+        read => read.map_err(shards::text::at(&dir))?,
     };
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let known = |name: &String| {

@@ -63,6 +63,16 @@ pub struct CacheControl {
 }
 
 impl CsControl {
+    /// Whether it can be what make-cs wrote.
+    fn check(&self) -> Result<(), String> {
+        wire::check_cluster_name(&self.cluster)?;
+        match self {
+            CsControl { shards: 0, .. } => Err("no shards".into()),
+            CsControl { tier: 4.., .. } => Err(format!("tier {}", self.tier)),
+            _ => Ok(()),
+        }
+    }
+
     /// Directory of a shard, in the server's.
     pub fn shard_dir(shard: u16) -> String {
         format!("shard-{shard:03}")
@@ -125,7 +135,10 @@ pub enum ControlError {
         "{dir} has no {FILE}: it is not the directory of a chunk server (make one with 'pstorage -c CLUSTER make-cs')"
     )]
     Missing { dir: PathBuf },
-    #[error("{path}: {why}")]
+    #[error(
+        "{path} is damaged ({why}); nothing was changed. Put back a copy of it; without one this server is lost: take it out \
+         (rm-cs) and make another in a new directory (make-cs)"
+    )]
     Malformed { path: PathBuf, why: String },
     #[error(
         "{path} has format {found}; this program understands {OLDEST_FORMAT} to {FORMAT}: start the version of pstorage-csd that made it, \
@@ -140,7 +153,7 @@ pub enum ControlError {
         "a pstorage-csd or configure-cs runs in {dir} (it holds {dir}/lock): stop it first, then repeat this"
     )]
     Locked { dir: PathBuf },
-    #[error("{path}: {source}")]
+    #[error("{}: {}", path.display(), shards::text::cause(source))]
     Io { path: PathBuf, source: io::Error },
 }
 
@@ -206,6 +219,9 @@ pub fn read(dir: &Path) -> Result<CsControl, ControlError> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             return Err(ControlError::Missing { dir: dir.into() });
         }
+        Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+            return Err(ControlError::Malformed { path, why: "not a text file".into() });
+        }
         Err(e) => return Err(io_error(&path)(e)),
     };
     let malformed = |why: String| ControlError::Malformed { path: path.clone(), why };
@@ -219,5 +235,7 @@ pub fn read(dir: &Path) -> Result<CsControl, ControlError> {
         Some(found) => return Err(ControlError::Format { path, found }),
         None => return Err(malformed("no format number".into())),
     }
-    serde_json::from_value(value).map_err(|e| malformed(e.to_string()))
+    let control: CsControl = serde_json::from_value(value).map_err(|e| malformed(e.to_string()))?;
+    control.check().map_err(malformed)?;
+    Ok(control)
 }

@@ -13,6 +13,7 @@ use comfy_table::{Table, presets};
 use iscsi::scsi::BlockSize;
 use serde_json::{Value, json};
 use shards::text::parse_size;
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use wire::license::size_text;
@@ -24,7 +25,7 @@ fn size(text: &str) -> std::result::Result<u64, String> {
 #[derive(Args)]
 pub struct NewLun {
     /// Size, such as 100G (bare numbers: MB). It takes room only as it is written.
-    #[arg(short = 's', long, value_parser = size)]
+    #[arg(short = 's', long, value_parser = size, allow_hyphen_values = true)]
     size: u64,
     /// Logical blocks of 512 or 4096 bytes.
     #[arg(long, value_name = "BYTES", default_value_t = 512, value_parser = block_bytes)]
@@ -57,6 +58,38 @@ pub struct OfTarget {
     target: String,
 }
 
+/// How data is deleted. Scripts, which have no terminal, are not asked: those written for the original go on working.
+#[derive(Args)]
+pub struct Deletion {
+    /// Do not ask.
+    #[arg(short = 'y', long)]
+    yes: bool,
+    /// Only say what would be deleted.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+}
+
+impl Deletion {
+    /// Whether to go on. `what` is to be deleted.
+    fn is_agreed(&self, what: &str) -> Result<bool> {
+        if self.dry_run {
+            println!("Would delete {what}. Nothing was changed.");
+            return Ok(false);
+        }
+        let stdin = std::io::stdin();
+        if self.yes || !stdin.is_terminal() {
+            return Ok(true);
+        }
+        eprint!("Delete {what}? The data is lost then. yes or no: ");
+        let mut answer = String::new();
+        stdin.read_line(&mut answer).map_err(|e| Error::Refused(format!("reading the answer: {e}")))?;
+        match answer.trim() {
+            "yes" | "y" => Ok(true),
+            _ => Error::refused("nothing was deleted"),
+        }
+    }
+}
+
 #[derive(Args)]
 pub struct Secret {
     /// Read the secret from standard input, one line, in place of asking for it.
@@ -85,10 +118,14 @@ pub enum Command {
         target: Option<String>,
     },
     /// Serves a target on this host, and whenever its gateway starts.
+    ///
+    /// Example: pstorage-iscsi -c pcs1 start -t vm1
     Start(OfTarget),
     /// Ends that; its initiators lose their disk.
     Stop(OfTarget),
     /// Makes this host the one that serves a target.
+    ///
+    /// Example: pstorage-iscsi -c pcs1 register -t vm1 -f
     Register {
         #[command(flatten)]
         of: OfTarget,
@@ -101,9 +138,18 @@ pub enum Command {
     },
     /// Takes a stopped target from its host.
     Unregister(OfTarget),
-    /// Deletes a stopped target with its LUNs and all their data.
-    Delete(OfTarget),
+    /// Deletes a stopped target with its LUNs and all their data. On a terminal it asks before.
+    ///
+    /// Example: pstorage-iscsi -c pcs1 delete -t vm1 --dry-run
+    Delete {
+        #[command(flatten)]
+        of: OfTarget,
+        #[command(flatten)]
+        deletion: Deletion,
+    },
     /// Changes who may log in to a target, or its addresses.
+    ///
+    /// Example: pstorage-iscsi -c pcs1 set -t vm1 -u alice
     Set {
         #[command(flatten)]
         of: OfTarget,
@@ -129,6 +175,8 @@ pub enum Command {
         portals: Vec<SocketAddr>,
     },
     /// Adds a LUN to a stopped target.
+    ///
+    /// Example: pstorage-iscsi -c pcs1 lun-add -t vm1 -s 100G
     LunAdd {
         #[command(flatten)]
         of: OfTarget,
@@ -139,25 +187,33 @@ pub enum Command {
         new: NewLun,
     },
     /// Makes a LUN larger, also while it is served.
+    ///
+    /// Example: pstorage-iscsi -c pcs1 lun-grow -t vm1 -l 0 -s 200G
     LunGrow {
         #[command(flatten)]
         of: OfTarget,
         #[arg(short = 'l', long)]
         lun: u16,
         /// The size it shall have.
-        #[arg(short = 's', long, value_parser = size)]
+        #[arg(short = 's', long, value_parser = size, allow_hyphen_values = true)]
         size: u64,
     },
     /// Shows the LUNs of a target.
     LunList(OfTarget),
-    /// Deletes a LUN of a stopped target, and its data.
+    /// Deletes a LUN of a stopped target, and its data. On a terminal it asks before.
+    ///
+    /// Example: pstorage-iscsi -c pcs1 lun-del -t vm1 -l 1
     LunDel {
         #[command(flatten)]
         of: OfTarget,
         #[arg(short = 'l', long)]
         lun: u16,
+        #[command(flatten)]
+        deletion: Deletion,
     },
     /// Makes an account for CHAP.
+    ///
+    /// Example: pstorage-iscsi -c pcs1 account-create -u alice
     AccountCreate {
         #[arg(short = 'u', long)]
         user: String,
@@ -173,6 +229,7 @@ pub enum Command {
         #[command(flatten)]
         secret: Secret,
     },
+    /// Deletes an account that no target uses.
     AccountDelete {
         #[arg(short = 'u', long)]
         user: String,
@@ -257,10 +314,16 @@ pub fn run(context: &Context, store: &Store, command: Command) -> Result {
             locked.target.host = None;
             locked.save()
         }
-        Command::Delete(of) => {
+        Command::Delete { of, deletion } => {
             let iqn = context.iqn(&of)?;
-            store.target(&iqn)?.check_stopped()?;
-            store.delete(&iqn)
+            let target = store.target(&iqn)?;
+            target.check_stopped()?;
+            match deletion
+                .is_agreed(&format!("target {iqn} with {} LUNs and all their data", target.luns.len()))?
+            {
+                true => store.delete(&iqn),
+                false => Ok(()),
+            }
         }
         Command::Set {
             of,
@@ -301,7 +364,13 @@ pub fn run(context: &Context, store: &Store, command: Command) -> Result {
                 None => (0..MAX_LUNS).find(is_free),
             };
             let Some(number) = number else {
-                return Error::refused(format!("LUN numbers go from 0 to {}, and each once", MAX_LUNS - 1));
+                let taken = lun.filter(|lun| *lun < MAX_LUNS).map_or_else(String::new, |lun| {
+                    format!("{iqn} has a LUN {lun} already: 'lun-list' shows all. ")
+                });
+                return Error::refused(format!(
+                    "{taken}LUN numbers go from 0 to {}, and each once",
+                    MAX_LUNS - 1
+                ));
             };
             let size_bytes = check_size(&new)?;
             store.create_lun(&iqn, number, size_bytes)?;
@@ -319,8 +388,16 @@ pub fn run(context: &Context, store: &Store, command: Command) -> Result {
             context.say(json!(luns), || lun_table(&luns));
             Ok(())
         }
-        Command::LunDel { of, lun } => {
+        Command::LunDel { of, lun, deletion } => {
             let iqn = context.iqn(&of)?;
+            let target = store.target(&iqn)?;
+            target.check_stopped()?;
+            target.lun(lun)?;
+            let size = size_text(store.lun_size_bytes(&iqn, lun)?);
+            if !deletion.is_agreed(&format!("LUN {lun} ({size}) of {iqn} and its data"))? {
+                return Ok(());
+            }
+            // Anew: meanwhile another may have changed it.
             let mut locked = store.lock(&iqn)?;
             locked.target.check_stopped()?;
             locked.target.lun(lun)?;
@@ -375,7 +452,11 @@ fn read_secret(how: &Secret) -> Result<String> {
         std::io::stdin().read_line(&mut line).map_err(failed)?;
         line.trim_end_matches(['\r', '\n']).to_string()
     } else {
-        rpassword::prompt_password("Secret (at least 12 characters): ").map_err(failed)?
+        rpassword::prompt_password("Secret (at least 12 characters): ").map_err(|error| {
+            Error::Refused(format!(
+                "no terminal to ask for the secret ({error}): give it with --secret-stdin"
+            ))
+        })?
     };
     check_secret(&secret).map(|()| secret)
 }
@@ -384,7 +465,7 @@ fn check_size(new: &NewLun) -> Result<u64> {
     if new.size >= 1 << 20 && new.size % u64::from(new.block_size) == 0 {
         return Ok(new.size);
     }
-    Error::refused("a LUN has at least 1 MB, and whole blocks")
+    Error::refused(format!("--size: a LUN has at least 1 MB, and whole blocks of {} bytes", new.block_size))
 }
 
 fn new_lun(lun: u16, new: NewLun) -> Lun {
@@ -413,7 +494,10 @@ fn create(context: &Context, store: &Store, name: &str, portals: Vec<SocketAddr>
         initiators: Vec::new(),
     };
     store.create(&target)?;
-    store.create_lun(&iqn, 0, size_bytes)?;
+    if let Err(error) = store.create_lun(&iqn, 0, size_bytes) {
+        let _ = store.delete(&iqn); // A target that is half made is none.
+        return Err(error);
+    }
     context.say(json!({ "iqn": iqn }), || iqn.clone());
     Ok(())
 }

@@ -55,8 +55,9 @@ pub fn default_socket(cluster: &str) -> PathBuf {
 pub fn ask(socket: &Path, request: &Request) -> Result<Reply> {
     let mut stream = UnixStream::connect(socket).map_err(|error| {
         Error::Refused(format!(
-            "no gateway runs on this host ({}: {error}): start pstorage-iscsid, or name its --socket",
-            socket.display()
+            "no gateway runs on this host ({}: {}): start pstorage-iscsid, or name its --socket",
+            socket.display(),
+            shards::text::cause(&error)
         ))
     })?;
     let failed = |error: std::io::Error| Error::File { path: socket.display().to_string(), source: error };

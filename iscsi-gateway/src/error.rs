@@ -8,7 +8,7 @@ pub enum Error {
     /// The cluster said no, or nothing.
     #[error("{path}: {source}")]
     Cluster { path: String, source: ClientError },
-    #[error("{path}: {source}")]
+    #[error("{path}: {}", shards::text::cause(source))]
     File { path: String, source: std::io::Error },
     /// A record in the cluster that can't be read.
     #[error("{path} is damaged: {source}; restore it, or delete the target")]

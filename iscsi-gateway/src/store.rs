@@ -159,7 +159,9 @@ impl Store {
         self.make_directories(iqn)?;
         let path = self.path(iqn, "target");
         match self.target(iqn) {
-            Ok(_) => Error::refused(format!("there is a target {iqn} already")),
+            Ok(_) => {
+                Error::refused(format!("there is a target {iqn} already: 'pstorage-iscsi list' shows all"))
+            }
             Err(Error::Refused(_)) => self.write(&path, target),
             Err(error) => Err(error),
         }
@@ -181,12 +183,12 @@ impl Store {
     /// Makes a LUN's file: thin, it takes no room until it is written.
     pub fn create_lun(&self, iqn: &str, lun: u16, size_bytes: u64) -> Result {
         let path = self.lun_path(iqn, lun);
-        let create = || {
-            let file = self.cluster.create(&path, 0o600, true)?;
-            file.truncate(size_bytes)?;
-            file.close()
-        };
-        create().map_err(Error::cluster(&path))
+        let file = self.cluster.create(&path, 0o600, true).map_err(Error::cluster(&path))?;
+        let sized = file.truncate(size_bytes);
+        sized.and(file.close()).map_err(|error| {
+            let _ = self.cluster.unlink(&path); // Of no use without its size.
+            Error::cluster(&path)(error)
+        })
     }
 
     pub fn delete_lun(&self, iqn: &str, lun: u16) -> Result {

@@ -67,7 +67,10 @@ pub enum ControlError {
         "{path} does not exist: {dir} is not the directory of a metadata server (make one with 'pstorage -c CLUSTER make-mds')"
     )]
     Missing { path: PathBuf, dir: PathBuf },
-    #[error("{path}: {why}")]
+    #[error(
+        "{path} is damaged ({why}); nothing was changed. Put back a copy of it; without one this server is lost: take it out \
+         (rm-mds) and make another in a new directory (add-mds)"
+    )]
     Malformed { path: PathBuf, why: String },
     #[error(
         "{path} has format {found}; this program understands {FORMAT}: start the version of pstorage-mdsd that made \
@@ -89,7 +92,7 @@ pub enum ControlError {
         "{addr}: the port must be between 1 and 65534, since the port above is used between metadata servers"
     )]
     Port { addr: SocketAddr },
-    #[error("{what} {path}: {error}")]
+    #[error("{what} {}: {}", path.display(), shards::text::cause(error))]
     Io { what: &'static str, path: PathBuf, error: std::io::Error },
 }
 
@@ -151,6 +154,9 @@ impl MdsControl {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 return Err(ControlError::Missing { path, dir: dir.into() });
             }
+            Err(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+                return Err(ControlError::Malformed { path, why: "not a text file".into() });
+            }
             Err(error) => return Err(ControlError::Io { what: "reading", path, error }),
         };
         let value: serde_json::Value = serde_json::from_str(&text)
@@ -186,12 +192,8 @@ impl MdsControl {
 pub fn create(dir: &Path, control: &MdsControl, foundation: Option<&Foundation>) -> Result<(), ControlError> {
     wire::check_cluster_name(&control.cluster).map_err(ControlError::ClusterName)?;
     control.check().map_err(|why| ControlError::Malformed { path: dir.join(FILE), why })?;
-    check_free(dir)?;
+    make_ready(dir)?;
     let io = |what, path: PathBuf| move |error| ControlError::Io { what, path, error };
-    std::fs::create_dir_all(dir).map_err(io("making", dir.into()))?;
-    if !shards::host::supports_direct_io(dir).map_err(io("writing to", dir.into()))? {
-        return Err(ControlError::NoDirectIo { dir: dir.into() });
-    }
     std::fs::create_dir_all(dir.join("logs")).map_err(io("making", dir.join("logs")))?;
     foundation.map_or(Ok(()), |foundation| write_foundation(dir, foundation))?;
     let path = dir.join(FILE);
@@ -206,6 +208,18 @@ pub fn create(dir: &Path, control: &MdsControl, foundation: Option<&Foundation>)
         std::fs::File::open(dir)?.sync_all()
     };
     write().map_err(io("writing", path.clone()))
+}
+
+/// Makes the directory of a new server, if it is not there; refuses one in which none can run.
+pub fn make_ready(dir: &Path) -> Result<(), ControlError> {
+    check_free(dir)?;
+    let io = |what| move |error| ControlError::Io { what, path: dir.into(), error };
+    std::fs::create_dir_all(dir).map_err(io("making"))?;
+    if shards::host::supports_direct_io(dir).map_err(io("writing to"))? {
+        Ok(())
+    } else {
+        Err(ControlError::NoDirectIo { dir: dir.into() })
+    }
 }
 
 /// Whether a service may be made in `dir`: it does not exist, or is empty (`lost+found` does not count).

@@ -239,8 +239,9 @@ impl Repair {
         }
     }
 
-    /// Has all chunks looked at, now.
+    /// Has all chunks looked at, now. Those without a place are found anew: one that needs none any more is not looked at.
     pub fn scan_anew(&mut self) {
+        self.homeless.clear();
         (self.scan_after, self.scan_at) = (ChunkId(0), Timestamp(0));
     }
 

@@ -276,6 +276,14 @@ impl LibraryFile {
         let mut config = client::setup::load(etc, name)?;
         config.mount_point = "pcs-bench".into();
         let cluster = Cluster::connect(config).map_err(|e| format!("cluster {name}: {e}"))?;
+        let free = cluster.statfs().map_err(|e| format!("cluster {name}: {e}"))?.available_bytes;
+        if free < size_bytes {
+            return Err(format!(
+                "cluster {name} has room for {}, the measurement needs {}: choose a smaller --size, or add chunk servers",
+                bytes(free),
+                bytes(size_bytes)
+            ));
+        }
         static MADE: AtomicU32 = AtomicU32::new(0);
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         let path = format!("pcs-bench-{}-{}-{number}.tmp", shards::host::host_name(), std::process::id());

@@ -26,9 +26,8 @@ pub fn rate(dir: &Path, streams: usize, time: Duration) -> Result<f64, String> {
     let began = Instant::now();
     let copied = std::thread::scope(|threads| {
         let pairs = sources.iter().map(ScratchFile::path).zip(targets.iter().map(ScratchFile::path));
-        let copies = pairs.map(|(from, to)| {
-            threads.spawn(move || copy(from, to, ends).map_err(|e| format!("{}: {e}", from.display())))
-        });
+        let copies = pairs
+            .map(|(from, to)| threads.spawn(move || copy(from, to, ends).map_err(shards::text::at(&from))));
         let all: Vec<_> = copies.collect();
         let results = all.into_iter().map(|thread| thread.join().expect("no panic in a copy"));
         results.sum::<Result<u64, String>>()
@@ -58,7 +57,7 @@ fn fill(path: &Path) -> Result<(), String> {
         }
         file.sync_all()
     };
-    write().map_err(|e: std::io::Error| format!("{}: {e}", path.display()))
+    write().map_err(shards::text::at(&path))
 }
 
 /// Copies the file over and over until `ends`, into new room each time. Returns the bytes that are durable.

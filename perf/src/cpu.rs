@@ -114,7 +114,7 @@ impl Watched {
 
     /// The daemons of a cluster made by `pstorage local up DIR`.
     pub fn of_local_cluster(dir: &Path) -> Result<Vec<Watched>, String> {
-        let dir = dir.canonicalize().map_err(|e| format!("{}: {e}", dir.display()))?;
+        let dir = dir.canonicalize().map_err(shards::text::at(&dir))?;
         let run = dir.join("run");
         let entries = std::fs::read_dir(&run).map_err(|e| {
             format!("{}: {e}. Is {} the directory of 'pstorage local up'?", run.display(), dir.display())

@@ -74,7 +74,7 @@ pub fn run(settings: &Settings, progress: &mut Progress) -> Result<Report, Strin
 
 fn place(settings: &Settings) -> Result<Place, String> {
     let path = &settings.target;
-    let kind = std::fs::metadata(path).map_err(|e| format!("{}: {e}", path.display()))?.file_type();
+    let kind = std::fs::metadata(path).map_err(shards::text::at(&path))?.file_type();
     if kind.is_block_device() {
         return device_place(settings);
     }
@@ -105,7 +105,7 @@ fn place(settings: &Settings) -> Result<Place, String> {
 }
 
 pub fn enough_space(dir: &Path, needed: u64) -> Result<(), String> {
-    let stat = nix::sys::statvfs::statvfs(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    let stat = nix::sys::statvfs::statvfs(dir).map_err(shards::text::at(&dir))?;
     let free = stat.blocks_available() as u64 * stat.fragment_size() as u64;
     if free < needed + needed / 10 {
         return Err(format!(
@@ -136,7 +136,7 @@ fn device_place(settings: &Settings) -> Result<Place, String> {
         Some(libc::EBUSY) => {
             format!("{} is in use (mounted, or part of a RAID or LVM): nothing was done", path.display())
         }
-        _ => format!("{}: {e}", path.display()),
+        _ => shards::text::at(path)(e),
     };
     let exclusive = if writable {
         Some(File::options().write(true).custom_flags(libc::O_EXCL).open(path).map_err(fail)?)

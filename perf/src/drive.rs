@@ -225,7 +225,7 @@ impl Load {
             journal.on_disk(io, op, result);
             return self.journal_outcomes(io);
         }
-        result.map_err(|e| format!("{}: {e}", self.target.path.display()))?;
+        result.map_err(shards::text::at(&self.target.path))?;
         if op.0 == SYNC_OP {
             let _ = self.answers.send(Answer::Filled(u64::MAX));
         } else if op.0 & FILL_OP != 0 {

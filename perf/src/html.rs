@@ -68,9 +68,12 @@ fn colour(index: usize) -> &'static str {
 }
 
 fn table(group: &[Measurement]) -> String {
-    let mut out = String::from(
+    // Of a disk nobody's CPU time is known: it is measured without servers.
+    let has_cpu = group.iter().any(|m| !m.cpu_us_per_op.is_empty());
+    let cpu_head = if has_cpu { "<th>CPU us per operation</th>" } else { "" };
+    let mut out = format!(
         "<table><tr><th>depth</th><th>per second</th><th>MB/s</th><th>mean</th><th>p50</th><th>p99</th>\
-         <th>p99.9</th><th>max</th><th>CPU us per operation</th><th>others' CPU</th></tr>",
+         <th>p99.9</th><th>max</th>{cpu_head}<th>others' CPU</th></tr>",
     );
     for (i, m) in group.iter().enumerate() {
         let (f, l) = (&m.figures, &m.figures.latency_us);
@@ -85,9 +88,12 @@ fn table(group: &[Measurement]) -> String {
         for us in [l.mean, l.p50, l.p99, l.p999, l.max] {
             let _ = write!(out, "<td>{}</td>", time_us(us));
         }
-        let roles: Vec<String> =
-            cpu_by_role(m).iter().map(|(r, us)| format!("{} {}", escaped(r), number(*us))).collect();
-        let _ = write!(out, "<td>{}</td><td>{:.0} %</td></tr>", roles.join(", "), m.strangers_percent);
+        if has_cpu {
+            let roles: Vec<String> =
+                cpu_by_role(m).iter().map(|(r, us)| format!("{} {}", escaped(r), number(*us))).collect();
+            let _ = write!(out, "<td>{}</td>", roles.join(", "));
+        }
+        let _ = write!(out, "<td>{:.0} %</td></tr>", m.strangers_percent);
     }
     out + "</table>"
 }

@@ -20,7 +20,7 @@ impl NameRates {
 /// dropped before each kind of work (as root; else it stays).
 pub fn measure(dir: &Path, count: usize) -> Result<NameRates, String> {
     let place = dir.join(format!("names.{}", std::process::id()));
-    let at = |e: io::Error| format!("{}: {e}", place.display());
+    let at = shards::text::at(&place);
     fs::create_dir(&place).map_err(at)?;
     let result = run(&place, count).map_err(at);
     fs::remove_dir_all(&place).map_err(at)?;

@@ -139,8 +139,9 @@ impl Node for Caller {
                 self.start(slot, io);
             }
             Event::Closed { why, .. } => {
-                let hint = if self.connected == 0 { "; start 'pcs-bench net --listen' there" } else { "" };
-                io.stop(Err(format!("{}: {why}{hint}", self.to)));
+                let why = why.to_string();
+                let why = why.split(" (os error ").next().unwrap_or_default();
+                io.stop(Err(format!("{}: {why}; does 'pcs-bench net --listen' run there?", self.to)));
             }
             Event::Shutdown => io.stop(Ok(())),
             _ => {}

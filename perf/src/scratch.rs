@@ -14,7 +14,7 @@ pub struct ScratchFile {
 impl ScratchFile {
     /// An empty file in `dir`, under a name that no file has yet.
     pub fn create(dir: &Path, what: &str) -> Result<ScratchFile, String> {
-        let dir = dir.canonicalize().map_err(|e| format!("{}: {e}", dir.display()))?;
+        let dir = dir.canonicalize().map_err(shards::text::at(&dir))?;
         let path = dir.join(format!("pcs-bench-{}-{what}.tmp", std::process::id()));
         File::options().write(true).create_new(true).open(&path).map_err(|e| {
             let dir = dir.display();
@@ -25,7 +25,7 @@ impl ScratchFile {
                 std::io::ErrorKind::PermissionDenied => {
                     format!("you may not make files in {dir}: name a directory of your own, or run as root")
                 }
-                _ => format!("creating {}: {e}", path.display()),
+                _ => shards::text::at(&path)(e),
             }
         })?;
         LIVING.lock().expect("no panic under this lock").push(path.clone());

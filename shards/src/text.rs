@@ -1,4 +1,32 @@
-//! Sizes and dates as people write and read them, for binaries.
+//! Sizes and dates as people write and read them, and errors of the system as they are told, for binaries.
+
+use std::io::{Error, ErrorKind};
+use std::path::Path;
+
+/// What the system says, without its number, and what can be done about it where that is plain.
+pub fn cause(error: &Error) -> String {
+    let text = error.to_string();
+    let said = text.split(" (os error ").next().unwrap_or_default();
+    match error.kind() {
+        ErrorKind::PermissionDenied => format!("{said}: run this as root, or as the user it belongs to"),
+        ErrorKind::StorageFull => format!("{said}: make room there, or name a place on another file system"),
+        ErrorKind::ReadOnlyFilesystem => format!("{said}: name a place on another one, or remount it"),
+        ErrorKind::AlreadyExists => format!("{said}: something else of this name is in the way"),
+        ErrorKind::NotADirectory => format!("{said}: a part of this path is a file"),
+        ErrorKind::IsADirectory => format!("{said}: name a file"),
+        ErrorKind::AddrInUse => {
+            format!("{said}: name a free port, or stop who has it ('ss -ltnp' shows that)")
+        }
+        ErrorKind::InvalidData if said.contains("UTF-8") => "this is not a text file".into(),
+        _ => said.into(),
+    }
+}
+
+/// An error of the system, with the file or directory it is about.
+pub fn at<E: Into<Error>>(path: &(impl AsRef<Path> + ?Sized)) -> impl Fn(E) -> String + Copy {
+    let path = path.as_ref();
+    move |error| format!("{}: {}", path.display(), cause(&error.into()))
+}
 
 /// A size as people type it: `512M`, `1G`, `4k`, `1.5MiB`, `20 GB`; powers of 1024. A bare number counts in `unit`s.
 pub fn parse_size(text: &str, unit: u64) -> Result<u64, String> {
@@ -95,6 +123,26 @@ mod tests {
         assert!(parse_size("big", 1).unwrap_err().contains("512M"));
         assert!(parse_size("1X", 1).unwrap_err().contains("unknown"));
         assert!(parse_size("1.5e300", 1).is_err());
+    }
+
+    #[test]
+    fn errors_of_the_system_name_the_file_and_the_next_step() {
+        let of = |number| at("/srv/x")(Error::from_raw_os_error(number));
+        assert_eq!(of(libc::ENOENT), "/srv/x: No such file or directory");
+        for (number, advice) in [
+            (libc::EACCES, "as root"),
+            (libc::ENOSPC, "make room"),
+            (libc::EEXIST, "in the way"),
+            (libc::EROFS, "remount"),
+        ] {
+            let text = of(number);
+            assert!(
+                text.starts_with("/srv/x: ") && text.contains(advice) && !text.contains("os error"),
+                "{text}"
+            );
+        }
+        let binary = Error::new(ErrorKind::InvalidData, "stream did not contain valid UTF-8");
+        assert_eq!(at("/srv/x")(binary), "/srv/x: this is not a text file");
     }
 
     #[test]

@@ -40,7 +40,7 @@ impl Conf {
         match std::fs::read_to_string(&path) {
             Ok(text) => Conf::parse(&text).map_err(|e| format!("{}: {e}", path.display())),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Conf::default()),
-            Err(e) => Err(format!("{}: {e}", path.display())),
+            Err(e) => Err(shards::text::at(&path)(e)),
         }
     }
 

@@ -24,7 +24,7 @@ pub type Outcome<T = ()> = Result<T, String>;
 
 /// A file that the administrator named.
 pub fn read_text(path: &std::path::Path) -> Outcome<String> {
-    std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))
+    std::fs::read_to_string(path).map_err(shards::text::at(&path))
 }
 
 impl Context {
@@ -52,8 +52,14 @@ impl Context {
     }
 
     pub fn link(&self) -> Outcome<mds_link::MdsLink> {
+        self.link_by(&[])
+    }
+
+    /// By metadata servers that the administrator named, if any.
+    pub fn link_by(&self, named: &[SocketAddr]) -> Outcome<mds_link::MdsLink> {
         let credentials = wire::auth::Credentials::load(&self.etc, self.cluster()?)?;
-        Ok(mds_link::MdsLink::new(self.cluster()?, credentials, &self.mds()?))
+        let known = if named.is_empty() { self.mds()? } else { [named, &self.bs_list()?].concat() };
+        Ok(mds_link::MdsLink::new(self.cluster()?, credentials, &known))
     }
 
     pub fn bs_list_path(&self) -> Outcome<PathBuf> {
@@ -74,7 +80,7 @@ impl Context {
             return Ok(());
         }
         let text: String = known.iter().map(|a| format!("{a}\n")).collect();
-        shards::ring::replace_file(&path, text.as_bytes()).map_err(|e| format!("{}: {e}", path.display()))
+        shards::ring::replace_file(&path, text.as_bytes()).map_err(shards::text::at(&path))
     }
 }
 
@@ -99,6 +105,20 @@ pub fn parse_replicas(text: &str) -> Outcome<(u8, u8)> {
     Ok((normal, minimum))
 }
 
+/// A server's number as people type or paste it: `3`, `CS#3` or `cs3`, with `kind` before it.
+pub fn parse_id(kind: &str, text: &str) -> Outcome<u32> {
+    let lower = text.to_ascii_lowercase();
+    let digits =
+        lower.strip_prefix(&*kind.to_ascii_lowercase()).map_or(&*lower, |rest| rest.trim_start_matches('#'));
+    let number = digits.parse().ok().filter(|_| digits.bytes().all(|b| b.is_ascii_digit()));
+    number.ok_or_else(|| format!("expected a number such as 3 or {kind}#3, as 'pstorage stat' shows it"))
+}
+
+/// A name that a cluster can have.
+pub fn parse_cluster(text: &str) -> Outcome<String> {
+    wire::check_cluster_name(text).map(|()| text.to_string())
+}
+
 /// Random bytes as hexadecimal digits.
 pub fn random_hex<const N: usize>() -> String {
     shards::host::random_bytes::<N>().iter().map(|b| format!("{b:02x}")).collect()
@@ -107,6 +127,16 @@ pub fn random_hex<const N: usize>() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_of_servers_are_read_or_explained() {
+        for good in ["3", "CS#3", "cs3", "cs#3"] {
+            assert_eq!(parse_id("CS", good), Ok(3), "{good}");
+        }
+        for bad in ["", "CS#", "MDS#3", "-1", "+3", "3x", "99999999999"] {
+            assert!(parse_id("CS", bad).unwrap_err().contains("CS#3"), "{bad}");
+        }
+    }
 
     #[test]
     fn replicas_are_read_or_explained() {

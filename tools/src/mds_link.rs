@@ -39,7 +39,7 @@ type Reached = (BlockingConn, Option<Member>);
 
 /// Connects and authenticates; encrypted where the cluster wants it so.
 fn connect(cluster: &str, credentials: &Credentials, to: SocketAddr) -> Result<Reached, ConnectError> {
-    let plain = BlockingConn::connect(to, wire::framing, CONNECT).map_err(|e| e.to_string())?;
+    let plain = BlockingConn::connect(to, wire::framing, CONNECT).map_err(|e| shards::text::cause(&e))?;
     match authenticate(cluster, credentials, plain) {
         Err(ConnectError { status: Some(Status::NotEncrypted), .. }) => sealed(cluster, credentials, to),
         outcome => outcome,
@@ -52,7 +52,10 @@ fn sealed(cluster: &str, credentials: &Credentials, to: SocketAddr) -> Result<Re
 }
 
 pub fn connect_encrypted(to: SocketAddr, within: Duration) -> Outcome<BlockingConn> {
-    BlockingConn::connect_encrypted(to, wire::framing, within).map_err(|e| format!("TLS: {e}"))
+    BlockingConn::connect_encrypted(to, wire::framing, within).map_err(|e| match e.kind() {
+        io::ErrorKind::ConnectionRefused => shards::text::cause(&e),
+        _ => format!("TLS: {}", shards::text::cause(&e)),
+    })
 }
 
 fn authenticate(
@@ -80,7 +83,7 @@ pub fn receive(conn: &mut BlockingConn, within: Duration) -> Outcome<Frame> {
             format!("connected, but no answer within {} s", within.as_secs())
         }
         io::ErrorKind::UnexpectedEof => "it closed the connection".into(),
-        _ => e.to_string(),
+        _ => shards::text::cause(&e),
     })?;
     Frame::decode(raw).map_err(|e| e.to_string())
 }

@@ -17,7 +17,7 @@ pub struct TlsFiles {
 
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    #[error("{}: {error}", path.display())]
+    #[error("{}: {error}; certificates and their key are expected in PEM", path.display())]
     Read { path: PathBuf, error: pem::Error },
     #[error("{}: {error}", files.certificates.display())]
     Use { files: TlsFiles, error: rustls::Error },

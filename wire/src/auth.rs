@@ -299,14 +299,19 @@ impl Credentials {
         let path = etc.join("clusters").join(cluster).join(KEY_FILE);
         match std::fs::read_to_string(&path) {
             Ok(text) => {
-                let mut read = Self::from_text(&text).map_err(|e| format!("{}: {e}", path.display()))?;
+                let mut read = Self::from_text(&text).map_err(|why| {
+                    format!(
+                        "{}: {why}; 'pstorage -c {cluster} auth-node' makes the file anew",
+                        path.display()
+                    )
+                })?;
                 if let Credentials::Node(key) = &mut read {
                     Arc::make_mut(key).path = Some(path);
                 }
                 Ok(read)
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Credentials::Open),
-            Err(e) => Err(format!("reading {}: {e}", path.display())),
+            Err(e) => Err(shards::text::at(&path)(e)),
         }
     }
 
@@ -329,7 +334,7 @@ impl Credentials {
 
     pub fn from_text(text: &str) -> Result<Self, String> {
         if text.lines().next() != Some(HEADING) {
-            return Err(format!("the first line is not '{HEADING}': run auth-node to make the file anew"));
+            return Err(format!("the first line is not '{HEADING}'"));
         }
         let all = |name| text.lines().filter_map(move |l| l.strip_prefix(name)?.strip_prefix('='));
         let field = |name: &'static str| all(name).next().ok_or_else(|| format!("no line '{name}=…'"));
@@ -350,7 +355,7 @@ impl Credentials {
         let credentials = Credentials::node(field("cluster")?, certificate, secret);
         match &credentials {
             Credentials::Node(key) if !key.is_whole(&key.certificate) => {
-                Err("the certificate's signature is wrong: run auth-node to make the file anew".into())
+                Err("the certificate's signature is wrong".into())
             }
             _ => Ok(credentials),
         }

@@ -8,6 +8,7 @@
 
 #[macro_use]
 mod codec;
+pub mod attribute;
 pub mod auth;
 pub mod cs_api;
 pub mod data;

@@ -108,6 +108,18 @@ pub enum FailureDomain {
     Room,
 }
 
+impl std::fmt::Display for FailureDomain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            FailureDomain::Disk => "disk",
+            FailureDomain::Host => "host",
+            FailureDomain::Rack => "rack",
+            FailureDomain::Row => "row",
+            FailureDomain::Room => "room",
+        })
+    }
+}
+
 /// Fields to change; `None` stays. A smaller `size_bytes` drops the chunks behind it; the client has zeroed
 /// the rest of the last block before.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Archive, Serialize, Deserialize)]
@@ -403,6 +415,15 @@ pub enum MdsRequest {
         file: FileId,
         parent: FileId,
         name: String,
+    },
+    /// Whether RemoveCs would be refused. Changes nothing.
+    MayRemoveCs {
+        cs: CsId,
+        force: bool,
+    },
+    /// Whether RemoveMds would be refused. Changes nothing.
+    MayRemoveMds {
+        id: MdsId,
     },
 }
 

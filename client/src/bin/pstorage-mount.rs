@@ -24,11 +24,22 @@ use std::time::Duration;
 use wire::{FileId, Status};
 
 /// Mounts a pstorage cluster.
+///
+/// It ends when it is unmounted (umount DIR).
 #[derive(Parser)]
-#[command(name = "pstorage-mount", version)]
+#[command(
+    name = "pstorage-mount",
+    version,
+    after_help = "Examples:
+  pstorage-mount -c pcs1 /pstorage/pcs1
+  pstorage-mount -c pcs1 /pstorage/pcs1 -C /ssd/pcs1.cache -R 20G      with a read cache on a local SSD
+  pstorage-mount -c pcs1 /pstorage/pcs1 -o ro,log=/var/log/pcs1.log
+In /etc/fstab:
+  pstorage://pcs1 /pstorage/pcs1 fuse.pstorage rw,nosuid,nodev,_netdev 0 0"
+)]
 struct Args {
     /// Name of the cluster.
-    #[arg(short = 'c', long = "cluster")]
+    #[arg(short = 'c', long = "cluster", value_parser = cluster_name)]
     cluster: String,
     /// Where to mount: an empty directory.
     dir: PathBuf,
@@ -65,6 +76,10 @@ struct Args {
     /// Said by the program to itself: report on standard output, then detach.
     #[arg(long, hide = true)]
     daemon: bool,
+}
+
+fn cluster_name(text: &str) -> Result<String, String> {
+    client::setup::check_name(text).map(|()| text.to_string())
 }
 
 const READY: &str = "ready";
@@ -111,8 +126,10 @@ fn fail(why: &str) -> ExitCode {
 /// `-o remount,…`: what the kernel alone decides is changed; the process goes on with what it was told.
 fn remount(dir: &Path, options: &MountOptions) -> Result<(), String> {
     let none = None::<&str>;
-    nix::mount::mount(none, dir, none, options.remount_flags(), none)
-        .map_err(|e| format!("can't change the mount at {}: {}", dir.display(), e.desc()))
+    nix::mount::mount(none, dir, none, options.remount_flags(), none).map_err(|e| match e {
+        nix::errno::Errno::EINVAL => format!("{} is no mount: nothing was changed", dir.display()),
+        _ => format!("can't change the mount at {}: {}", dir.display(), e.desc()),
+    })
 }
 
 /// Starts the daemon with the same words and waits for its verdict.
@@ -231,7 +248,7 @@ fn start_log(file: Option<&Path>) -> Result<(), String> {
                 .create(true)
                 .append(true)
                 .open(path)
-                .map_err(|e| format!("can't open the log file {}: {e}", path.display()))?;
+                .map_err(|e| format!("the log {}", shards::text::at(path)(e)))?;
             builder.with_writer(std::sync::Mutex::new(file)).init();
         }
         None => builder.with_writer(std::io::stderr).init(),
@@ -284,7 +301,7 @@ fn path_text(path: &Path) -> Result<String, String> {
 /// its owner only, as it holds the data of files.
 fn claim_cache(cache: &CacheOptions) -> Result<Flock<File>, String> {
     let shown = cache.path.display();
-    let fail = |e: std::io::Error| format!("read cache {shown}: {e}");
+    let fail = |e: std::io::Error| format!("read cache {shown}: {}", shards::text::cause(&e));
     let mut open = std::fs::OpenOptions::new();
     let file = open
         .read(true)
@@ -317,12 +334,28 @@ fn claim_cache(cache: &CacheOptions) -> Result<Flock<File>, String> {
             "read cache {shown}: its file system has no direct I/O (O_DIRECT); use ext4 or XFS on an SSD"
         ));
     }
+    // Before a byte is taken: what a file system has is given even to who can't have all, and it would be full.
+    let space = nix::sys::statvfs::statvfs(dir).map_err(|e| fail(e.into()))?;
+    let free = space.blocks_available() as u64 * space.fragment_size() as u64;
+    let taken = std::os::unix::fs::MetadataExt::blocks(&file.metadata().map_err(fail)?) * 512;
+    if cache.bytes > taken + free {
+        if length == 0 {
+            let _ = std::fs::remove_file(&cache.path); // Made here.
+        }
+        return Err(format!(
+            "read cache {shown}: {} MB are free there, too few for {} MB: ask for less with -R, or make room",
+            free >> 20,
+            cache.bytes >> 20
+        ));
+    }
     let room = if length > cache.bytes {
         file.set_len(cache.bytes)
     } else {
         nix::fcntl::posix_fallocate(&*file, 0, cache.bytes as i64).map_err(std::io::Error::from)
     };
-    room.map_err(|e| format!("read cache {shown}: can't have {} MB: {e}", cache.bytes >> 20))?;
+    room.map_err(|e| {
+        format!("read cache {shown}: can't have {} MB: {}", cache.bytes >> 20, shards::text::cause(&e))
+    })?;
     Ok(file)
 }
 
@@ -336,18 +369,37 @@ fn check_mount_point(dir: &Path, options: &MountOptions) -> Result<PathBuf, Stri
         Some(libc::ENOTCONN) => {
             format!("{shown} is a mount whose process is gone: unmount it with 'umount {shown}' first")
         }
-        _ => format!("the mount point {shown}: {e}"),
+        _ => format!("the mount point {shown}: {}", shards::text::cause(&e)),
     })?;
     if !found.is_dir() {
         return Err(format!("the mount point {shown} is not a directory"));
     }
-    let mut entries = std::fs::read_dir(dir).map_err(|e| format!("the mount point {shown}: {e}"))?;
+    let at =
+        dir.canonicalize().map_err(|e| format!("the mount point {shown}: {}", shards::text::cause(&e)))?;
+    if let Some(source) = mounted_at(&at).filter(|_| !options.nonempty) {
+        return Err(format!(
+            "{source} is mounted on {shown} already: unmount it first ('umount {shown}'), or take another directory"
+        ));
+    }
+    let mut entries = std::fs::read_dir(dir)
+        .map_err(|e| format!("the mount point {shown}: {}", shards::text::cause(&e)))?;
     if entries.next().is_some() && !options.nonempty {
         return Err(format!(
             "the mount point {shown} is not empty; its files would be hidden. Take an empty directory, or say -o nonempty"
         ));
     }
-    dir.canonicalize().map_err(|e| format!("the mount point {shown}: {e}"))
+    Ok(at)
+}
+
+/// The cluster that is mounted there.
+fn mounted_at(dir: &Path) -> Option<String> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let at = dir.to_string_lossy().replace(' ', "\\040");
+    mounts.lines().find_map(|line| {
+        let (source, rest) = line.split_once(' ')?;
+        (source.starts_with("pstorage://") && rest.split(' ').next() == Some(&*at))
+            .then(|| source.to_string())
+    })
 }
 
 fn explain(config: &ClientConfig, error: &ClientError) -> String {

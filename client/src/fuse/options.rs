@@ -162,7 +162,7 @@ impl MountOptions {
                 let bytes = mb << 20;
                 crate::core::check_cache_size(bytes).map_err(|e| e.to_string())?;
                 // The daemon changes its directory.
-                let path = std::path::absolute(&file).map_err(|e| format!("{}: {e}", file.display()))?;
+                let path = std::path::absolute(&file).map_err(shards::text::at(&file))?;
                 Some(CacheOptions { path, bytes })
             }
             (Some(file), None) => {

@@ -20,6 +20,8 @@ use wire::auth::Credentials;
 const ARENA_BYTES: usize = 64 << 20;
 
 /// Chunk server of a pstorage cluster. Ends cleanly on SIGTERM.
+///
+/// Example: pstorage-csd -r /pstorage/pcs1-cs
 #[derive(Parser)]
 #[command(version)]
 struct Args {
@@ -53,7 +55,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             tracing::error!(name: "csd_ends", why);
-            eprintln!("pstorage-csd: {}: {why}", args.dir.display());
+            let dir = args.dir.display().to_string();
+            let of = if why.contains(&dir) { String::new() } else { format!("{dir}: ") };
+            eprintln!("pstorage-csd: {of}{why}");
             service::exit_code(&why)
         }
     }
@@ -102,7 +106,7 @@ fn run(args: &Args) -> Result<(), String> {
         manager.look(&running.iter().map(RunningShard::pulse).collect::<Vec<_>>());
         if !made && shard_marks(&args.dir, &control).all(|mark| mark.exists()) {
             let path = args.dir.join(MADE);
-            ring::replace_file(&path, b"").map_err(|e| format!("{}: {e}", path.display()))?;
+            ring::replace_file(&path, b"").map_err(shards::text::at(&path))?;
             made = true;
         }
         if let Some(ended) = running.iter().position(RunningShard::is_finished) {
@@ -182,7 +186,7 @@ fn read_location(etc: &Path) -> Result<String, String> {
     let path = etc.join("location");
     let text = match std::fs::read_to_string(&path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-        read => read.map_err(|e| format!("{}: {e}", path.display()))?,
+        read => read.map_err(shards::text::at(&path))?,
     };
     let location = text.trim();
     if !location.is_empty() {
@@ -195,12 +199,18 @@ fn read_location(etc: &Path) -> Result<String, String> {
 fn next_incarnation(dir: &Path) -> Result<u64, String> {
     let path = dir.join("incarnation");
     let last = match std::fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse::<u64>().map_err(|e| format!("{}: {e}", path.display()))?,
+        Ok(text) => text.trim().parse::<u64>().map_err(|_| {
+            format!(
+                "{} holds no number, but how often this server was started: it is damaged. Write 1000000 into it, a number above all \
+                 that were in it before, and start again",
+                path.display()
+            )
+        })?,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
-        Err(e) => return Err(format!("{}: {e}", path.display())),
+        Err(e) => return Err(shards::text::at(&path)(e)),
     };
     let next = last + 1;
-    ring::replace_file(&path, next.to_string().as_bytes()).map_err(|e| format!("{}: {e}", path.display()))?;
+    ring::replace_file(&path, next.to_string().as_bytes()).map_err(shards::text::at(&path))?;
     Ok(next)
 }
 
@@ -216,7 +226,7 @@ fn start_log(args: &Args) -> Result<(), String> {
         path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
         OpenOptions::new().create(true).append(true).open(&path)
     };
-    let file = open().map_err(|e| format!("opening the log {}: {e}", path.display()))?;
+    let file = open().map_err(|e| format!("the log {}", shards::text::at(&path)(e)))?;
     builder.with_writer(std::sync::Mutex::new(file)).init();
     Ok(())
 }

@@ -13,6 +13,8 @@ use std::time::Duration;
 const BUSY_WAIT: Duration = Duration::from_secs(60);
 
 /// Serves iSCSI targets of a cluster.
+///
+/// Example: pstorage-iscsid -c pcs1
 #[derive(Parser)]
 #[command(name = "pstorage-iscsid", version)]
 struct Arguments {

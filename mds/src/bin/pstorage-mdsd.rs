@@ -19,6 +19,8 @@ use tracing_subscriber::EnvFilter;
 use wire::auth::Credentials;
 
 /// Metadata server of a pstorage cluster. Ends cleanly on SIGTERM.
+///
+/// Example: pstorage-mdsd -r /pstorage/pcs1-mds
 #[derive(Parser)]
 #[command(version)]
 struct Args {
@@ -54,7 +56,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             tracing::error!(name: "mdsd_ends", why);
-            eprintln!("pstorage-mdsd: {}: {why}", args.dir.display());
+            let dir = args.dir.display().to_string();
+            let of = if why.contains(&dir) { String::new() } else { format!("{dir}: ") };
+            eprintln!("pstorage-mdsd: {of}{why}");
             service::exit_code(&why)
         }
     }
@@ -107,7 +111,7 @@ fn license_makers(etc: &Path) -> Result<Vec<[u8; 32]>, String> {
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(format!("{}: {error}", path.display())),
+        Err(error) => return Err(shards::text::at(&path)(error)),
     };
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or("").trim());
     let keys = lines.filter(|line| !line.is_empty()).map(|line| {
@@ -135,7 +139,7 @@ fn lock(dir: &Path) -> Result<Flock<File>, String> {
         .truncate(false)
         .write(true)
         .open(&path)
-        .map_err(|e| format!("opening {}: {e}", path.display()))?;
+        .map_err(shards::text::at(&path))?;
     shards::host::lock_within(file, shards::host::LOCK_WITHIN).ok_or_else(|| {
         format!(
             "another pstorage-mdsd runs in this directory (it holds {}): stop that one first",
@@ -156,7 +160,7 @@ fn start_log(args: &Args) -> Result<(), String> {
         path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
         OpenOptions::new().create(true).append(true).open(&path)
     };
-    let file = open().map_err(|e| format!("opening the log {}: {e}", path.display()))?;
+    let file = open().map_err(|e| format!("the log {}", shards::text::at(&path)(e)))?;
     builder.with_writer(std::sync::Mutex::new(file)).init();
     Ok(())
 }

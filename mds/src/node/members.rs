@@ -9,7 +9,7 @@
 //! reach have nothing to say to it any more.
 
 use super::server::Server;
-use crate::state::Internal;
+use crate::state::{Internal, no_such_mds};
 use raft::eraftpb::ConfChangeType;
 use shards::sabotage::{Sabotage, on};
 use shards::{ConnId, Io, Timestamp};
@@ -135,9 +135,12 @@ impl Server {
         true
     }
 
-    fn why_not_remove(&self, id: MdsId) -> Option<String> {
+    pub(super) fn why_not_remove(&self, id: MdsId) -> Option<String> {
         let others: Vec<MdsId> = self.state.mds_list().map(|(other, _)| other).filter(|o| *o != id).collect();
         let known = self.state.mds_list().any(|(known, _)| known == id);
+        if !known {
+            return Some(no_such_mds(id));
+        }
         if others.is_empty() {
             return Some(format!(
                 "MDS#{id} is the last metadata server of the cluster: it can't be removed. Add another one before"
@@ -146,7 +149,7 @@ impl Server {
         let voters: Vec<MdsId> = others.into_iter().filter(|o| self.votes(*o)).collect();
         let away: Vec<MdsId> = voters.iter().copied().filter(|o| !self.hears(*o)).collect();
         let majority = voters.len() / 2 + 1;
-        if !known || voters.len() - away.len() >= majority {
+        if voters.len() - away.len() >= majority {
             return None;
         }
         let why = match away.first() {

@@ -134,6 +134,9 @@ impl Server {
 
     /// Whether somebody would be shut out if the old key were given up now.
     pub(super) fn refuse_early_finish(&mut self, conn: ConnId, head: Head, io: &mut dyn Io) -> bool {
+        if !self.state.key_changes() {
+            return false; // Refused for that, whoever has which certificate.
+        }
         let left: Vec<NodeInfo> = self.nodes().filter(|n| !n.taken_out && !n.renewed).collect();
         if left.is_empty() {
             return false;
@@ -143,7 +146,7 @@ impl Server {
         let more = left.len() - named.len();
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let detail = format!(
-            "{}{more} would be shut out: they have no certificate by the new key yet. Services and mounts get theirs \
+            "{}{more} would be shut out: no certificate by the new key is there yet. Services and mounts get theirs \
              within seconds while they run; on a host without any, 'pstorage list-nodes' fetches it. With --force they must be \
              authenticated anew (auth-node)",
             named.join(", ")

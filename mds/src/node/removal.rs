@@ -26,11 +26,7 @@ impl Server {
             // Who is there is not known yet.
             return self.park(conn, head, MdsRequest::RemoveCs { cs, force }, patience, GRACE, io);
         }
-        let possible = match force {
-            true => self.can_drop(cs, now),
-            false => self.can_drain(cs, now),
-        };
-        if let Err((status, why)) = possible {
+        if let Err((status, why)) = self.may_remove_cs(cs, force, now) {
             return self.refuse(conn, head, false, status, format!("{why}. Nothing was changed"), None, io);
         }
         let op = match force {
@@ -40,13 +36,25 @@ impl Server {
         self.propose_for(conn, head, op, io);
     }
 
+    pub(super) fn may_remove_cs(
+        &self,
+        cs: CsId,
+        force: bool,
+        now: Timestamp,
+    ) -> Result<(), (Status, String)> {
+        match force {
+            true => self.can_drop(cs, now),
+            false => self.can_drain(cs, now),
+        }
+    }
+
     pub(super) fn cancel_removal(&mut self, conn: ConnId, head: Head, cs: CsId, io: &mut dyn Io) {
         let refusal = match self.state.cs(cs) {
             Some(r) if r.draining => {
                 return self.propose_for(conn, head, Internal::DrainCs { cs, draining: false }, io);
             }
             Some(r) if r.dropped => format!("CS#{cs} has been removed: make a new one with make-cs"),
-            Some(_) => format!("CS#{cs} is not being removed"),
+            Some(_) => format!("CS#{cs} is not being removed: there is nothing to cancel"),
             None => no_such(cs),
         };
         self.refuse(conn, head, false, Status::InvalidArgument, refusal, None, io);

@@ -193,6 +193,18 @@ impl Server {
             MdsRequest::Renew => self.renew(read.conn),
             MdsRequest::GetLicense => self.get_license(io),
             MdsRequest::RemovalStat { cs } => self.removal_stat(*cs),
+            // As for the removal itself: who is there is not known yet.
+            MdsRequest::MayRemoveCs { .. } if self.in_grace(io) && !read.patience.is_over(io.now()) => {
+                return self.park(read.conn, read.head, request.clone(), read.patience, GRACE, io);
+            }
+            MdsRequest::MayRemoveCs { cs, force } => match self.may_remove_cs(*cs, *force, io.now()) {
+                Ok(()) => MdsReply::Done,
+                Err((status, why)) => failed(status, why),
+            },
+            MdsRequest::MayRemoveMds { id } => match self.why_not_remove(*id) {
+                None => MdsReply::Done,
+                Some(why) => failed(Status::InvalidArgument, why),
+            },
             MdsRequest::Refresh { chunk, .. } => self.map_of(*chunk),
             request => match self.state.query(request) {
                 Some(Reply::Maps(views))

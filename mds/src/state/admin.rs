@@ -3,9 +3,14 @@
 use super::answer::{Effect, Refusal, Reply, refuse};
 use super::data::{Body, MOST_CS};
 use super::{CsRecord, Internal, MdsRecord, Op, State, config};
+use wire::attribute::Attribute;
 use wire::cs_api::ChunkReport;
-use wire::mds_api::{Event, FailureDomain, MdsReply, Setting, Severity};
+use wire::mds_api::{Event, MdsReply, Setting, Severity};
 use wire::{ChunkId, CsId, FileId, MdsId, Role, Status};
+
+pub fn no_such_mds(id: MdsId) -> String {
+    format!("there is no MDS#{id}: 'pstorage stat' lists the metadata servers")
+}
 
 const MOST_EVENTS: usize = 20_000;
 
@@ -52,7 +57,7 @@ impl State {
             }
             Op::RemoveMds { id } => {
                 let Some(gone) = self.data.small.mds.remove(id) else {
-                    return refuse(Status::NotFound, format!("there is no MDS#{id}"));
+                    return refuse(Status::NotFound, no_such_mds(*id));
                 };
                 effects.push(Effect::MdsChanged { id: *id, removed: true });
                 self.log(
@@ -117,49 +122,13 @@ impl State {
         recursive: bool,
         effects: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
-        let bad = |why: &str| refuse(Status::InvalidArgument, format!("{name}={value}: {why}"));
+        let attribute = Attribute::parse(name, value).or_else(|why| refuse(Status::InvalidArgument, why))?;
         let mut policy = self.inode(file)?.policy;
-        let mut chunk_bytes = None;
-        match name {
-            "replicas" => {
-                let (normal, minimum) = value.split_once(':').unwrap_or((value, ""));
-                let Ok(normal) = normal.parse::<u8>() else { return bad("expected N or N:M") };
-                let minimum =
-                    if minimum.is_empty() { Some(normal.min(policy.minimum)) } else { minimum.parse().ok() };
-                let Some(minimum) = minimum else { return bad("expected N or N:M") };
-                if !(1..=15).contains(&normal) || !(1..=normal).contains(&minimum) {
-                    return bad("1 to 15 replicas, the minimum not above the normal number");
-                }
-                (policy.normal, policy.minimum) = (normal, minimum);
-            }
-            "tier" => match value.parse::<u8>() {
-                Ok(tier @ 0..=3) => policy.tier = tier,
-                _ => return bad("a tier from 0 to 3"),
-            },
-            "failure-domain" => {
-                policy.domain = match value {
-                    "disk" => FailureDomain::Disk,
-                    "host" => FailureDomain::Host,
-                    "rack" => FailureDomain::Rack,
-                    "row" => FailureDomain::Row,
-                    "room" => FailureDomain::Room,
-                    _ => return bad("disk, host, rack, row or room"),
-                }
-            }
-            "chunk-size" => {
-                let (digits, unit) = match value.strip_suffix(['M', 'm']) {
-                    Some(digits) => (digits, 1u64 << 20),
-                    None => (value, 1),
-                };
-                match digits.parse::<u64>().map(|n| n.saturating_mul(unit)) {
-                    Ok(bytes) if bytes.is_power_of_two() && (1 << 20..=256 << 20).contains(&bytes) => {
-                        chunk_bytes = Some(bytes as u32);
-                    }
-                    _ => return bad("a power of two from 1M to 256M"),
-                }
-            }
-            _ => return bad("attributes are replicas, tier, failure-domain and chunk-size"),
-        }
+        attribute.change(&mut policy);
+        let chunk_bytes = match attribute {
+            Attribute::ChunkBytes(bytes) => Some(bytes),
+            _ => None,
+        };
         let mut targets = vec![file];
         let mut changed = Vec::new();
         while let Some(at) = targets.pop() {

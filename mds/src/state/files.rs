@@ -22,26 +22,24 @@ pub(super) fn check_name(name: &str) -> Result<(), Refusal> {
     }
 }
 
+fn gone(file: FileId) -> String {
+    format!("file {file} is not there any more")
+}
+
 impl State {
     pub(super) fn inode(&self, file: FileId) -> Result<&Inode, Refusal> {
-        self.data
-            .inodes
-            .get(file)
-            .ok_or_else(|| Refusal { status: Status::NotFound, detail: format!("file {file}") })
+        self.data.inodes.get(file).ok_or_else(|| Refusal { status: Status::NotFound, detail: gone(file) })
     }
 
     pub(super) fn inode_mut(&mut self, file: FileId) -> Result<&mut Inode, Refusal> {
-        self.data
-            .inodes
-            .get_mut(file)
-            .ok_or_else(|| Refusal { status: Status::NotFound, detail: format!("file {file}") })
+        self.data.inodes.get_mut(file).ok_or_else(|| Refusal { status: Status::NotFound, detail: gone(file) })
     }
 
     /// The number of names in a directory.
     pub(super) fn directory(&self, file: FileId) -> Result<u32, Refusal> {
         match self.inode(file)?.body {
             Body::Directory { entries, .. } => Ok(entries),
-            _ => refuse(Status::NotDirectory, format!("file {file}")),
+            _ => refuse(Status::NotDirectory, format!("{} is not a directory", self.path_of(file))),
         }
     }
 

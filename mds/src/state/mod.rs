@@ -24,6 +24,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub use admin::no_such_mds;
 pub use answer::{ChunkView, Effect, Outcome, Refusal, Reply, SetOutcome, SetResult};
 pub use command::{COMMAND_VERSION, Command, Internal, Op, Placement, SetAction, SetChange};
 pub use nodes::NodeRecord;

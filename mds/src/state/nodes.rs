@@ -55,6 +55,11 @@ impl State {
         self.data.small.membership.as_ref().map_or(0, |m| m.generation)
     }
 
+    /// Whether the key is being changed: there is an old and a new one.
+    pub fn key_changes(&self) -> bool {
+        self.data.small.membership.as_ref().is_some_and(Membership::changes)
+    }
+
     /// Whether a node is known to have its certificate of the newest generation.
     pub fn is_renewed(&self, node: NodeId) -> bool {
         self.data.small.membership.as_ref().is_some_and(|m| m.renewed.contains(&node))
@@ -164,9 +169,13 @@ impl Membership {
         certify(authorities, generation, &self.cluster, node, &record.name, record.public_key)
     }
 
+    fn changes(&self) -> bool {
+        self.authorities.len() > 1
+    }
+
     /// A step in the change of the authority; what is to be said of it.
     fn change_key(&mut self, step: &KeyStep) -> Result<&'static str, Refusal> {
-        let changes = self.authorities.len() > 1;
+        let changes = self.changes();
         let message = match step {
             KeyStep::Begin(_) if changes => {
                 let why = "the cluster's key is being changed already: 'rotate-key --finish' or '--cancel' comes first";
@@ -182,7 +191,7 @@ impl Membership {
             KeyStep::Finish { .. } | KeyStep::Cancel if !changes => {
                 return refuse(
                     Status::InvalidArgument,
-                    "the cluster's key is not being changed: 'rotate-key' begins",
+                    "the cluster's key is not being changed: 'rotate-key' begins, or it is finished already",
                 );
             }
             KeyStep::Finish { .. } => {

@@ -207,7 +207,7 @@ fn show(output: &Output, make: impl FnOnce(&mut Progress) -> Result<Report, Stri
     // Not after minutes of measuring.
     if let Some(path) = &output.html {
         let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
-        opened.map_err(|e| format!("--html {}: {e}", path.display()))?;
+        opened.map_err(|e| format!("--html {}", shards::text::at(path)(e)))?;
     }
     let report = make(&mut Progress::new(!output.json))?;
     if output.json {
@@ -216,7 +216,7 @@ fn show(output: &Output, make: impl FnOnce(&mut Progress) -> Result<Report, Stri
         print!("\n{}", report.findings_text());
     }
     if let Some(path) = &output.html {
-        std::fs::write(path, html::page(&report)).map_err(|e| format!("{}: {e}", path.display()))?;
+        std::fs::write(path, html::page(&report)).map_err(shards::text::at(&path))?;
         eprintln!("Page written to {}", path.display());
     }
     Ok(())

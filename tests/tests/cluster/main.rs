@@ -17,6 +17,7 @@ mod license;
 mod local_cluster;
 mod mds_disk;
 mod membership;
+mod messages;
 mod metrics;
 mod monitoring;
 mod nbd;

@@ -102,7 +102,7 @@ fn what_can_not_be_traced_is_refused() {
     for (args, says) in [
         (vec!["trace", "/none"], "/none"),
         (vec!["trace"], "--slow"),
-        (vec!["trace", "/image", "--offset", "1G"], "there is nothing at"),
+        (vec!["trace", "/image", "--offset", "1G"], "the file ends before byte"),
         (vec!["trace", "/image", "--size", "0"], "from 1 byte to 16M"),
         (vec!["trace", "/image", "--size", "17M"], "from 1 byte to 16M"),
         (vec!["trace", "/image", "--write", "--offset", "100"], "multiples of 4096"),

@@ -16,12 +16,16 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Makes a maker's key: the secret half into FILE, the public half to standard output.
+    ///
+    /// Example: pstorage-license new-key maker.key
     NewKey { file: PathBuf },
     /// Makes a licence.
     ///
     /// Example: pstorage-license sign --key maker.key --number PS.1 --owner 'Example Hosting' --capacity 10T --expires 2027-12-31
     Sign(license::Terms),
     /// Shows what a licence says, and whether its signature is right.
+    ///
+    /// Example: pstorage-license show license.txt
     Show { file: PathBuf },
 }
 

@@ -6,7 +6,7 @@ use pstorage_tools::commands::{
     license, local, make, nbd, remove, report, services, stat, top, trace,
 };
 use pstorage_tools::conf::Conf;
-use pstorage_tools::{Context, Outcome, parse_replicas};
+use pstorage_tools::{Context, Outcome, parse_cluster, parse_id, parse_replicas};
 use shards::text::parse_size;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use std::process::ExitCode;
 #[command(name = "pstorage", version)]
 struct Cli {
     /// Name of the cluster.
-    #[arg(short = 'c', long = "cluster", env = "PSTORAGE_NAME", global = true)]
+    #[arg(short = 'c', long = "cluster", env = "PSTORAGE_NAME", global = true, value_parser = parse_cluster)]
     cluster: Option<String>,
     /// Directory of keys and settings.
     #[arg(long, env = "PSTORAGE_ETC", default_value = "/etc/pstorage", global = true)]
@@ -53,12 +53,16 @@ struct LocalShape {
 #[derive(Subcommand)]
 enum Local {
     /// Starts a cluster (made first if it isn't there) and mounts it on DIR/mnt.
+    ///
+    /// Example: pstorage local up /var/tmp/demo --cs 5 --capacity 2G
     Up(LocalShape),
     /// Shows its processes and state.
     Status { dir: PathBuf },
     /// Unmounts and stops it; the data stays.
     Down { dir: PathBuf },
     /// Starts it, stores a disk image, reads it back, compares.
+    ///
+    /// Example: pstorage local demo /var/tmp/demo --image debian.raw
     Demo {
         #[command(flatten)]
         shape: LocalShape,
@@ -102,13 +106,13 @@ impl Look {
 #[derive(Args)]
 struct NewMds {
     /// Address: IP or IP:PORT (default port 2510; the next port is used too).
-    #[arg(short = 'a', long = "address")]
-    address: String,
+    #[arg(short = 'a', long = "address", value_name = "IP[:PORT]", value_parser = make::parse_addr)]
+    address: SocketAddr,
     /// Directory of the new server.
     #[arg(short = 'r', long = "repository")]
     dir: PathBuf,
     /// A running metadata server, where discovery is not set up.
-    #[arg(short = 'b', long = "bootstrap")]
+    #[arg(short = 'b', long = "bootstrap", value_name = "IP[:PORT]", value_parser = make::parse_addr)]
     bootstrap: Vec<SocketAddr>,
 }
 
@@ -134,14 +138,22 @@ enum Command {
         authority: Option<PathBuf>,
     },
     /// Makes one more metadata server for a running cluster.
+    ///
+    /// Example: pstorage -c pcs1 add-mds -a 10.30.100.102 -r /pstorage/pcs1-mds
     AddMds {
         #[command(flatten)]
         new: NewMds,
     },
-    /// Removes a metadata server from the quorum.
+    /// Removes a metadata server from the quorum. Refused if those that remain could not go on.
+    ///
+    /// Example: pstorage -c pcs1 rm-mds 3
     RmMds {
+        /// Only say whether it can be removed.
+        #[arg(short = 'n', long)]
+        dry_run: bool,
         /// Number of the server, as stat shows it.
-        id: u64,
+        #[arg(value_parser = |s: &str| parse_id("MDS", s), allow_negative_numbers = true)]
+        id: u32,
     },
     /// Makes a chunk server.
     ///
@@ -184,7 +196,7 @@ enum Command {
     },
     /// Removes a chunk server: its replicas are copied elsewhere first, then it leaves the cluster. Refused when they can't be.
     ///
-    /// Example: pstorage -c pcs1 rm-cs --wait 1026
+    /// Examples: pstorage -c pcs1 rm-cs --dry-run 1026; pstorage -c pcs1 rm-cs --wait 1026
     RmCs {
         /// Remove it at once, copying nothing; refused if data would be lost.
         #[arg(short = 'f', long)]
@@ -193,9 +205,13 @@ enum Command {
         #[arg(long)]
         wait: bool,
         /// End a removal that goes on: the server stays.
-        #[arg(long, short = 'U', conflicts_with_all = ["force", "wait"])]
+        #[arg(long, short = 'U', conflicts_with_all = ["force", "wait", "dry_run"])]
         cancel: bool,
+        /// Only say whether it can be removed, and what would be done.
+        #[arg(short = 'n', long, conflicts_with = "wait")]
+        dry_run: bool,
         /// Number of the chunk server (CSID in stat).
+        #[arg(value_parser = |s: &str| parse_id("CS", s), allow_negative_numbers = true)]
         id: u32,
     },
     /// Changes a chunk server that is stopped: moves, resizes or takes back its journals and read cache, changes its tier,
@@ -239,6 +255,9 @@ enum Command {
         /// Address to listen on.
         #[arg(short = 'a', long = "address")]
         ip: Option<IpAddr>,
+        /// Only show what would be set.
+        #[arg(short = 'n', long)]
+        dry_run: bool,
     },
     /// Proposes journals and read caches on an SSD for chunk servers, made or to be made, on other disks.
     ///
@@ -251,16 +270,20 @@ enum Command {
         #[arg(long = "cs", value_name = "DIR", required = true, num_args = 1..)]
         servers: Vec<PathBuf>,
     },
-    /// Authenticates this node by the cluster's password.
+    /// Authenticates this node by the cluster's password, which is asked for, or read from standard input if that is no terminal.
+    ///
+    /// Examples: pstorage -c pcs1 auth-node; pstorage -c pcs1 auth-node -b 10.30.100.101 --password-file /root/password
     AuthNode {
         /// Read the password from a file.
         #[arg(long, value_name = "FILE")]
         password_file: Option<PathBuf>,
         /// A running metadata server, where discovery is not set up.
-        #[arg(short = 'b', long = "bootstrap", value_name = "IP:PORT")]
+        #[arg(short = 'b', long = "bootstrap", value_name = "IP[:PORT]", value_parser = make::parse_addr)]
         bootstrap: Vec<SocketAddr>,
     },
     /// Changes the cluster's password. Nodes that are authenticated stay so.
+    ///
+    /// Example: pstorage -c pcs1 passwd
     Passwd {
         /// Read the new password from a file.
         #[arg(long)]
@@ -280,6 +303,7 @@ enum Command {
     /// Example: pstorage -c pcs1 deauth-node 7
     DeauthNode {
         /// Number of the node (list-nodes shows it).
+        #[arg(value_parser = |s: &str| s.parse::<u32>().map_err(|_| "expected a number, as list-nodes shows it"), allow_negative_numbers = true)]
         id: u32,
     },
     /// Serves a file as a block device (NBD), for qemu and others, without a mount.
@@ -294,6 +318,8 @@ enum Command {
         given: license::Given,
     },
     /// Replaces the cluster's licence by a newer one of the same number.
+    ///
+    /// Example: pstorage -c pcs1 update-license -f license.txt
     UpdateLicense {
         #[command(flatten)]
         given: license::Given,
@@ -324,6 +350,8 @@ enum Command {
         xml: bool,
     },
     /// Lists the servers that were made on this host, of the cluster named or of all, and whether they run.
+    ///
+    /// Example: pstorage list-services -C
     ListServices {
         /// Ask the clusters too what they know of them.
         #[arg(short = 'C', long = "ask-cluster")]
@@ -346,12 +374,16 @@ enum Command {
     /// 10.30.100.101:9530 --password-file FILE --tls-cert FILE --tls-key FILE
     Dashboard(dashboard::Arguments),
     /// Shows the event log.
+    ///
+    /// Example: pstorage -c pcs1 get-event -f
     GetEvent {
         /// Go on showing new ones.
         #[arg(short, long)]
         follow: bool,
     },
     /// Compares all replicas of all chunks, reading the data.
+    ///
+    /// Example: pstorage -c pcs1 check --repair
     Check {
         /// Have damaged replicas filled again.
         #[arg(long)]
@@ -395,7 +427,7 @@ enum Command {
     Trace(trace::Arguments),
     /// Sets attributes of a file or directory (path inside the cluster): replicas, tier, failure-domain, chunk-size.
     ///
-    /// Example: pstorage -c pcs1 set-attr -R /images replicas=3:2 tier=1
+    /// Examples: pstorage -c pcs1 set-attr -R /images replicas=3:2 tier=1; pstorage -c pcs1 set-attr --dry-run /vm1.raw replicas=2
     SetAttr {
         /// Also all that is below the directory now.
         #[arg(short = 'R', long)]
@@ -403,6 +435,9 @@ enum Command {
         /// Paths are inside the cluster (they always are, so far).
         #[arg(short = 'p')]
         inside: bool,
+        /// Only show what would change.
+        #[arg(short = 'n', long)]
+        dry_run: bool,
         /// The file or directory.
         path: String,
         /// What to set, such as replicas=3:2.
@@ -410,6 +445,8 @@ enum Command {
         assignments: Vec<String>,
     },
     /// Shows attributes of a file or directory (path inside the cluster).
+    ///
+    /// Example: pstorage -c pcs1 get-attr /vm1.raw
     GetAttr {
         /// Paths are inside the cluster (they always are, so far).
         #[arg(short = 'p')]
@@ -418,6 +455,8 @@ enum Command {
         path: String,
     },
     /// Shows the cluster's settings: all, or those named.
+    ///
+    /// Example: pstorage -c pcs1 get-config -v mds.repl.max_rate
     GetConfig {
         /// With what they mean, units, ranges and defaults.
         #[arg(short, long)]
@@ -446,14 +485,23 @@ enum Command {
     },
     /// Ends the leases of a file whose host has died (path inside the cluster). Returns when nobody uses it any more: when the
     /// holder has said so, or after mds.lease.timeout.
+    ///
+    /// Example: pstorage -c pcs1 revoke /vm1.raw
     Revoke {
+        /// Of all files below a directory.
+        #[arg(short = 'R', long)]
+        recursive: bool,
         /// The file.
         path: String,
     },
     /// A whole cluster on this machine, for evaluation.
+    ///
+    /// Example: pstorage local up /var/tmp/demo, then pstorage local down /var/tmp/demo
     #[command(subcommand)]
     Local(Local),
     /// Prints a completion script for a shell.
+    ///
+    /// Example: pstorage completion bash > /etc/bash_completion.d/pstorage
     Completion { shell: clap_complete::Shell },
     /// Writes the manual pages into a directory.
     Man {
@@ -462,9 +510,31 @@ enum Command {
     },
 }
 
+impl Command {
+    /// Whether it is about one cluster, which must be named.
+    fn is_of_a_cluster(&self) -> bool {
+        !matches!(
+            self,
+            Command::ConfigureCs { .. }
+                | Command::AdviseConfiguration { .. }
+                | Command::ListServices { .. }
+                | Command::Discover { .. }
+                | Command::CheckFlush(_)
+                | Command::Doctor { .. }
+                | Command::Local(_)
+                | Command::Completion { .. }
+                | Command::Man { .. }
+        )
+    }
+}
+
 fn main() -> ExitCode {
     shards::host::end_with_readers();
     let cli = Cli::parse();
+    if cli.cluster.is_none() && cli.command.is_of_a_cluster() {
+        let why = "name the cluster: pstorage -c CLUSTER … (or set PSTORAGE_NAME)";
+        Cli::command().error(clap::error::ErrorKind::MissingRequiredArgument, why).exit();
+    }
     let context = Context { cluster: cli.cluster, etc: cli.etc, json: cli.json };
     match run(&context, cli.command) {
         Ok(code) => code,
@@ -493,13 +563,12 @@ fn run(context: &Context, command: Command) -> Outcome<ExitCode> {
             let password = (password || password_file.is_some())
                 .then(|| auth::new_password(prompt, password_file.as_deref()))
                 .transpose()?;
-            let addr = make::parse_addr(&new.address)?;
-            make::make_first_mds(context, addr, &new.dir, password.as_deref(), authority)
+            make::make_first_mds(context, new.address, &new.dir, password.as_deref(), authority)
         }
         Command::MakeMds { new, .. } | Command::AddMds { new } => {
-            make::add_mds(context, make::parse_addr(&new.address)?, &new.dir, &new.bootstrap)
+            make::add_mds(context, new.address, &new.dir, &new.bootstrap)
         }
-        Command::RmMds { id } => make::rm_mds(context, id),
+        Command::RmMds { id, dry_run } => make::rm_mds(context, id, dry_run),
         Command::MakeCs {
             dir,
             tier,
@@ -527,8 +596,8 @@ fn run(context: &Context, command: Command) -> Outcome<ExitCode> {
             },
         ),
         Command::RmCs { cancel: true, id, .. } => remove::cancel(context, wire::CsId(id)),
-        Command::RmCs { force, wait, id, .. } => {
-            remove::rm_cs(context, wire::CsId(id), remove::Options { force, wait })
+        Command::RmCs { force, wait, dry_run, id, .. } => {
+            remove::rm_cs(context, wire::CsId(id), remove::Options { force, wait, dry_run })
         }
         Command::ConfigureCs {
             dir,
@@ -542,6 +611,7 @@ fn run(context: &Context, command: Command) -> Outcome<ExitCode> {
             cache_bytes,
             no_cache,
             ip,
+            dry_run,
         } => configure::configure_cs(
             context,
             &dir,
@@ -556,6 +626,7 @@ fn run(context: &Context, command: Command) -> Outcome<ExitCode> {
                 cache_bytes,
                 no_cache,
                 ip,
+                dry_run,
             },
         ),
         Command::AdviseConfiguration { ssd, servers } => advise::advise(context, &ssd, &servers),
@@ -584,15 +655,15 @@ fn run(context: &Context, command: Command) -> Outcome<ExitCode> {
         Command::Check { repair } => check::check(context, repair),
         Command::Trace(arguments) => trace::trace(context, &arguments),
         Command::Explain { what } => explain::explain(context, &what),
-        Command::SetAttr { recursive, path, assignments, .. } => {
-            attributes::set_attr(context, &path, &assignments, recursive)
+        Command::SetAttr { recursive, dry_run, path, assignments, .. } => {
+            attributes::set_attr(context, &path, &assignments, attributes::SetAttr { recursive, dry_run })
         }
         Command::GetAttr { path, .. } => attributes::get_attr(context, &path),
         Command::ListServices { ask_cluster } => services::list_services(context, ask_cluster),
         Command::GetConfig { verbose, keys } => attributes::get_config(context, &keys, verbose),
         Command::SetConfig { assignments } => attributes::set_config(context, &assignments),
         Command::Clone { from, to } => clone::clone(context, &from, &to),
-        Command::Revoke { path } => attributes::revoke(context, &path),
+        Command::Revoke { recursive, path } => attributes::revoke(context, &path, recursive),
         Command::Local(Local::Up(shape)) => local::up(&shape.dir, &shape_of(&shape)),
         Command::Local(Local::Status { dir }) => local::status(&dir, context.json),
         Command::Local(Local::Down { dir }) => local::down(&dir),
@@ -606,8 +677,8 @@ fn run(context: &Context, command: Command) -> Outcome<ExitCode> {
             Ok(())
         }
         Command::Man { dir } => {
-            std::fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-            clap_mangen::generate_to(Cli::command(), &dir).map_err(|e| format!("{}: {e}", dir.display()))
+            std::fs::create_dir_all(&dir).map_err(shards::text::at(&dir))?;
+            clap_mangen::generate_to(Cli::command(), &dir).map_err(shards::text::at(&dir))
         }
     };
     done.map(|()| ExitCode::SUCCESS)

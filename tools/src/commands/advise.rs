@@ -38,7 +38,7 @@ struct Advice {
 }
 
 pub fn advise(context: &Context, ssd: &Path, servers: &[PathBuf]) -> Outcome {
-    let ssd = ssd.canonicalize().map_err(|e| format!("{}: {e}", ssd.display()))?;
+    let ssd = ssd.canonicalize().map_err(shards::text::at(&ssd))?;
     let free_bytes = make::free_bytes(&ssd)?;
     let ssd_dev = device(&ssd)?;
     let disks: Vec<Disk> = servers.iter().map(|dir| look_at(dir, ssd_dev)).collect::<Outcome<_>>()?;
@@ -111,13 +111,13 @@ fn megabytes(bytes: u64) -> u64 {
 
 fn look_at(dir: &Path, ssd_dev: u64) -> Outcome<Disk> {
     let dev = device(dir)?;
-    let space = nix::sys::statvfs::statvfs(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    let space = nix::sys::statvfs::statvfs(dir).map_err(shards::text::at(&dir))?;
     let total_bytes = space.blocks() as u64 * space.fragment_size() as u64;
     Ok(Disk { total_bytes, rotating: rotating(dev), same: dev == ssd_dev })
 }
 
 fn device(dir: &Path) -> Outcome<u64> {
-    fs::metadata(dir).map(|m| m.dev()).map_err(|e| format!("{}: {e}", dir.display()))
+    fs::metadata(dir).map(|m| m.dev()).map_err(shards::text::at(&dir))
 }
 
 /// Whether a device rotates; of a partition, the disk it is on.

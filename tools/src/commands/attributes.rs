@@ -2,23 +2,66 @@
 
 use super::explain::states;
 use super::stat::resolve;
+use crate::mds_link::MdsLink;
 use crate::{Context, Outcome};
 use std::collections::BTreeMap;
 use std::time::Duration;
-use wire::mds_api::{FileKind, MdsReply, MdsRequest};
+use wire::FileId;
+use wire::attribute::Attribute;
+use wire::mds_api::{FileKind, MdsReply, MdsRequest, ReplicaPolicy};
 
 /// How often `revoke` looks whether the holders have stopped.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-pub fn set_attr(context: &Context, path: &str, assignments: &[String], recursive: bool) -> Outcome {
+/// How `set-attr` is to be done.
+#[derive(Clone, Copy, Debug)]
+pub struct SetAttr {
+    pub recursive: bool,
+    /// Only say what would change.
+    pub dry_run: bool,
+}
+
+pub fn set_attr(context: &Context, path: &str, assignments: &[String], how: SetAttr) -> Outcome {
     let mut link = context.link()?;
-    let file = resolve(&mut link, path)?.file;
+    let attr = resolve(&mut link, path)?;
+    // All are read before the first is set: a mistake in one leaves everything as it was.
+    let mut wanted = (attr.replicas, attr.chunk_bytes);
+    let mut requests = Vec::new();
     for assignment in assignments {
-        let (name, value) = assignment.split_once('=').ok_or(format!("'{assignment}' is not NAME=VALUE"))?;
-        let request = MdsRequest::SetPolicy { file, name: name.into(), value: value.into(), recursive };
+        let (name, value) = assignment
+            .split_once('=')
+            .ok_or(format!("'{assignment}' is not NAME=VALUE, such as replicas=3:2. Nothing was changed"))?;
+        let attribute =
+            Attribute::parse(name, value).map_err(|why| format!("{path}: {why}. Nothing was changed"))?;
+        attribute.change(&mut wanted.0);
+        if let Attribute::ChunkBytes(bytes) = attribute {
+            wanted.1 = bytes;
+        }
+        let (file, recursive) = (attr.file, how.recursive);
+        requests.push(MdsRequest::SetPolicy { file, name: name.into(), value: value.into(), recursive });
+    }
+    if how.dry_run {
+        let now = attribute_lines(attr.replicas, attr.chunk_bytes);
+        for (now, then) in now.iter().zip(attribute_lines(wanted.0, wanted.1)) {
+            println!("{path}: {now}{}", if *now == then { String::new() } else { format!(" -> {then}") });
+        }
+        let below = if how.recursive { ", and all below it alike" } else { "" };
+        println!("{path}{below} would be so; nothing was changed.");
+        return Ok(());
+    }
+    for request in requests {
         link.ask(&request).map_err(|e| format!("{path}: {e}"))?;
     }
     Ok(())
+}
+
+fn attribute_lines(replicas: ReplicaPolicy, chunk_bytes: u32) -> [String; 4] {
+    [
+        format!("replicas={}:{}", replicas.normal, replicas.minimum),
+        format!("failure-domain={}", replicas.domain),
+        format!("tier={}", replicas.tier),
+        format!("chunk-size={chunk_bytes}"),
+    ]
 }
 
 pub fn get_attr(context: &Context, path: &str) -> Outcome {
@@ -31,21 +74,17 @@ pub fn get_attr(context: &Context, path: &str) -> Outcome {
         },
         _ => None,
     };
-    let domain = format!("{:?}", a.replicas.domain).to_lowercase();
     if context.json {
         let mut attributes = serde_json::json!({
             "path": path, "replicas": format!("{}:{}", a.replicas.normal, a.replicas.minimum),
-            "tier": a.replicas.tier, "failure-domain": domain, "chunk-size": a.chunk_bytes,
+            "tier": a.replicas.tier, "failure-domain": a.replicas.domain, "chunk-size": a.chunk_bytes,
         });
         if let Some(counts) = chunks {
             attributes["chunks"] = serde_json::to_value(counts).map_err(|e| e.to_string())?;
         }
         crate::print_json(&attributes)?;
     } else {
-        println!("replicas={}:{}", a.replicas.normal, a.replicas.minimum);
-        println!("failure-domain={domain}");
-        println!("tier={}", a.replicas.tier);
-        println!("chunk-size={}", a.chunk_bytes);
+        attribute_lines(a.replicas, a.chunk_bytes).iter().for_each(|line| println!("{line}"));
         if let Some(counts) = chunks {
             println!("chunks={} ({})", counts.total, states(&counts));
         }
@@ -81,22 +120,67 @@ pub fn get_config(context: &Context, keys: &[String], verbose: bool) -> Outcome 
 
 pub fn set_config(context: &Context, assignments: &[String]) -> Outcome {
     let mut link = context.link()?;
+    let mut requests = Vec::new();
     for assignment in assignments {
-        let (key, value) = assignment.split_once('=').ok_or(format!("'{assignment}' is not KEY=VALUE"))?;
-        link.ask(&MdsRequest::SetConfig { key: key.into(), value: value.into() })?;
+        let (key, value) = assignment.split_once('=').ok_or(format!(
+            "'{assignment}' is not KEY=VALUE, such as mds.repl.max_rate=100. Nothing was changed"
+        ))?;
+        requests.push(MdsRequest::SetConfig { key: key.into(), value: value.into() });
+    }
+    for (done, request) in requests.iter().enumerate() {
+        link.ask(request).map_err(|why| match &assignments[..done] {
+            [] => why,
+            set => format!("{why}. Set before it: {}", set.join(" ")),
+        })?;
     }
     Ok(())
 }
 
-pub fn revoke(context: &Context, path: &str) -> Outcome {
+pub fn revoke(context: &Context, path: &str, recursive: bool) -> Outcome {
     let mut link = context.link()?;
-    let file = resolve(&mut link, path)?.file;
-    let mut reply = link.ask(&MdsRequest::Revoke { file })?;
-    // Only of these: somebody else may have opened it meanwhile.
-    while let MdsReply::Revoking { leases } = reply {
-        std::thread::sleep(LOOK_EVERY);
-        reply = link.ask(&MdsRequest::RevokeStat { file, leases })?;
+    let attr = resolve(&mut link, path)?;
+    let files = match attr.kind {
+        FileKind::File => vec![attr.file],
+        FileKind::Directory if recursive => files_below(&mut link, attr.file)?,
+        FileKind::Directory => {
+            return Err(format!("{path} is a directory: -R revokes the leases of all files below it"));
+        }
+        _ => return Err(format!("{path} is no regular file: only those have leases")),
+    };
+    // All first, then the waiting: it is the same for all.
+    let mut waiting = Vec::new();
+    for file in files {
+        waiting.push((file, link.ask(&MdsRequest::Revoke { file })?));
+    }
+    for (file, mut reply) in waiting {
+        // Only of these: somebody else may have opened it meanwhile.
+        while let MdsReply::Revoking { leases } = reply {
+            std::thread::sleep(LOOK_EVERY);
+            reply = link.ask(&MdsRequest::RevokeStat { file, leases })?;
+        }
     }
     println!("The leases of {path} are revoked, and their holders have stopped.");
     Ok(())
+}
+
+/// All regular files below a directory.
+fn files_below(link: &mut MdsLink, top: FileId) -> Outcome<Vec<FileId>> {
+    let (mut files, mut directories) = (Vec::new(), vec![(top, String::new())]);
+    while let Some((directory, after)) = directories.pop() {
+        let request = MdsRequest::ReadDir { directory, after, limit: 1000 };
+        let MdsReply::Entries { entries, more } = link.ask(&request)? else {
+            return Err("unexpected answer of the metadata server".into());
+        };
+        if let Some(last) = entries.last().filter(|_| more) {
+            directories.push((directory, last.name.clone()));
+        }
+        for entry in entries {
+            match entry.attr.kind {
+                FileKind::Directory => directories.push((entry.attr.file, String::new())),
+                FileKind::File => files.push(entry.attr.file),
+                _ => {}
+            }
+        }
+    }
+    Ok(files)
 }

@@ -30,7 +30,15 @@ pub fn ask_password(prompt: &str, file: Option<&Path>) -> Outcome<String> {
         line
     };
     let password = password.trim_end_matches(['\n', '\r']).to_string();
-    if password.is_empty() { Err("the password is empty".into()) } else { Ok(password) }
+    if !password.is_empty() {
+        return Ok(password);
+    }
+    Err(match file {
+        Some(path) => format!("{}: its first line is empty; the password is expected there", path.display()),
+        None if std::io::stdin().is_terminal() => "the password is empty; nothing was done".into(),
+        None => "no password on standard input: run this on a terminal, or give it with --password-file FILE"
+            .into(),
+    })
 }
 
 /// A password for the cluster; asks twice on a terminal.
@@ -77,8 +85,7 @@ fn name_of_host() -> String {
 /// Stores this node's key, readable by root only.
 pub fn store_key(context: &Context, credentials: &Credentials) -> Outcome {
     let path = context.cluster_dir()?.join(KEY_FILE);
-    shards::ring::replace_secret(&path, credentials.to_text().as_bytes())
-        .map_err(|e| format!("{}: {e}", path.display()))
+    shards::ring::replace_secret(&path, credentials.to_text().as_bytes()).map_err(shards::text::at(&path))
 }
 
 /// Why a node does not get in.

@@ -11,7 +11,7 @@ pub fn clone(context: &Context, from: &str, to: &str) -> Outcome {
     let file = resolve(&mut link, from)?.file;
     let parent = resolve(&mut link, directory)?.file;
     let request = MdsRequest::Clone { client: ClientId(0), file, parent, name: name.into() };
-    let MdsReply::Attr(attr) = link.ask(&request)? else {
+    let MdsReply::Attr(attr) = link.ask(&request).map_err(|why| format!("{to} from {from}: {why}"))? else {
         return Err("unexpected answer of the metadata server".into());
     };
     if context.json {

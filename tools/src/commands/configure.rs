@@ -34,6 +34,8 @@ pub struct Changes {
     pub cache_bytes: Option<u64>,
     pub no_cache: bool,
     pub ip: Option<IpAddr>,
+    /// Only show what would be set.
+    pub dry_run: bool,
 }
 
 pub fn configure_cs(context: &Context, dir: &Path, changes: &Changes) -> Outcome {
@@ -42,7 +44,22 @@ pub fn configure_cs(context: &Context, dir: &Path, changes: &Changes) -> Outcome
     let _lock = control::lock(dir).map_err(say)?;
     let now = control::read(dir).map_err(say)?;
     if context.cluster.as_ref().is_some_and(|cluster| *cluster != now.cluster) {
-        return Err(format!("{} belongs to cluster '{}'", dir.display(), now.cluster));
+        return Err(format!(
+            "{} belongs to cluster '{}': name that with -c, or another directory",
+            dir.display(),
+            now.cluster
+        ));
+    }
+    if changes.dry_run {
+        let new = [&changes.journal_dir, &changes.cache_dir].into_iter().flatten().filter(|d| !d.exists());
+        let new: Vec<&PathBuf> = new.collect();
+        let wanted = wanted(dir, &now, changes);
+        new.into_iter().for_each(|made| drop(fs::remove_dir(made))); // To see what they can hold.
+        show(context, dir, &wanted?)?;
+        if !context.json {
+            println!("So it would be; nothing was changed.");
+        }
+        return Ok(());
     }
     remove_leftovers(dir, &now)?;
     let wanted = wanted(dir, &now, changes)?;
@@ -144,13 +161,13 @@ fn note_leftovers(dir: &Path, now: &CsControl, wanted: &CsControl) -> Outcome {
     }
     let text = serde_json::to_vec(&files).map_err(|e| e.to_string())?;
     let list = dir.join(LEFTOVERS);
-    ring::replace_file(&list, &text).map_err(|e| format!("{}: {e}", list.display()))
+    ring::replace_file(&list, &text).map_err(shards::text::at(&list))
 }
 
 /// Removes what this or an earlier configure-cs has left, except what the card names.
 fn remove_leftovers(dir: &Path, control: &CsControl) -> Outcome {
     let list = dir.join(LEFTOVERS);
-    let fail = |e: std::io::Error| format!("{}: {e}", list.display());
+    let fail = shards::text::at(&list);
     let text = match fs::read(&list) {
         Ok(text) => text,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),

@@ -33,8 +33,17 @@ pub fn ask(link: &mut MdsLink, target: ExplainTarget) -> Outcome<Explanation> {
 }
 
 pub fn explain(context: &Context, what: &str) -> Outcome {
+    if what.is_empty() || what.to_ascii_lowercase().starts_with("mds#") {
+        return Err(format!(
+            "'{what}': expected a file (/vm1.raw), the number of a chunk, or a chunk server (CS#3); 'pstorage stat' shows metadata \
+             servers"
+        ));
+    }
     let mut link = context.link()?;
-    let mut story = ask(&mut link, target_of(what)).map_err(|e| format!("{what}: {e}"))?;
+    let mut story = ask(&mut link, target_of(what)).map_err(|e| match e.contains(what) {
+        true => e,
+        false => format!("{what}: {e}"),
+    })?;
     if let Explanation::File(file) = &mut story {
         while let Some(first) = file.next_first.take() {
             let more = ask(&mut link, ExplainTarget::File { path: what.into(), first })?;

@@ -24,6 +24,10 @@ pub struct Given {
 }
 
 impl Given {
+    fn name(&self) -> String {
+        self.file.as_ref().map_or_else(|| "the given key".into(), |file| file.display().to_string())
+    }
+
     fn text(&self) -> Outcome<String> {
         match (&self.key, &self.file) {
             (Some(key), _) => Ok(key.clone()),
@@ -40,8 +44,9 @@ impl Given {
 pub fn load(context: &Context, given: &Given, renew: bool) -> Outcome {
     let text = given.text()?;
     // What is plainly wrong is told without the cluster.
-    let license =
-        SignedLicense::parse(&text).map_err(|why| format!("this is no valid licence: {why}"))?.license;
+    let license = SignedLicense::parse(&text)
+        .map_err(|why| format!("{}: this is no valid licence: {why}", given.name()))?
+        .license;
     context.link()?.ask(&MdsRequest::LoadLicense { text, renew })?;
     let done = if renew { "updated" } else { "loaded" };
     println!("License {} was {done} ({}).", license.key_number, license.limits());
@@ -130,16 +135,16 @@ pub struct Terms {
     #[arg(long, default_value = "", hide_default_value = true)]
     cluster: String,
     /// Of users' data, such as 10T. [default: unlimited]
-    #[arg(long, value_parser = |s: &str| parse_size(s, 1))]
+    #[arg(long, value_parser = |s: &str| parse_size(s, 1), allow_hyphen_values = true)]
     capacity: Option<u64>,
     /// Tolerated on top of it.
-    #[arg(long, value_parser = |s: &str| parse_size(s, 1))]
+    #[arg(long, value_parser = |s: &str| parse_size(s, 1), allow_hyphen_values = true)]
     grace_capacity: Option<u64>,
     /// The day on which it ends (UTC), such as 2027-12-31. [default: never]
     #[arg(long, value_name = "DAY", value_parser = |s: &str| parse_day(s))]
     expires: Option<u64>,
     /// Tolerated after that.
-    #[arg(long, default_value_t = 14)]
+    #[arg(long, default_value_t = 14, value_parser = clap::value_parser!(u64).range(..=100_000))]
     grace_days: u64,
     /// Write it there instead of to standard output.
     #[arg(short, long, value_name = "FILE")]
@@ -149,11 +154,14 @@ pub struct Terms {
 /// Makes a maker's key and says its public half.
 pub fn new_key(file: &Path) -> Outcome {
     if file.exists() {
-        return Err(format!("{} exists: a maker's key is never replaced by accident", file.display()));
+        return Err(format!(
+            "{} exists: a maker's key is never replaced by accident. Name another file",
+            file.display()
+        ));
     }
     let secret: [u8; 32] = shards::host::random_bytes();
     shards::ring::replace_secret(file, format!("{}\n", key_text(&secret)).as_bytes())
-        .map_err(|e| format!("{}: {e}", file.display()))?;
+        .map_err(shards::text::at(&file))?;
     println!("{}", key_text(&public_key(&secret)));
     eprintln!(
         "The public key above belongs into ETC/license-makers of the metadata servers' hosts. {} stays with you.",
@@ -166,6 +174,17 @@ pub fn new_key(file: &Path) -> Outcome {
 pub fn sign(terms: Terms) -> Outcome {
     let secret = parse_key(&crate::read_text(&terms.key)?)
         .ok_or_else(|| format!("{}: 64 hexadecimal digits are expected", terms.key.display()))?;
+    for (option, text) in
+        [("--number", &terms.number), ("--owner", &terms.owner), ("--product", &terms.product)]
+    {
+        if text.trim().is_empty() {
+            return Err(format!("{option} is empty: a licence has one"));
+        }
+    }
+    let now_s = shards::host::unix_ms() / 1000;
+    if terms.expires.is_some_and(|end_s| end_s <= now_s) {
+        eprintln!("pstorage-license: --expires is a day that has passed: this licence has ended already");
+    }
     if !terms.cluster.is_empty() {
         wire::check_cluster_name(&terms.cluster)?;
     }
@@ -176,14 +195,14 @@ pub fn sign(terms: Terms) -> Outcome {
         cluster: terms.cluster,
         capacity_bytes: terms.capacity.unwrap_or(0),
         grace_capacity_bytes: terms.grace_capacity.unwrap_or(0),
-        issued_s: shards::host::unix_ms() / 1000,
+        issued_s: now_s,
         expires_s: terms.expires.unwrap_or(0),
         grace_s: terms.grace_days.saturating_mul(DAY_S),
     };
     let signed = license.sign(&secret)?;
     match &terms.out {
         Some(file) => {
-            std::fs::write(file, signed.text()).map_err(|e| format!("{}: {e}", file.display()))?;
+            std::fs::write(file, signed.text()).map_err(shards::text::at(&file))?;
             println!("{}", signed.key());
         }
         None => print!("{}", signed.text()),

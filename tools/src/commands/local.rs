@@ -86,7 +86,7 @@ struct Cluster {
 
 impl Cluster {
     fn at(dir: &Path) -> Outcome<Cluster> {
-        let dir = dir.canonicalize().map_err(|e| format!("{}: {e}", dir.display()))?;
+        let dir = dir.canonicalize().map_err(shards::text::at(&dir))?;
         let context = Context { cluster: Some(CLUSTER.into()), etc: dir.join("etc"), json: false };
         Ok(Cluster { dir, context })
     }
@@ -188,7 +188,7 @@ impl Cluster {
             ));
         }
         let log = self.out_file(&service.name);
-        let out = File::create(&log).map_err(|e| format!("{}: {e}", log.display()))?;
+        let out = File::create(&log).map_err(shards::text::at(&log))?;
         let err = out.try_clone().map_err(|e| e.to_string())?;
         let child = Command::new(&program)
             .args(&service.args)
@@ -197,9 +197,9 @@ impl Cluster {
             .stderr(err)
             .process_group(0)
             .spawn()
-            .map_err(|e| format!("{}: {e}", program.display()))?;
+            .map_err(shards::text::at(&program))?;
         let pid_file = self.dir.join("run").join(format!("{}.pid", service.name));
-        fs::write(&pid_file, child.id().to_string()).map_err(|e| format!("{}: {e}", pid_file.display()))
+        fs::write(&pid_file, child.id().to_string()).map_err(shards::text::at(&pid_file))
     }
 
     /// The state of the cluster now, without waiting for one that does not answer.
@@ -242,6 +242,20 @@ impl Cluster {
     /// What a service says outside its log, since its last start.
     fn out_file(&self, name: &str) -> PathBuf {
         self.dir.join("logs").join(format!("{name}.out"))
+    }
+
+    /// Whether its processes may be stopped by this user.
+    fn check_ours(&self) -> Outcome {
+        let services = self.services();
+        let running = services.iter().filter_map(|s| Some((&s.name, self.pid(&s.name)?)));
+        for (name, pid) in running {
+            if kill(pid, None) == Err(nix::errno::Errno::EPERM) {
+                return Err(format!(
+                    "{name} (process {pid}) belongs to another user: run this as root, or as who started the cluster. Nothing was stopped"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Whether it ran.
@@ -317,7 +331,7 @@ fn make_cluster(c: &Cluster, shape: &Shape) -> Outcome {
 
 /// Before anything is made: a file system that can hold it.
 fn check_shape_fits(c: &Cluster, shape: &Shape, cs: u32) -> Outcome {
-    if !shards::host::supports_direct_io(&c.dir).map_err(|e| format!("{}: {e}", c.dir.display()))? {
+    if !shards::host::supports_direct_io(&c.dir).map_err(shards::text::at(&c.dir))? {
         return Err(mds::control::ControlError::NoDirectIo { dir: c.dir.clone() }.to_string());
     }
     let journals = u64::from(cs) * shape.journals_bytes() + u64::from(shape.mds.unwrap_or(MDS)) * MDS_BYTES;
@@ -327,7 +341,7 @@ fn check_shape_fits(c: &Cluster, shape: &Shape, cs: u32) -> Outcome {
 /// Keys and the directories of the metadata servers.
 fn make_parts(c: &Cluster, mds: u32) -> Outcome {
     for sub in PARTS {
-        fs::create_dir_all(c.dir.join(sub)).map_err(|e| format!("{}: {e}", c.path(sub)))?;
+        fs::create_dir_all(c.dir.join(sub)).map_err(shards::text::at(&c.path(sub)))?;
     }
     let password = crate::random_hex::<16>();
     let (foundation, credentials) = super::auth::found(CLUSTER, &password, None)?;
@@ -360,7 +374,7 @@ fn check_unchanged(c: &Cluster, shape: &Shape) -> Outcome {
 
 pub fn up(dir: &Path, shape: &Shape) -> Outcome {
     client::fuse::device_is_there()?;
-    fs::create_dir_all(dir).map_err(|e| format!("making {}: {e}", dir.display()))?;
+    fs::create_dir_all(dir).map_err(shards::text::at(dir))?;
     let c = Cluster::at(dir)?;
     if c.is_made() {
         check_unchanged(&c, shape)?;
@@ -449,6 +463,7 @@ fn start_all(c: &Cluster, shape: &Shape) -> Outcome {
 
 pub fn down(dir: &Path) -> Outcome {
     let c = Cluster::existing(dir)?;
+    c.check_ours()?;
     let mut ran = c.is_mounted();
     // Clients first, so that everything is flushed; then chunk servers, then metadata servers.
     if c.is_mounted()
@@ -539,7 +554,7 @@ pub fn demo(dir: &Path, shape: &Shape, image: Option<&Path>) -> Outcome {
 /// A disk image with a real file system if this machine can make one, else with data that doesn't compress.
 fn make_image(c: &Cluster) -> Outcome<PathBuf> {
     let path = c.dir.join("logs").join("demo-source.img");
-    let fail = |e: std::io::Error| format!("{}: {e}", path.display());
+    let fail = shards::text::at(&path);
     if path.exists() {
         return Ok(path);
     }
@@ -579,31 +594,27 @@ fn bar(total: u64) -> ProgressBar {
 
 /// Copies with a progress bar and syncs; checksum and MB/s.
 fn store(source: &Path, target: &Path) -> Outcome<(String, f64)> {
-    let fail = |p: &Path| {
-        let p = p.display().to_string();
-        move |e: std::io::Error| format!("{p}: {e}")
-    };
-    let mut from = File::open(source).map_err(fail(source))?;
-    let total = from.metadata().map_err(fail(source))?.len();
-    let mut to = File::create(target).map_err(fail(target))?;
+    let mut from = File::open(source).map_err(shards::text::at(source))?;
+    let total = from.metadata().map_err(shards::text::at(source))?.len();
+    let mut to = File::create(target).map_err(shards::text::at(target))?;
     let (bar, mut hash, mut piece, began) = (bar(total), Sha256::new(), vec![0u8; PIECE], Instant::now());
     loop {
-        let got = from.read(&mut piece).map_err(fail(source))?;
+        let got = from.read(&mut piece).map_err(shards::text::at(source))?;
         if got == 0 {
             break;
         }
         hash.update(&piece[..got]);
-        to.write_all(&piece[..got]).map_err(fail(target))?;
+        to.write_all(&piece[..got]).map_err(shards::text::at(target))?;
         bar.inc(got as u64);
     }
-    to.sync_all().map_err(fail(target))?;
+    to.sync_all().map_err(shards::text::at(target))?;
     drop(to);
     bar.finish_and_clear();
     Ok((hex(&hash.finalize()), total as f64 / 1e6 / began.elapsed().as_secs_f64()))
 }
 
 fn read_back(target: &Path) -> Outcome<(String, f64)> {
-    let fail = |e: std::io::Error| format!("{}: {e}", target.display());
+    let fail = shards::text::at(&target);
     let mut file = File::open(target).map_err(fail)?;
     // Out of the page cache, so that the chunk servers are asked.
     let _ = nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED);

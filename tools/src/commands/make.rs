@@ -1,6 +1,7 @@
 //! `make-mds`, `add-mds`, `rm-mds`, `make-cs`.
 
 use super::services;
+use crate::mds_link::MdsLink;
 use crate::{Context, Outcome};
 use engine::control::{CacheControl, CsControl};
 use mds::control::{MdsControl, MdsPeer, new_uuid};
@@ -15,7 +16,9 @@ pub fn parse_addr(text: &str) -> Outcome<SocketAddr> {
     if let Ok(addr) = text.parse() {
         return Ok(addr);
     }
-    let ip: IpAddr = text.parse().map_err(|_| format!("'{text}' is not IP or IP:PORT"))?;
+    let ip: IpAddr = text
+        .parse()
+        .map_err(|_| format!("'{text}' is not IP or IP:PORT, such as 10.30.100.101 (names won't do)"))?;
     Ok(SocketAddr::new(ip, mds::control::DEFAULT_PORT))
 }
 
@@ -68,23 +71,25 @@ fn refuse_known_cluster(context: &Context) -> Outcome {
 /// One more metadata server for a running cluster.
 pub fn add_mds(context: &Context, addr: SocketAddr, dir: &Path, bootstrap: &[SocketAddr]) -> Outcome {
     let cluster = context.cluster()?;
-    context.add_to_bs_list(bootstrap)?;
-    mds::control::check_free(dir).map_err(|e| e.to_string())?;
     let raft_addr = mds::control::raft_addr_of(addr).map_err(|e| e.to_string())?;
-    let mut link = context.link()?;
+    // Nothing that can fail here is left for after the cluster counts on the new server.
+    mds::control::make_ready(dir).map_err(|e| e.to_string())?;
+    let mut link = context.link_by(bootstrap)?;
     let MdsReply::Mds { id } = link.ask(&MdsRequest::AddMds { addr, raft_addr })? else {
         return Err("unexpected answer of the metadata server".into());
     };
-    let mut peers = Vec::new();
-    if let MdsReply::Stat(stat) = link.ask(&MdsRequest::ClusterStat)? {
-        for info in stat.mds.iter().filter(|m| m.mds != id) {
-            peers.push(MdsPeer::at(info.mds, info.addr).map_err(|e| e.to_string())?);
-        }
+    let made = make_joining(&mut link, cluster, MdsPeer { id, addr, raft_addr }, dir);
+    if let Err(why) = made {
+        let after = match link.ask(&MdsRequest::RemoveMds { id }) {
+            Ok(_) => "The cluster is as it was".to_string(),
+            Err(e) => {
+                format!("MDS#{id} is in the cluster now and will not run, remove it with 'rm-mds {id}' ({e})")
+            }
+        };
+        return Err(format!("{why}. {after}"));
     }
-    let control = MdsControl::joining(cluster, new_uuid(), MdsPeer { id, addr, raft_addr }, &peers);
-    mds::control::create(dir, &control, None).map_err(|e| e.to_string())?;
     services::register(context, dir)?;
-    context.add_to_bs_list(&[addr])?;
+    context.add_to_bs_list(&[bootstrap, &[addr]].concat())?;
     println!(
         "MDS#{id} of cluster '{cluster}' made in {}. Start it: pstorage-mdsd -r {}",
         dir.display(),
@@ -93,8 +98,26 @@ pub fn add_mds(context: &Context, addr: SocketAddr, dir: &Path, bootstrap: &[Soc
     Ok(())
 }
 
-pub fn rm_mds(context: &Context, id: u64) -> Outcome {
-    context.link()?.ask(&MdsRequest::RemoveMds { id: MdsId(id) })?;
+/// The directory of a server that the cluster knows already.
+fn make_joining(link: &mut MdsLink, cluster: &str, me: MdsPeer, dir: &Path) -> Outcome {
+    let mut peers = Vec::new();
+    if let MdsReply::Stat(stat) = link.ask(&MdsRequest::ClusterStat)? {
+        for info in stat.mds.iter().filter(|m| m.mds != me.id) {
+            peers.push(MdsPeer::at(info.mds, info.addr).map_err(|e| e.to_string())?);
+        }
+    }
+    let control = MdsControl::joining(cluster, new_uuid(), me, &peers);
+    mds::control::create(dir, &control, None).map_err(|e| e.to_string())
+}
+
+pub fn rm_mds(context: &Context, id: u32, dry_run: bool) -> Outcome {
+    let mds = MdsId(id.into());
+    if dry_run {
+        context.link()?.ask(&MdsRequest::MayRemoveMds { id: mds })?;
+        println!("MDS#{id} can be removed: those that remain are enough to go on. Nothing was changed.");
+        return Ok(());
+    }
+    context.link()?.ask(&MdsRequest::RemoveMds { id: mds })?;
     println!("MDS#{id} removed. Stop its pstorage-mdsd and delete its directory.");
     Ok(())
 }
@@ -129,7 +152,7 @@ pub fn make_cs(context: &Context, new: &NewCs) -> Outcome {
 
 pub fn check_ip(ip: IpAddr) -> Outcome {
     if ip.is_unspecified() || ip.is_multicast() {
-        return Err("-a: name the address that clients and other servers use".into());
+        return Err(format!("-a {ip}: name the address that clients and other servers use"));
     }
     Ok(())
 }
@@ -191,7 +214,7 @@ pub fn shard_journal_bytes(bytes: u64, shards: u16) -> Outcome<u64> {
 
 /// Makes a directory on an SSD ready for `bytes` of files that are written directly; returns its full path.
 pub fn ssd_dir(dir: &Path, bytes: u64, size_option: &str) -> Outcome<PathBuf> {
-    let fail = |e: std::io::Error| format!("{}: {e}", dir.display());
+    let fail = shards::text::at(&dir);
     std::fs::create_dir_all(dir).map_err(fail)?;
     if !shards::host::supports_direct_io(dir).map_err(fail)? {
         return Err(engine::control::ControlError::NoDirectIo { dir: dir.into() }.to_string());
@@ -233,19 +256,17 @@ pub fn make_cache_files(control: &CsControl) -> Outcome {
     let Some(cache) = &control.cache else { return Ok(()) };
     for shard in 0..control.shards {
         let path = control.cache_path(cache, shard);
-        let fail = |e: std::io::Error| format!("{path}: {e}");
+        let fail = shards::text::at(&path);
         let file = std::fs::File::create(&path).map_err(fail)?;
         let room = nix::fcntl::posix_fallocate(&file, 0, cache.bytes as i64);
         room.map_err(|e| fail(e.into()))?;
         file.sync_all().map_err(fail)?;
     }
-    std::fs::File::open(&cache.dir)
-        .and_then(|d| d.sync_all())
-        .map_err(|e| format!("{}: {e}", cache.dir.display()))
+    std::fs::File::open(&cache.dir).and_then(|d| d.sync_all()).map_err(shards::text::at(&cache.dir))
 }
 
 pub fn free_bytes(dir: &Path) -> Outcome<u64> {
-    let space = nix::sys::statvfs::statvfs(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    let space = nix::sys::statvfs::statvfs(dir).map_err(shards::text::at(&dir))?;
     Ok(space.blocks_available() as u64 * space.fragment_size() as u64)
 }
 
@@ -277,7 +298,7 @@ pub fn check_room(dir: &Path, journals_bytes: u64, asked: Option<u64>) -> Outcom
 /// Identifies this host for failure domains; made once.
 fn host_id(context: &Context) -> Outcome<[u8; 16]> {
     let path = context.etc.join("host_id");
-    let fail = |e: std::io::Error| format!("{}: {e}", path.display());
+    let fail = shards::text::at(&path);
     if let Ok(text) = std::fs::read_to_string(&path) {
         let digits = text.trim();
         let parsed = u128::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 32);

@@ -24,7 +24,8 @@ pub struct Arguments {
     #[arg(long, value_name = "IP:PORT", conflicts_with = "socket")]
     listen: Option<SocketAddr>,
     /// Make the file, with this size, if it is not there.
-    #[arg(long, value_name = "SIZE", value_parser = |s: &str| parse_size(s, 1), conflicts_with = "read_only")]
+    #[arg(long, value_name = "SIZE", value_parser = |s: &str| parse_size(s, 1), conflicts_with = "read_only",
+          allow_hyphen_values = true)]
     create: Option<u64>,
     /// Refuse changes. Several hosts can serve a file so at the same time.
     #[arg(short = 'r', long)]
@@ -41,6 +42,9 @@ pub fn nbd(context: &Context, arguments: &Arguments) -> Outcome {
     let cluster = Cluster::connect(config).map_err(|e| e.to_string())?;
     let path = arguments.file.trim_matches('/');
     if let Some(size) = arguments.create {
+        if size == 0 {
+            return Err("--create 0: a device has at least a byte; give its size, such as 20G".into());
+        }
         create(&cluster, path, size).map_err(|e| format!("/{path}: {e}"))?;
     }
     let export = Export::open(&cluster, path, arguments.read_only).map_err(|e| format!("/{path}: {e}"))?;
@@ -74,12 +78,19 @@ enum Listener {
 impl Listener {
     fn new(arguments: &Arguments) -> Outcome<Listener> {
         if let Some(addr) = arguments.listen {
-            let listener = TcpListener::bind(addr).map_err(|e| format!("listening on {addr}: {e}"))?;
+            let listener = TcpListener::bind(addr)
+                .map_err(|e| format!("listening on {addr}: {}", shards::text::cause(&e)))?;
             return Ok(Listener::Tcp(listener));
         }
         let path = arguments.socket.as_deref().ok_or("name a --socket")?;
-        let failed = |e| format!("{}: {e}", path.display());
-        let listener = UnixListener::bind(path).map_err(failed)?;
+        let failed = shards::text::at(path);
+        let listener = UnixListener::bind(path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::AddrInUse => format!(
+                "{} is there already: name another --socket, or remove it if nothing serves there any more",
+                path.display()
+            ),
+            _ => failed(e),
+        })?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
         Ok(Listener::Unix(listener, path.into()))
     }
@@ -192,5 +203,5 @@ fn remove_stale(path: &Path) -> Outcome {
     if UnixStream::connect(path).is_ok() {
         return Err(format!("{}: somebody listens there already", path.display()));
     }
-    std::fs::remove_file(path).map_err(|e| format!("{}: {e}", path.display()))
+    std::fs::remove_file(path).map_err(shards::text::at(&path))
 }

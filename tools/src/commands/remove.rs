@@ -16,10 +16,30 @@ pub struct Options {
     pub force: bool,
     /// Return when it has been removed.
     pub wait: bool,
+    /// Only say whether it can be, and what would be done.
+    pub dry_run: bool,
 }
 
 pub fn rm_cs(context: &Context, cs: CsId, options: Options) -> Outcome {
     let mut link = context.link()?;
+    if options.dry_run {
+        link.ask(&MdsRequest::MayRemoveCs { cs, force: options.force })?;
+        let stat = removal(&mut link, cs)?;
+        if context.json {
+            return print_line(&stat);
+        }
+        let then = match options.force {
+            true => format!(
+                "would be dropped at once; its {} replicas are on other servers too, and would be copied anew",
+                stat.replicas_left
+            ),
+            false => {
+                format!("would be removed after its {} replicas have gone elsewhere", stat.replicas_left)
+            }
+        };
+        println!("CS#{cs} {then}. Nothing was changed.");
+        return Ok(());
+    }
     link.ask(&MdsRequest::RemoveCs { cs, force: options.force })?;
     if options.wait {
         wait(context, &mut link, cs)?;

@@ -4,6 +4,7 @@
 //! lock that it holds on a file there: it is looked up, never taken, so that nothing that starts meanwhile is disturbed.
 
 use super::stat::table;
+use crate::mds_link::MdsLink;
 use crate::tables::{cs_status, mds_status};
 use crate::{Context, Outcome};
 use std::collections::BTreeMap;
@@ -11,14 +12,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use wire::mds_api::{ClusterStat, MdsReply, MdsRequest};
 
-const FILE: &str = "services";
+pub const FILE: &str = "services";
 /// Where Linux lists all locks that processes hold.
 const LOCKS: &str = "/proc/locks";
 
 /// Notes a new server.
 pub fn register(context: &Context, dir: &Path) -> Outcome {
     let path = context.etc.join(FILE);
-    let dir = dir.canonicalize().map_err(|e| format!("{}: {e}", dir.display()))?;
+    let dir = dir.canonicalize().map_err(shards::text::at(&dir))?;
     let mut dirs = noted(context)?;
     if dirs.contains(&dir) {
         return Ok(());
@@ -27,7 +28,7 @@ pub fn register(context: &Context, dir: &Path) -> Outcome {
     dirs.retain(|dir| dir.exists());
     dirs.push(dir);
     let text: String = dirs.iter().map(|dir| format!("{}\n", dir.display())).collect();
-    shards::ring::replace_file(&path, text.as_bytes()).map_err(|e| format!("{}: {e}", path.display()))
+    shards::ring::replace_file(&path, text.as_bytes()).map_err(shards::text::at(&path))
 }
 
 fn noted(context: &Context) -> Outcome<Vec<PathBuf>> {
@@ -35,7 +36,7 @@ fn noted(context: &Context) -> Outcome<Vec<PathBuf>> {
     match std::fs::read_to_string(&path) {
         Ok(text) => Ok(text.lines().filter(|line| !line.is_empty()).map(PathBuf::from).collect()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(e) => Err(format!("{}: {e}", path.display())),
+        Err(e) => Err(shards::text::at(&path)(e)),
     }
 }
 
@@ -97,9 +98,21 @@ fn said_of(service: &Service, stat: &ClusterStat) -> String {
     word.unwrap_or_else(|| "removed".into())
 }
 
-fn stat_of(context: &Context, cluster: &str) -> Outcome<Box<ClusterStat>> {
-    let context = Context { cluster: Some(cluster.into()), etc: context.etc.clone(), json: false };
-    match context.link()?.ask(&MdsRequest::ListServices)? {
+/// Whether its cluster says that it was removed. One that can't be asked says nothing.
+pub fn was_removed(context: &Context, service: &Service) -> bool {
+    let said = || {
+        let link = of_cluster(context, &service.cluster).link().ok()?;
+        Some(said_of(service, &*stat_of(link.hasty()).ok()?))
+    };
+    service.status == "stopped" && said().is_some_and(|said| matches!(&*said, "removed" | "dropped"))
+}
+
+fn of_cluster(context: &Context, cluster: &str) -> Context {
+    Context { cluster: Some(cluster.into()), etc: context.etc.clone(), json: false }
+}
+
+fn stat_of(mut link: MdsLink) -> Outcome<Box<ClusterStat>> {
+    match link.ask(&MdsRequest::ListServices)? {
         MdsReply::Stat(stat) => Ok(stat),
         _ => Err("unexpected answer of the metadata server".into()),
     }
@@ -121,7 +134,8 @@ pub fn list_services(context: &Context, ask_clusters: bool) -> Outcome {
     if ask_clusters {
         let mut stats: BTreeMap<String, Outcome<Box<ClusterStat>>> = BTreeMap::new();
         for s in services.iter_mut().filter(|s| s.status != "unreadable") {
-            let stat = stats.entry(s.cluster.clone()).or_insert_with(|| stat_of(context, &s.cluster));
+            let ask = || stat_of(of_cluster(context, &s.cluster).link()?);
+            let stat = stats.entry(s.cluster.clone()).or_insert_with(ask);
             s.in_cluster = stat.as_ref().map_or("unknown".into(), |stat| said_of(s, stat));
         }
         for (cluster, stat) in &stats {

@@ -224,9 +224,18 @@ pub fn time(unix_ms: u64) -> String {
 }
 
 pub fn resolve(link: &mut crate::mds_link::MdsLink, path: &str) -> Outcome<FileAttr> {
-    match link.ask(&MdsRequest::Resolve { path: path.into() }).map_err(|e| format!("{path}: {e}"))? {
+    let asked = link.ask(&MdsRequest::Resolve { path: path.into() });
+    match asked.map_err(|why| format!("{path}: {why}{}", hint_of_place(path)))? {
         MdsReply::Attr(attr) => Ok(attr),
         _ => Err("unexpected answer of the metadata server".into()),
+    }
+}
+
+/// A path that is there on this host, but not in the cluster, is most likely one through a mount.
+pub fn hint_of_place(path: &str) -> &'static str {
+    match std::fs::symlink_metadata(path) {
+        Ok(_) => ". Paths are those inside the cluster, without the directory of a mount",
+        Err(_) => "",
     }
 }
 

@@ -70,7 +70,13 @@ fn trace_file(context: &Context, path: &str, arguments: &Arguments) -> Outcome {
     let notify = Box::new(move |part| tell.send(part).unwrap_or_default()); // Nobody listens at the end.
     let cluster =
         Cluster::connect_with(config, move |core| core.on_traced(notify)).map_err(|e| e.to_string())?;
-    let failed = |e: client::ClientError| format!("{path}: {e}");
+    let failed = |e: client::ClientError| match e.status() {
+        Some(wire::Status::FileBusy) => format!(
+            "{path}: {e}. Close it there, or have that mount log what takes long (pstorage-mount -o slow=MS)"
+        ),
+        Some(wire::Status::IsDirectory) => format!("{path}: {e}: name a file"),
+        _ => format!("{path}: {e}"),
+    };
     let mode = if arguments.write { LeaseMode::Write } else { LeaseMode::Read };
     let file = cluster.open(path.trim_matches('/'), mode).map_err(failed)?;
     let mut traced = requests(&file, &parts, arguments).map_err(failed);
@@ -81,7 +87,7 @@ fn trace_file(context: &Context, path: &str, arguments: &Arguments) -> Outcome {
     let traced = traced?;
     closed?;
     let Some(median) = traced.get(traced.len() / 2) else {
-        return Err(format!("{path}: there is nothing at {}", arguments.offset));
+        return Err(format!("{path}: the file ends before byte {}: nothing to read there", arguments.offset));
     };
     let mut link = context.link()?;
     let stories: Vec<(&PartTrace, Vec<Told>)> =

@@ -60,7 +60,7 @@ pub enum Ended {
 }
 
 pub fn run(settings: &Settings) -> Outcome<Ended> {
-    let dir = settings.dir.canonicalize().map_err(|e| format!("{}: {e}", settings.dir.display()))?;
+    let dir = settings.dir.canonicalize().map_err(shards::text::at(&settings.dir))?;
     let run_file = dir.join("check-flush.run");
     let place = format!("{}:{}", shards::host::host_name(), dir.display());
     if settings.fresh {
@@ -76,7 +76,7 @@ fn load_run(file: &Path) -> Outcome<Option<Run>> {
     let bytes = match std::fs::read(file) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(format!("{}: {e}", file.display())),
+        Err(e) => return Err(shards::text::at(&file)(e)),
     };
     let damaged = |why: String| {
         format!(
@@ -111,14 +111,15 @@ fn data_file(dir: &Path, thread: u32) -> PathBuf {
 // Talking to the server.
 
 fn connect(server: SocketAddr) -> Outcome<TcpStream> {
-    let conn = TcpStream::connect_timeout(&server, CONNECT_WITHIN)
-        .map_err(|e| format!("server {server}: {e}; start 'pstorage check-flush -l' there"))?;
+    let conn = TcpStream::connect_timeout(&server, CONNECT_WITHIN).map_err(|e| {
+        format!("server {server}: {}; start 'pstorage check-flush -l' there", shards::text::cause(&e))
+    })?;
     conn.set_nodelay(true).map_err(|e| e.to_string())?;
     Ok(conn)
 }
 
 fn ask(mut conn: &TcpStream, line: &str) -> Outcome<Option<Record>> {
-    let fail = |e: std::io::Error| format!("the server: {e}");
+    let fail = |e: std::io::Error| format!("the server: {}", shards::text::cause(&e));
     conn.write_all(format!("{line}\n").as_bytes()).map_err(fail)?;
     conn.set_read_timeout(Some(CONNECT_WITHIN)).map_err(fail)?;
     let mut answer = String::new();
@@ -165,7 +166,7 @@ fn counters(dir: &Path, run: &Run, thread: u32) -> Outcome<Vec<Option<u64>>> {
     match File::open(&path).and_then(|mut f| f.read_to_end(&mut bytes)) {
         Ok(_) => {}
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(format!("{}: {e}", path.display())),
+        Err(e) => return Err(shards::text::at(&path)(e)),
     }
     bytes.resize(run.blocks as usize * BLOCK_BYTES, 0);
     let labels = (0..run.blocks).map(|place| Label { run: id, thread, place });
@@ -180,7 +181,7 @@ fn remove(dir: &Path, run_file: &Path, threads: u32) -> Outcome {
     for path in std::iter::once(run_file.to_path_buf()).chain((0..threads).map(|t| data_file(dir, t))) {
         match std::fs::remove_file(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(format!("{}: {e}", path.display()));
+                return Err(shards::text::at(&path)(e));
             }
             _ => {}
         }
@@ -189,7 +190,7 @@ fn remove(dir: &Path, run_file: &Path, threads: u32) -> Outcome {
 }
 
 fn sync_dir(dir: &Path) -> Outcome {
-    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| format!("{}: {e}", dir.display()))
+    File::open(dir).and_then(|d| d.sync_all()).map_err(shards::text::at(&dir))
 }
 
 fn forget(settings: &Settings, run_file: &Path, place: &str) -> Outcome {
@@ -226,7 +227,7 @@ fn begin(settings: &Settings, dir: &Path, run_file: &Path, place: &str) -> Outco
         .map(|thread| lay_out(&data_file(dir, thread), &run, thread, settings.method))
         .collect::<Outcome<_>>()?;
     let text = serde_json::to_vec(&run).map_err(|e| e.to_string())?;
-    shards::ring::replace_file(run_file, &text).map_err(|e| format!("{}: {e}", run_file.display()))?;
+    shards::ring::replace_file(run_file, &text).map_err(shards::text::at(&run_file))?;
     eprintln!(
         "Writing with {} threads in {}. Cut the power now (not by shutting down); then start this command again.",
         run.threads,
@@ -241,7 +242,7 @@ fn lay_out(path: &Path, run: &Run, thread: u32, method: Method) -> Outcome<File>
             "{}: this file system has no direct I/O (O_DIRECT): say --fdatasync to write through the page cache",
             path.display()
         ),
-        _ => format!("{}: {e}", path.display()),
+        _ => shards::text::at(path)(e),
     };
     let flags = if method == Method::Direct { nix::libc::O_DIRECT | nix::libc::O_DSYNC } else { 0 };
     // Laid out without them: a flush for each block would take minutes.

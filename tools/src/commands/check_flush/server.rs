@@ -53,7 +53,7 @@ impl Book {
                 )
             })?,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Records::default(),
-            Err(e) => return Err(format!("{}: {e}", file.display())),
+            Err(e) => return Err(shards::text::at(&file)(e)),
         };
         Ok(Book { file: Mutex::new(file.into()), state: Mutex::new((records, true)) })
     }
@@ -73,16 +73,17 @@ impl Book {
             }
             serde_json::to_vec_pretty(&state.0).map_err(|e| e.to_string())?
         };
-        shards::ring::replace_file(&file, &bytes).map_err(|e| format!("{}: {e}", file.display()))
+        shards::ring::replace_file(&file, &bytes).map_err(shards::text::at(&*file))
     }
 }
 
 /// Serves until it is ended; returns only with an error.
 pub fn serve(at: SocketAddr, records: &Path) -> Outcome {
-    let records = std::path::absolute(records).map_err(|e| format!("{}: {e}", records.display()))?;
+    let records = std::path::absolute(records).map_err(shards::text::at(&records))?;
     let book = Arc::new(Book::load(&records)?);
     book.save()?;
-    let listener = TcpListener::bind(at).map_err(|e| format!("can't listen on {at}: {e}"))?;
+    let listener =
+        TcpListener::bind(at).map_err(|e| format!("can't listen on {at}: {}", shards::text::cause(&e)))?;
     let at = listener.local_addr().map_err(|e| e.to_string())?;
     println!("Listening on {at}, recording in {}. On the host to test run:", records.display());
     println!("  pstorage check-flush -s {at} -d DIR");

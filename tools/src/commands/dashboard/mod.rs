@@ -103,8 +103,7 @@ impl Arguments {
     fn password(&self) -> Outcome<Option<PasswordHash>> {
         let Some(file) = &self.password_file else { return Ok(None) };
         let password = ask_password("", Some(file))?;
-        let mode =
-            std::fs::metadata(file).map_err(|e| format!("{}: {e}", file.display()))?.permissions().mode();
+        let mode = std::fs::metadata(file).map_err(shards::text::at(&file))?.permissions().mode();
         if mode & 0o007 != 0 {
             eprintln!(
                 "pstorage: every user of this host can read the password (chmod 600 {})",
@@ -125,7 +124,10 @@ pub fn dashboard(context: &Context, arguments: &Arguments) -> Outcome {
     let mut watch = Watch::new(link()?);
     let addr = arguments.listen;
     let failed = |e: std::io::Error| {
-        format!("can't serve at {addr}: {e}; name a free port of an address of this host")
+        format!(
+            "can't serve at {addr}: {}; name a free port of an address of this host",
+            shards::text::cause(&e)
+        )
     };
     let mut server = Server::bind(addr, LIMITS).map_err(failed)?;
     if let Some(files) = arguments.tls() {

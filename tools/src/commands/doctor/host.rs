@@ -144,8 +144,24 @@ pub fn keys(etc: &Path) -> Vec<Finding> {
 }
 
 /// Whether a server that was made here runs, as the program that is installed, and with the rights it needs.
-pub fn service(tree: &Tree, service: &Service) -> Vec<Finding> {
-    let name = format!("{} in {}", service.service.to_uppercase(), service.path.display());
+/// A server that its cluster has let go.
+pub fn removed(service: &Service, list: &Path) -> Finding {
+    let path = service.path.display();
+    let found = format!("no longer a member of cluster '{}'", service.cluster);
+    let todo = format!(
+        "delete {path} if nothing in it is needed, and remove the line with it from {}",
+        list.display()
+    );
+    Finding::warning("service", name_of(service), found, todo)
+}
+
+fn name_of(service: &Service) -> String {
+    format!("{} in {}", service.service.to_uppercase(), service.path.display())
+}
+
+/// `list`: where it is noted.
+pub fn service(tree: &Tree, service: &Service, list: &Path) -> Vec<Finding> {
+    let name = name_of(service);
     match service.status.as_str() {
         "running" => {}
         "stopped" => {
@@ -154,7 +170,10 @@ pub fn service(tree: &Tree, service: &Service) -> Vec<Finding> {
         }
         _ => {
             let found = format!("{} can't be read", service.path.join("control.json").display());
-            let todo = "is its disk mounted? If the server is gone for good, make another one in its place";
+            let todo = format!(
+                "is its disk mounted? If the server is gone for good, remove the line with it from {}",
+                list.display()
+            );
             return vec![Finding::error("service", service.path.display().to_string(), found, todo)];
         }
     }

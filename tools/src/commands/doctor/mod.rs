@@ -88,7 +88,13 @@ fn of_host(context: &Context, dirs: &[PathBuf]) -> Vec<Finding> {
     // Of all clusters: they share the host.
     match services::of_host(&Context { cluster: None, ..context.clone() }) {
         Ok(services) => {
-            findings.extend(services.iter().flat_map(|service| host::service(&tree, service)));
+            let list = context.etc.join(services::FILE);
+            findings.extend(services.iter().flat_map(|service| {
+                match services::was_removed(context, service) {
+                    true => vec![host::removed(service, &list)],
+                    false => host::service(&tree, service, &list),
+                }
+            }));
             findings.push(host::memory(&tree, services.iter().filter(|s| s.service == "cs").count() as u64));
             findings.extend(disks::look(&tree, &services, dirs));
             findings.extend(network::look(&tree, &services));

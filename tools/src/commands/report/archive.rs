@@ -31,7 +31,7 @@ impl Archive {
             std::io::ErrorKind::AlreadyExists => {
                 format!("{} exists: name another file with --out, or remove it", path.display())
             }
-            _ => format!("{}: {e}", path.display()),
+            _ => shards::text::at(path)(e),
         })?;
         let tar = tar::Builder::new(GzEncoder::new(file, Compression::default()));
         let time_s = shards::host::unix_ms() / 1000;
@@ -46,7 +46,7 @@ impl Archive {
         head.set_mode(0o600);
         head.set_mtime(self.time_s);
         let added = self.tar.append_data(&mut head, &name, text.as_bytes());
-        added.map_err(|e| format!("{}: {e}", self.path.display()))
+        added.map_err(shards::text::at(&self.path))
     }
 
     /// What a command would print with `--json`.
@@ -68,7 +68,7 @@ impl Archive {
 
     /// A file of this host, or its end.
     pub fn file(&mut self, name: &str, path: &Path) -> Outcome {
-        self.text_or_note(name, end_of(path).map_err(|e| format!("{}: {e}", path.display())))
+        self.text_or_note(name, end_of(path).map_err(shards::text::at(&path)))
     }
 
     pub fn note(&mut self, name: &str, why: &str) {
@@ -81,7 +81,7 @@ impl Archive {
         if !missing.is_empty() {
             self.text("missing.txt", &missing.join("\n"))?;
         }
-        let fail = |e: std::io::Error| format!("{}: {e}", self.path.display());
+        let fail = shards::text::at(&self.path);
         let mut file = self.tar.into_inner().and_then(GzEncoder::finish).map_err(fail)?;
         file.flush().and_then(|()| file.sync_all()).map_err(fail)?;
         fs::metadata(&self.path).map(|meta| meta.len()).map_err(fail)
