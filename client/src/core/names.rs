@@ -5,12 +5,13 @@ use super::{ClientCore, Then};
 use crate::call::OpenFile;
 use crate::error::ClientError;
 use shards::Io;
-use wire::FileId;
-use wire::mds_api::{AttrChange, DirEntry, FileAttr, FileKind, MdsReply, MdsRequest};
+use wire::mds_api::{AttrChange, DirEntry, FileAttr, FileKind, LeaseMode, MdsReply, MdsRequest};
+use wire::{FileId, Status};
 
 /// Set-uid and set-gid.
 const PRIVILEGES: u32 = 0o6000;
 
+#[derive(Clone)]
 pub(super) struct NewFile {
     pub parent: FileId,
     pub name: String,
@@ -119,7 +120,7 @@ impl ClientCore {
     }
 
     pub(super) fn create(&mut self, io: &mut dyn Io, new: NewFile, then: Then<OpenFile>) {
-        let NewFile { parent, name, mode, uid, gid, exclusive } = new;
+        let NewFile { parent, name, mode, uid, gid, exclusive } = new.clone();
         let client = self.mds.client().unwrap_or_default();
         let request = MdsRequest::Create {
             client,
@@ -142,9 +143,26 @@ impl ClientCore {
                     then(core, io, Ok(opened));
                 }
                 Ok(MdsReply::Created { attr, lease: None, .. }) => {
-                    core.open(io, attr.file, wire::mds_api::LeaseMode::Write, then);
+                    core.open(io, attr.file, LeaseMode::Write, then);
                 }
                 Ok(other) => then(core, io, Err(unexpected(&other))),
+                Err(e) if matches!(e.status(), Some(Status::FileBusy | Status::HolderAway)) => {
+                    core.open_there(io, new, then);
+                }
+                Err(e) => then(core, io, Err(e)),
+            }),
+        );
+    }
+
+    /// Opens a file that was to be made, and that another client has open: waits for it as every open does.
+    fn open_there(&mut self, io: &mut dyn Io, new: NewFile, then: Then<OpenFile>) {
+        self.lookup(
+            io,
+            new.parent,
+            new.name.clone(),
+            Box::new(move |core, io, found| match found {
+                Ok(attr) => core.open(io, attr.file, LeaseMode::Write, then),
+                Err(e) if e.status() == Some(Status::NotFound) => core.create(io, new, then),
                 Err(e) => then(core, io, Err(e)),
             }),
         );

@@ -314,7 +314,7 @@ fn servers_share_an_ssd_and_what_can_not_be_is_refused() {
     configure(1, &["-j", &ssd, "-s", "900T"]).refused(&["are free, too few", "--journal-size"]);
     configure(1, &["--cache", &ssd, "--cache-size", "900T"]).refused(&["are free, too few", "--cache-size"]);
     configure(1, &["-j", "/proc/here"]).refused(&["/proc/here"]);
-    configure(1, &["-a", "0.0.0.0"]).refused(&["-a: name the address"]);
+    configure(1, &["-a", "0.0.0.0"]).refused(&["-a 0.0.0.0: name the address"]);
     configure(7, &[]).refused(&["no control.json"]);
     assert!(configure(1, &[]).ok().contains("read cache: none"), "nothing was changed");
 
