@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Has a change made it slower? Builds a commit and this tree, starts a cluster of each, measures both in turns, prints each ratio with its
 # confidence interval, and fails if one is worse for sure by more than 5 %.
+# Of twenty figures one lies outside by chance: what is "a little worse" once is to be measured again, with more rounds.
 # Usage: perf/guard.sh [COMMIT, default: HEAD^] [DIR on a disk] [options of guard]; as root. BASE_PROGRAMS=DIR: they are built already.
 set -euo pipefail
 cd "$(dirname "$0")/.."
