@@ -18,7 +18,7 @@ pub fn of_srv_owner(owner: &str, domain: &str) -> Option<String> {
     let domain = domain.trim_end_matches('.');
     let name = strip_prefix(owner, SERVICE)?.strip_prefix('.')?;
     let name = if domain.is_empty() { name } else { strip_suffix(name, domain)?.strip_suffix('.')? };
-    wire::check_cluster_name(name).ok().map(|()| name.to_string())
+    wire::parse_cluster_name(name).ok()
 }
 
 /// Owner of the SRV records of a cluster below `domain` (may be empty).

@@ -9,7 +9,7 @@ use std::time::Duration;
 #[derive(clap::Args)]
 pub struct Options {
     /// Name of the cluster.
-    #[arg(short = 'c', long = "cluster", env = "PSTORAGE_NAME", value_parser = cluster_name)]
+    #[arg(short = 'c', long = "cluster", env = "PSTORAGE_NAME", value_parser = wire::parse_cluster_name)]
     cluster: String,
     /// Directory of the configuration.
     #[arg(long, env = "PSTORAGE_ETC", default_value = "/etc/pstorage")]
@@ -17,10 +17,6 @@ pub struct Options {
     /// Socket between pstorage-iscsi and the gateway of this host. [default: /run/pstorage-iscsi-CLUSTER.sock]
     #[arg(long, env = "PSTORAGE_ISCSI_SOCKET")]
     socket: Option<PathBuf>,
-}
-
-fn cluster_name(text: &str) -> std::result::Result<String, String> {
-    client::setup::check_name(text).map(|()| text.to_string())
 }
 
 impl Options {

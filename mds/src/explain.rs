@@ -28,7 +28,7 @@ pub struct Teller<'a> {
 }
 
 fn domain_name(domain: FailureDomain) -> String {
-    format!("{domain:?}").to_lowercase()
+    domain.to_string()
 }
 
 fn list(servers: &[CsId]) -> String {

@@ -105,8 +105,7 @@ fn place(settings: &Settings) -> Result<Place, String> {
 }
 
 pub fn enough_space(dir: &Path, needed: u64) -> Result<(), String> {
-    let stat = nix::sys::statvfs::statvfs(dir).map_err(shards::text::at(&dir))?;
-    let free = stat.blocks_available() as u64 * stat.fragment_size() as u64;
+    let (_, free) = shards::host::space(dir).map_err(shards::text::at(&dir))?;
     if free < needed + needed / 10 {
         return Err(format!(
             "{} has {} free, the measurement needs {}: free some, or choose a smaller --size",

@@ -26,6 +26,13 @@ pub fn end_with_readers() {
     }));
 }
 
+/// Bytes of the file system that a directory is on: all, and those that can be had.
+pub fn space(dir: &Path) -> io::Result<(u64, u64)> {
+    let stat = nix::sys::statvfs::statvfs(dir)?;
+    let unit = stat.fragment_size() as u64;
+    Ok((stat.blocks() as u64 * unit, stat.blocks_available() as u64 * unit))
+}
+
 pub fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_else(|| "localhost".into())
 }

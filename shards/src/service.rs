@@ -5,6 +5,7 @@
 
 use crate::ring::Pulse;
 use sd_notify::NotifyState;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -13,8 +14,11 @@ pub const REMOVED: &str = "was removed from the cluster";
 /// It ends with this status then, which the units know: it has not failed, and is not to be started again.
 const REMOVED_STATUS: u8 = 3;
 
-/// Of a server that ends for this reason.
-pub fn exit_code(why: &str) -> ExitCode {
+/// Last words of a server that ends for this reason: on standard error, with its directory, and as its status.
+pub fn ended(program: &str, dir: &Path, why: &str) -> ExitCode {
+    let dir = dir.display().to_string();
+    let of = if why.contains(&dir) { String::new() } else { format!("{dir}: ") };
+    eprintln!("{program}: {of}{why}");
     if why.contains(REMOVED) { REMOVED_STATUS.into() } else { ExitCode::FAILURE }
 }
 

@@ -114,11 +114,6 @@ pub fn parse_id(kind: &str, text: &str) -> Outcome<u32> {
     number.ok_or_else(|| format!("expected a number such as 3 or {kind}#3, as 'pstorage stat' shows it"))
 }
 
-/// A name that a cluster can have.
-pub fn parse_cluster(text: &str) -> Outcome<String> {
-    wire::check_cluster_name(text).map(|()| text.to_string())
-}
-
 /// Random bytes as hexadecimal digits.
 pub fn random_hex<const N: usize>() -> String {
     shards::host::random_bytes::<N>().iter().map(|b| format!("{b:02x}")).collect()

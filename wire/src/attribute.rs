@@ -25,14 +25,9 @@ impl Attribute {
                 Ok(tier @ 0..=3) => Ok(Attribute::Tier(tier)),
                 _ => Err("a tier from 0 to 3"),
             },
-            "failure-domain" => match value {
-                "disk" => Ok(Attribute::FailureDomain(FailureDomain::Disk)),
-                "host" => Ok(Attribute::FailureDomain(FailureDomain::Host)),
-                "rack" => Ok(Attribute::FailureDomain(FailureDomain::Rack)),
-                "row" => Ok(Attribute::FailureDomain(FailureDomain::Row)),
-                "room" => Ok(Attribute::FailureDomain(FailureDomain::Room)),
-                _ => Err("disk, host, rack, row or room"),
-            },
+            "failure-domain" => {
+                value.parse().map(Attribute::FailureDomain).map_err(|_| "disk, host, rack, row or room")
+            }
             "chunk-size" => Self::chunk_size(value),
             _ => Err("attributes are replicas, tier, failure-domain and chunk-size"),
         };

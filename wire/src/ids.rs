@@ -57,6 +57,11 @@ pub fn check_location(location: &str) -> Result<(), String> {
     ))
 }
 
+/// A cluster name of a command line, checked.
+pub fn parse_cluster_name(name: &str) -> Result<String, String> {
+    check_cluster_name(name).map(|()| name.to_string())
+}
+
 /// Checks a cluster name: a-z A-Z 0-9 - _, 1 to 63 characters.
 pub fn check_cluster_name(name: &str) -> Result<(), String> {
     if name.is_empty() || name.len() > 63 {

@@ -98,26 +98,17 @@ pub struct ReplicaPolicy {
     Deserialize,
     serde::Serialize,
     serde::Deserialize,
+    strum::Display,
+    strum::EnumString,
 )]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum FailureDomain {
     Disk,
     Host,
     Rack,
     Row,
     Room,
-}
-
-impl std::fmt::Display for FailureDomain {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            FailureDomain::Disk => "disk",
-            FailureDomain::Host => "host",
-            FailureDomain::Rack => "rack",
-            FailureDomain::Row => "row",
-            FailureDomain::Room => "room",
-        })
-    }
 }
 
 /// Fields to change; `None` stays. A smaller `size_bytes` drops the chunks behind it; the client has zeroed

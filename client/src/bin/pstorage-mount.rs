@@ -39,7 +39,7 @@ In /etc/fstab:
 )]
 struct Args {
     /// Name of the cluster.
-    #[arg(short = 'c', long = "cluster", value_parser = cluster_name)]
+    #[arg(short = 'c', long = "cluster", value_parser = wire::parse_cluster_name)]
     cluster: String,
     /// Where to mount: an empty directory.
     dir: PathBuf,
@@ -76,10 +76,6 @@ struct Args {
     /// Said by the program to itself: report on standard output, then detach.
     #[arg(long, hide = true)]
     daemon: bool,
-}
-
-fn cluster_name(text: &str) -> Result<String, String> {
-    client::setup::check_name(text).map(|()| text.to_string())
 }
 
 const READY: &str = "ready";
@@ -335,8 +331,7 @@ fn claim_cache(cache: &CacheOptions) -> Result<Flock<File>, String> {
         ));
     }
     // Before a byte is taken: what a file system has is given even to who can't have all, and it would be full.
-    let space = nix::sys::statvfs::statvfs(dir).map_err(|e| fail(e.into()))?;
-    let free = space.blocks_available() as u64 * space.fragment_size() as u64;
+    let (_, free) = shards::host::space(dir).map_err(fail)?;
     let taken = std::os::unix::fs::MetadataExt::blocks(&file.metadata().map_err(fail)?) * 512;
     if cache.bytes > taken + free {
         if length == 0 {

@@ -6,7 +6,7 @@ use crate::call::Call;
 use crate::error::{ClientError, Result};
 use fuser::{Errno, ReplyEmpty, ReplyXattr};
 use shards::ring::Mailbox;
-use wire::mds_api::{FailureDomain, FileAttr, MdsReply, MdsRequest};
+use wire::mds_api::{FileAttr, MdsReply, MdsRequest};
 use wire::{ClientId, FileId};
 
 const OWN: &str = "user.pstorage.";
@@ -37,16 +37,7 @@ fn own_value(attr: &FileAttr, name: &str) -> Option<String> {
         "replicas" => Some(format!("{}:{}", r.normal, r.minimum)),
         "tier" => Some(r.tier.to_string()),
         "chunk-size" => Some(attr.chunk_bytes.to_string()),
-        "failure-domain" => Some(
-            match r.domain {
-                FailureDomain::Disk => "disk",
-                FailureDomain::Host => "host",
-                FailureDomain::Rack => "rack",
-                FailureDomain::Row => "row",
-                FailureDomain::Room => "room",
-            }
-            .to_string(),
-        ),
+        "failure-domain" => Some(r.domain.to_string()),
         _ => None,
     }
 }

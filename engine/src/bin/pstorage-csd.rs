@@ -55,10 +55,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             tracing::error!(name: "csd_ends", why);
-            let dir = args.dir.display().to_string();
-            let of = if why.contains(&dir) { String::new() } else { format!("{dir}: ") };
-            eprintln!("pstorage-csd: {of}{why}");
-            service::exit_code(&why)
+            service::ended("pstorage-csd", &args.dir, &why)
         }
     }
 }

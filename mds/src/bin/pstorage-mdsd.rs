@@ -56,10 +56,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             tracing::error!(name: "mdsd_ends", why);
-            let dir = args.dir.display().to_string();
-            let of = if why.contains(&dir) { String::new() } else { format!("{dir}: ") };
-            eprintln!("pstorage-mdsd: {of}{why}");
-            service::exit_code(&why)
+            service::ended("pstorage-mdsd", &args.dir, &why)
         }
     }
 }

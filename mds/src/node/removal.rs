@@ -174,7 +174,7 @@ impl Server {
         for ((domain, normal), chunks) in seen {
             let needed = usize::from(normal);
             let (without, with) = (placement::domains(others, domain), placement::domains(&with_it, domain));
-            let name = format!("{domain:?}").to_lowercase();
+            let name = domain.to_string();
             let why = if others.len() < needed {
                 format!("{} other chunk servers can take replicas", others.len())
             } else if without < needed.min(with) {

@@ -377,9 +377,3 @@ pub(super) fn list(dir: &Path) -> io::Result<Vec<String>> {
     names.sort();
     Ok(names)
 }
-
-pub(super) fn space(dir: &Path) -> io::Result<(u64, u64)> {
-    let stat = nix::sys::statvfs::statvfs(dir)?;
-    let unit = stat.fragment_size() as u64;
-    Ok((stat.blocks() as u64 * unit, stat.blocks_available() as u64 * unit))
-}

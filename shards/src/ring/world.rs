@@ -320,7 +320,7 @@ impl Io for World {
     }
 
     fn disk_space(&mut self) -> io::Result<(u64, u64)> {
-        disk::space(&self.dir)
+        crate::host::space(&self.dir)
     }
 
     fn set_timer(&mut self, at: Timestamp, id: TimerId) {

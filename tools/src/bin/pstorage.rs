@@ -6,7 +6,7 @@ use pstorage_tools::commands::{
     license, local, make, nbd, remove, report, services, stat, top, trace,
 };
 use pstorage_tools::conf::Conf;
-use pstorage_tools::{Context, Outcome, parse_cluster, parse_id, parse_replicas};
+use pstorage_tools::{Context, Outcome, parse_id, parse_replicas};
 use shards::text::parse_size;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use std::process::ExitCode;
 #[command(name = "pstorage", version)]
 struct Cli {
     /// Name of the cluster.
-    #[arg(short = 'c', long = "cluster", env = "PSTORAGE_NAME", global = true, value_parser = parse_cluster)]
+    #[arg(short = 'c', long = "cluster", env = "PSTORAGE_NAME", global = true, value_parser = wire::parse_cluster_name)]
     cluster: Option<String>,
     /// Directory of keys and settings.
     #[arg(long, env = "PSTORAGE_ETC", default_value = "/etc/pstorage", global = true)]

@@ -103,7 +103,7 @@ fn print_file(file: &FileStory) {
         human(file.chunk_bytes.into()),
         file.policy.normal,
         file.policy.minimum,
-        format!("{:?}", file.policy.domain).to_lowercase(),
+        file.policy.domain,
         file.policy.tier
     );
     println!("Chunks: {}", states(&file.states));

@@ -266,8 +266,7 @@ pub fn make_cache_files(control: &CsControl) -> Outcome {
 }
 
 pub fn free_bytes(dir: &Path) -> Outcome<u64> {
-    let space = nix::sys::statvfs::statvfs(dir).map_err(shards::text::at(&dir))?;
-    Ok(space.blocks_available() as u64 * space.fragment_size() as u64)
+    shards::host::space(dir).map(|(_, free)| free).map_err(shards::text::at(&dir))
 }
 
 /// The capacity of a new chunk server in `dir`: the one asked for, if it fits, else nearly all there is.

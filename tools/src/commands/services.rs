@@ -98,17 +98,26 @@ fn said_of(service: &Service, stat: &ClusterStat) -> String {
     word.unwrap_or_else(|| "removed".into())
 }
 
-/// Whether its cluster says that it was removed. One that can't be asked says nothing.
-pub fn was_removed(context: &Context, service: &Service) -> bool {
-    let said = || {
-        let link = of_cluster(context, &service.cluster).link().ok()?;
-        Some(said_of(service, &*stat_of(link.hasty()).ok()?))
-    };
-    service.status == "stopped" && said().is_some_and(|said| matches!(&*said, "removed" | "dropped"))
+/// Those that their clusters say were removed. A cluster that can't be asked says nothing.
+pub fn removed<'a>(context: &Context, services: &'a [Service]) -> Vec<&'a Service> {
+    let stopped = || services.iter().filter(|s| s.status == "stopped");
+    let stats = ask_each(context, stopped(), MdsLink::hasty);
+    let said = |s: &Service| stats[&s.cluster].as_ref().ok().map(|stat| said_of(s, stat));
+    stopped().filter(|s| said(s).is_some_and(|said| matches!(&*said, "removed" | "dropped"))).collect()
 }
 
-fn of_cluster(context: &Context, cluster: &str) -> Context {
-    Context { cluster: Some(cluster.into()), etc: context.etc.clone(), json: false }
+/// What the clusters of these services say of them, each asked once.
+fn ask_each<'a>(
+    context: &Context,
+    services: impl Iterator<Item = &'a Service>,
+    patience: fn(MdsLink) -> MdsLink,
+) -> BTreeMap<String, Outcome<Box<ClusterStat>>> {
+    let mut stats = BTreeMap::new();
+    for s in services {
+        let of = || Context { cluster: Some(s.cluster.clone()), etc: context.etc.clone(), json: false };
+        stats.entry(s.cluster.clone()).or_insert_with(|| stat_of(patience(of().link()?)));
+    }
+    stats
 }
 
 fn stat_of(mut link: MdsLink) -> Outcome<Box<ClusterStat>> {
@@ -132,11 +141,10 @@ pub fn of_host(context: &Context) -> Outcome<Vec<Service>> {
 pub fn list_services(context: &Context, ask_clusters: bool) -> Outcome {
     let mut services = of_host(context)?;
     if ask_clusters {
-        let mut stats: BTreeMap<String, Outcome<Box<ClusterStat>>> = BTreeMap::new();
-        for s in services.iter_mut().filter(|s| s.status != "unreadable") {
-            let ask = || stat_of(of_cluster(context, &s.cluster).link()?);
-            let stat = stats.entry(s.cluster.clone()).or_insert_with(ask);
-            s.in_cluster = stat.as_ref().map_or("unknown".into(), |stat| said_of(s, stat));
+        let is_readable = |s: &Service| s.status != "unreadable";
+        let stats = ask_each(context, services.iter().filter(|s| is_readable(s)), |link| link);
+        for s in services.iter_mut().filter(|s| is_readable(s)) {
+            s.in_cluster = stats[&s.cluster].as_ref().map_or("unknown".into(), |stat| said_of(s, stat));
         }
         for (cluster, stat) in &stats {
             if let Err(why) = stat {

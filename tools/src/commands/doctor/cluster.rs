@@ -210,16 +210,6 @@ fn replicas(stat: &ClusterStat) -> Finding {
     }
 }
 
-fn word(domain: FailureDomain) -> &'static str {
-    match domain {
-        FailureDomain::Disk => "disk",
-        FailureDomain::Host => "host",
-        FailureDomain::Rack => "rack",
-        FailureDomain::Row => "row",
-        FailureDomain::Room => "room",
-    }
-}
-
 /// What fails together with a server. Those that nobody gave a location stand in one unknown place.
 fn domain_of(cs: &CsInfo, domain: FailureDomain) -> String {
     let parts = match domain {
@@ -241,8 +231,7 @@ fn domains(stat: &ClusterStat) -> Vec<Finding> {
         let lost: Vec<String> =
             there(stat).filter(|cs| cs.location.is_empty()).map(|cs| format!("CS#{}", cs.cs)).collect();
         if !lost.is_empty() {
-            let found =
-                format!("failure-domain={}, but nobody said where {} stand", word(kind), lost.join(", "));
+            let found = format!("failure-domain={}, but nobody said where {} stand", kind, lost.join(", "));
             let todo = "write ROOM.ROW.RACK into /etc/pstorage/location of their hosts, and restart them";
             findings.push(Finding::error(name, "", found, todo));
         }
@@ -250,7 +239,7 @@ fn domains(stat: &ClusterStat) -> Vec<Finding> {
     let places = there(stat).map(|cs| domain_of(cs, kind)).collect::<BTreeSet<_>>().len();
     let hosts = there(stat).map(|cs| cs.host.as_str()).collect::<BTreeSet<_>>().len();
     let normal = usize::from(policy.normal);
-    let found = format!("{places} of kind '{}' for {normal} replicas", word(kind));
+    let found = format!("{places} of kind '{}' for {normal} replicas", kind);
     if kind == FailureDomain::Disk {
         let (found, todo) = if hosts > 1 {
             ("replicas of a chunk may all be on one host", "pstorage set-attr -R / failure-domain=host")
@@ -272,12 +261,12 @@ fn domains(stat: &ClusterStat) -> Vec<Finding> {
                 name,
                 "",
                 found,
-                format!("add chunk servers on another {}, or ask for fewer replicas", word(kind)),
+                format!("add chunk servers on another {}, or ask for fewer replicas", kind),
             )
         }
         n if n == normal && normal > 1 => {
             let found = format!("{found}: when one is lost, its chunks have no place to be copied to");
-            Finding::warning(name, "", found, format!("have chunk servers on one more {}", word(kind)))
+            Finding::warning(name, "", found, format!("have chunk servers on one more {}", kind))
         }
         _ => Finding::ok(name, "", found),
     });
@@ -319,7 +308,7 @@ fn room_for_repair(stat: &ClusterStat) -> Option<Finding> {
     let all_free: u64 = by_place.values().map(|(_, free)| free).sum();
     let (place, (used, free)) = by_place.into_iter().max_by_key(|(_, (used, _))| *used)?;
     let left = all_free - free;
-    let found = format!("{} {place} holds {}, the others have {} free", word(kind), human(used), human(left));
+    let found = format!("{} {place} holds {}, the others have {} free", kind, human(used), human(left));
     if used > left {
         let todo = "add room elsewhere: when it is lost, not all of its chunks can be copied";
         return Some(Finding::warning("room for repair", "", found, todo));

@@ -89,8 +89,9 @@ fn of_host(context: &Context, dirs: &[PathBuf]) -> Vec<Finding> {
     match services::of_host(&Context { cluster: None, ..context.clone() }) {
         Ok(services) => {
             let list = context.etc.join(services::FILE);
+            let removed = services::removed(context, &services);
             findings.extend(services.iter().flat_map(|service| {
-                match services::was_removed(context, service) {
+                match removed.iter().any(|r| r.path == service.path) {
                     true => vec![host::removed(service, &list)],
                     false => host::service(&tree, service, &list),
                 }
