@@ -434,7 +434,7 @@ impl ReleasedLease {
     }
 }
 
-/// A directory as the change of one name has left it.
+/// A directory as one change of its names has left it.
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub struct ChangedDirectory {
     pub attr: FileAttr,
@@ -577,6 +577,12 @@ pub enum MdsReply {
     License(Box<LicenseInfo>),
     /// Answer to Unlink: the directory without the name.
     Removed(Box<ChangedDirectory>),
+    /// Answer to Rename, unless it changed nothing (`Done`).
+    Renamed {
+        from: Box<ChangedDirectory>,
+        /// `None`: within one directory.
+        to: Option<Box<ChangedDirectory>>,
+    },
 }
 
 /// How it stands with the cluster's licence.

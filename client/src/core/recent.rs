@@ -32,7 +32,7 @@ pub struct Recent {
     new: BTreeMap<FileId, Timestamp>,
 }
 
-/// A directory in which this client has made or removed a name.
+/// A directory in which this client has made, removed or changed a name.
 struct Directory {
     attr: FileAttr,
     /// When the MDS was asked that said so.
@@ -103,14 +103,28 @@ impl Recent {
                 MdsRequest::Create { name, .. },
                 Ok(MdsReply::Created { attr, directory: Some(directory), .. }),
             ) => {
-                self.changed(directory, name, true, asked);
+                self.changed(directory, &[(name, true)], asked);
                 match attr.kind {
                     FileKind::Directory => self.made(attr, asked),
                     _ => drop(self.new.insert(attr.file, asked)),
                 }
             }
             (MdsRequest::Unlink { name, .. }, Ok(MdsReply::Removed(directory))) => {
-                self.changed(directory, name, false, asked);
+                self.changed(directory, &[(name, false)], asked);
+            }
+            (MdsRequest::Rename { from_name, to_name, exchange, .. }, Ok(MdsReply::Renamed { from, to })) => {
+                // A directory may have moved, or made room.
+                let named = [Some(from), to.as_ref()].map(|d| d.map(|d| d.attr.file));
+                let others = self.directories.iter_mut().filter(|(file, _)| !named.contains(&Some(**file)));
+                others.for_each(|(_, d)| d.doubted = now);
+                let (old, new) = ((from_name.as_str(), *exchange), (to_name.as_str(), true));
+                match to {
+                    None => self.changed(from, &[old, new], asked),
+                    Some(to) => {
+                        self.changed(from, &[old], asked);
+                        self.changed(to, &[new], asked);
+                    }
+                }
             }
             (MdsRequest::GetAttr { file }, answer) => self.told(*file, answer, asked),
             (
@@ -140,17 +154,20 @@ impl Recent {
         self.directories.insert(attr.file, Directory::new(attr.clone(), asked, Some(BTreeSet::new())));
     }
 
-    fn changed(&mut self, change: &ChangedDirectory, name: &str, is_there: bool, asked: Timestamp) {
+    /// The names that the change was about, and whether they are there now.
+    fn changed(&mut self, change: &ChangedDirectory, about: &[(&str, bool)], asked: Timestamp) {
         let attr = change.attr.clone();
         match self.directories.get_mut(&attr.file) {
             Some(known) if known.attr.ctime_ns == change.ctime_was_ns => {
                 (known.attr, known.told) = (attr, asked);
                 let Some(names) = &mut known.names else { return };
                 self.names -= names.len();
-                if is_there {
-                    names.insert(name.into());
-                } else {
-                    names.remove(name);
+                for (name, is_there) in about {
+                    if *is_there {
+                        names.insert((*name).into());
+                    } else {
+                        names.remove(*name);
+                    }
                 }
                 self.names += names.len();
                 if self.names > MOST_NAMES {
@@ -314,6 +331,50 @@ mod tests {
         assert_eq!(recent.lacks("a", at(92)), Some("if unchanged"));
         recent.hears(8, at(91));
         assert_eq!(recent.lacks("a", at(93)), Some("if unchanged"), "it was asked before the change");
+    }
+
+    #[test]
+    fn a_rename_tells_of_both_directories() {
+        let rename = |to_parent, exchange| MdsRequest::Rename {
+            client: ClientId(0),
+            from_parent: DIRECTORY,
+            from_name: "a".into(),
+            to_parent,
+            to_name: "b".into(),
+            no_replace: false,
+            exchange,
+        };
+        let mut recent = with_directory();
+        recent.makes("a", 2, 6, at(10));
+        let within = Ok(MdsReply::Renamed { from: to(7), to: None });
+        recent.learn(&rename(DIRECTORY, false), &within, at(11), at(12));
+        assert_eq!((recent.lacks("a", at(12)), recent.lacks("b", at(12))), (Some("for sure"), None));
+        assert_eq!((recent.ctime(at(12)), recent.is_new(FileId(2), at(12))), (Some(7), true));
+
+        let other = FileId(3);
+        let mkdir = create(DIRECTORY, "d", FileKind::Directory);
+        recent.learn(&mkdir, &created(other, FileKind::Directory, Some(to(8))), at(13), at(13));
+        recent.makes("a", 4, 9, at(14));
+        let moved = |from_ns, ctime_ns| {
+            let into = ChangedDirectory { attr: attr(other, ctime_ns), ctime_was_ns: ctime_ns - 1 };
+            Ok(MdsReply::Renamed { from: to(from_ns), to: Some(Box::new(into)) })
+        };
+        let lacks = |recent: &Recent, directory, name: &str| {
+            let lookup = MdsRequest::Lookup { parent: directory, name: name.into() };
+            recent.answer(&lookup, at(20)).is_some()
+        };
+        recent.learn(&rename(other, false), &moved(10, 6), at(15), at(16));
+        assert!(lacks(&recent, DIRECTORY, "a") && !lacks(&recent, DIRECTORY, "b"));
+        assert!(lacks(&recent, other, "a") && !lacks(&recent, other, "b"));
+        recent.makes("a", 5, 11, at(17));
+        recent.learn(&rename(other, true), &moved(12, 7), at(18), at(18));
+        assert!(!lacks(&recent, DIRECTORY, "a") && !lacks(&recent, other, "b"), "both are there");
+        recent.learn(&rename(other, false), &moved(13, 9), at(19), at(19));
+        assert!(!lacks(&recent, other, "x"), "a change of it was missed");
+
+        let unchanged = Ok(MdsReply::Done);
+        recent.learn(&rename(DIRECTORY, false), &unchanged, at(20), at(20));
+        assert_eq!(recent.lacks("x", at(20)), Some("if unchanged"));
     }
 
     #[test]

@@ -16,13 +16,14 @@ const MAX_VALUE_BYTES: usize = 64 << 10;
 enum Name {
     Stored(String),
     Own(String),
+    /// "Not supported" and not "not there": `ls -l` asks for a label and an access list of every file, and no more once it is told so.
     Unsupported,
 }
 
 fn classify(name: &std::ffi::OsStr) -> Name {
     match name.to_str() {
         Some(name) if name.starts_with(OWN) => Name::Own(name[OWN.len()..].to_string()),
-        // Asked for by every `ls -l`; a host's labels mean nothing to another.
+        // A host's labels mean nothing to another.
         Some("security.selinux") => Name::Unsupported,
         Some(name) if ["user.", "trusted.", "security."].iter().any(|of| name.starts_with(of)) => {
             Name::Stored(name.to_string())
@@ -57,7 +58,7 @@ fn unexpected(reply: &MdsReply) -> ClientError {
 
 pub fn get(mailbox: &Mailbox<Call>, file: FileId, name: &std::ffi::OsStr, size: u32, reply: ReplyXattr) {
     match classify(name) {
-        Name::Unsupported => reply.error(Errno::ENODATA),
+        Name::Unsupported => reply.error(Errno::EOPNOTSUPP),
         Name::Own(name) => mailbox.send(Call::GetAttr {
             file,
             done: Box::new(move |attr| match attr.map(|a| own_value(&a, &name)) {
@@ -134,7 +135,7 @@ pub fn set(
 
 pub fn remove(mailbox: &Mailbox<Call>, file: FileId, name: &std::ffi::OsStr, reply: ReplyEmpty) {
     match classify(name) {
-        Name::Unsupported => reply.error(Errno::ENODATA),
+        Name::Unsupported => reply.error(Errno::EOPNOTSUPP),
         Name::Own(_) => reply.error(Errno::EPERM),
         Name::Stored(name) => mailbox.send(Call::Mds {
             request: MdsRequest::RemoveXattr { client: ClientId(0), file, name },

@@ -340,6 +340,7 @@ impl State {
         if is_dir && self.lies_in(to.0, file) {
             return refuse(Status::InvalidArgument, "a directory can't be moved into itself");
         }
+        let ctime_was_ns = (self.inode(from.0)?.ctime_ns, self.inode(to.0)?.ctime_ns);
         if exchange {
             let other = self.child(to.0, to.1)?;
             let other_is_dir = self.inode(other)?.kind() == FileKind::Directory;
@@ -352,7 +353,7 @@ impl State {
             self.enter(to.0, to.1, Some(file), is_dir, now);
             self.inode_mut(other)?.parent = from.0;
             self.inode_mut(file)?.parent = to.0;
-            return Ok(MdsReply::Done);
+            return self.renamed(from.0, to.0, ctime_was_ns);
         }
         if let Some(over) = over {
             if over == file {
@@ -376,7 +377,12 @@ impl State {
         let inode = self.inode_mut(file)?;
         inode.parent = to.0;
         inode.changed(now);
-        Ok(MdsReply::Done)
+        self.renamed(from.0, to.0, ctime_was_ns)
+    }
+
+    fn renamed(&self, from: FileId, to: FileId, ctime_was_ns: (i64, i64)) -> Answered {
+        let to = if from == to { None } else { Some(self.changed_directory(to, ctime_was_ns.1)?) };
+        Ok(MdsReply::Renamed { from: self.changed_directory(from, ctime_was_ns.0)?, to })
     }
 
     /// Whether `directory` is `ancestor` or lies below it.

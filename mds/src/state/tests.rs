@@ -147,7 +147,8 @@ fn names_follow_posix() {
         no_replace: false,
         exchange: false,
     };
-    assert_eq!(b.ask(ClientId(1), rename((ROOT, "f"), (dir.file, "g"))), Reply::Wire(MdsReply::Done));
+    let moved = b.ask(ClientId(1), rename((ROOT, "f"), (dir.file, "g")));
+    assert!(matches!(moved, Reply::Wire(MdsReply::Renamed { .. })), "{moved:?}");
     assert_eq!(b.state.path_of(file), "/d/g");
     assert_eq!(status(&b.ask(ClientId(1), unlink("d", true))), Status::NotEmptyDirectory);
     assert_eq!(status(&b.ask(ClientId(1), rename((ROOT, "d"), (dir.file, "in")))), Status::InvalidArgument);
@@ -356,8 +357,28 @@ fn each_change_of_a_directory_follows_the_one_before() {
         no_replace: false,
         exchange: false,
     };
-    b.ask(ClientId(1), op);
+    let Reply::Wire(MdsReply::Renamed { from, to: None }) = b.ask(ClientId(1), op) else { panic!() };
+    assert_eq!((from.ctime_was_ns, from.attr), (named, b.state.attr(ROOT).unwrap()));
     assert!(b.state.attr(ROOT).unwrap().ctime_ns > named);
+
+    // From one directory to another: both say so.
+    let Reply::Wire(MdsReply::Created { attr: to, .. }) = b.create(ROOT, "to", FileKind::Directory) else {
+        panic!()
+    };
+    let was_ns = (b.state.attr(ROOT).unwrap().ctime_ns, to.ctime_ns);
+    let op = Op::Rename {
+        from_parent: ROOT,
+        from_name: "c".into(),
+        to_parent: to.file,
+        to_name: "d".into(),
+        no_replace: false,
+        exchange: false,
+    };
+    let reply = b.ask(ClientId(1), op);
+    let Reply::Wire(MdsReply::Renamed { from, to: Some(into) }) = reply else { panic!("{reply:?}") };
+    assert_eq!((from.ctime_was_ns, into.ctime_was_ns), was_ns);
+    assert_eq!((from.attr.file, into.attr.file), (ROOT, to.file));
+    assert_eq!((from.attr.size_bytes, into.attr.size_bytes), (1, 1));
 }
 
 #[test]

@@ -155,6 +155,29 @@ fn a_stranger_who_punches_a_hole_takes_the_set_user_id_bit() {
     assert_eq!((punch(0), punch(65534)), (0o6000, 0));
 }
 
+/// `ls -l` asks for a label and an access list of every file, unless the first answer says that there are none at all.
+#[test]
+fn labels_and_access_lists_are_not_supported_and_other_attributes_are() {
+    use rustix::fs::{XattrFlags, getxattr, listxattr, removexattr, setxattr};
+    use rustix::io::Errno;
+    let c = small("xattrs");
+    let path = c.mnt("file");
+    fs::write(&path, "x").expect("written");
+    let mut value = [0; 64];
+    for name in ["security.selinux", "system.posix_acl_access", "system.posix_acl_default"] {
+        assert_eq!(getxattr(&path, name, &mut value), Err(Errno::NOTSUP), "{name}");
+        assert_eq!(setxattr(&path, name, b"v", XattrFlags::empty()), Err(Errno::NOTSUP), "{name}");
+        assert_eq!(removexattr(&path, name), Err(Errno::NOTSUP), "{name}");
+    }
+    for name in ["user.any", "trusted.any", "security.any"] {
+        assert_eq!(getxattr(&path, name, &mut value), Err(Errno::NODATA), "{name}");
+        setxattr(&path, name, b"v", XattrFlags::CREATE).expect(name);
+        assert_eq!((getxattr(&path, name, &mut value), value[0]), (Ok(1), b'v'), "{name}");
+        removexattr(&path, name).expect(name);
+    }
+    assert_eq!(listxattr(&path, &mut [0; 64]), Ok(0));
+}
+
 #[test]
 fn data_and_holes_are_found_to_the_block() {
     let c = small("holes");
