@@ -52,12 +52,13 @@ pub enum Sabotage {
     SyncLeavesGathered,
     /// A client writes to chunks that other files are made of too.
     WriteToShared,
+    KeepMapsOfClone,
     /// A chunk server writes into units that other chunks name too.
     KeepSharedUnits,
 }
 
 impl Sabotage {
-    pub const ALL: [(&str, Sabotage); 25] = [
+    pub const ALL: [(&str, Sabotage); 26] = [
         ("ack-before-secondaries", Sabotage::AckBeforeSecondaries),
         ("ack-before-durable", Sabotage::AckBeforeDurable),
         ("skip-epoch-check", Sabotage::SkipEpochCheck),
@@ -82,6 +83,7 @@ impl Sabotage {
         ("leave-at-once", Sabotage::LeaveAtOnce),
         ("sync-leaves-gathered", Sabotage::SyncLeavesGathered),
         ("write-to-shared", Sabotage::WriteToShared),
+        ("keep-maps-of-clone", Sabotage::KeepMapsOfClone),
         ("keep-shared-units", Sabotage::KeepSharedUnits),
     ];
 
