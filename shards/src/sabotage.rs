@@ -52,6 +52,7 @@ pub enum Sabotage {
     SyncLeavesGathered,
     /// A client writes to chunks that other files are made of too.
     WriteToShared,
+    /// A client that stood still for a clone goes on with the chunks it knew.
     KeepMapsOfClone,
     /// A chunk server writes into units that other chunks name too.
     KeepSharedUnits,

@@ -181,9 +181,7 @@ impl Server {
     }
 
     fn tell_client(&mut self, client: ClientId, note: &ClientNote, io: &mut dyn Io) {
-        let conns: Vec<ConnId> =
-            self.net.clients().filter(|(_, who)| *who == client).map(|(conn, _)| conn).collect();
-        for conn in conns {
+        if let Some(conn) = self.master.as_ref().and_then(|master| master.sessions.conn_of(client)) {
             let head = self.net.unasked(Kind::ClientNote);
             self.net.send(conn, &Frame::new(head, &wire::encode!(note), Buf::empty()), io);
         }
