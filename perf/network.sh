@@ -7,7 +7,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ -z "${NETWORK_INSIDE:-}" ]; then
     source perf/build.sh network-figures
-    [ -n "${NO_BUILD:-}" ] || cargo build --release -q -p perf --bin pcs-bench
     NETWORK_INSIDE=1 exec unshare --net --mount --pid --fork --mount-proc --kill-child "$0" "$@"
 fi
 dir=${1:-/var/tmp}
@@ -49,7 +48,8 @@ limit() {
 
 export PSTORAGE_ETC=$work/etc PSTORAGE_NAME=network
 start() { # HOST PROGRAM
-    on "$1" "$bin/$2" -r "$work/$1" > "$work/logs/$1" 2>&1 &
+    # Not by on(): the process would be a shell's, not the server.
+    nsenter --net="/run/netns/$1" "$bin/$2" -r "$work/$1" > "$work/logs/$1" 2>&1 &
     servers+=($!)
 }
 until_said() { # WHAT COMMAND…

@@ -6,8 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 dir=${1:-/var/tmp}
 shift || true
+for program in idle-costs mds-rates; do source perf/build.sh $program; done
 source perf/cluster.sh "$dir" scale-model
-[ -n "${NO_BUILD:-}" ] || cargo build --release -q -p perf --bin idle-costs --bin mds-rates
 $bin/pstorage local up "$work/few" --shards 1 --capacity-gb 1 >&2
 $bin/pstorage local up "$work/many" --shards 16 --capacity-gb 1 >&2
 machine

@@ -127,7 +127,8 @@ pub fn shares(file: &Path) -> Result<Shares, String> {
 fn innermost(sample: &str) -> String {
     let first = sample.trim_start().lines().next().unwrap_or_default();
     let name = first.split_once(' ').map_or("?", |(_, name)| name.trim());
-    name.split("::h").next().unwrap_or(name).to_string()
+    let hash = |end: &str| end.len() == 16 && end.bytes().all(|b| b.is_ascii_hexdigit());
+    name.rsplit_once("::h").filter(|(_, end)| hash(end)).map_or(name, |(name, _)| name).to_string()
 }
 
 fn layer(sample: &str) -> &'static str {
@@ -147,6 +148,10 @@ mod tests {
         assert_eq!(layer(" 55aa shards::journal::Journal::pump\n"), "journal");
         assert_eq!(layer(" 55aa something_else\n"), OTHER);
         assert_eq!(innermost(" ffff iowrite16\n ffff virtio_queue_rq\n"), "iowrite16");
-        assert_eq!(innermost("\t 55aa shards::ring::Ring::turn::h0123\n"), "shards::ring::Ring::turn");
+        assert_eq!(
+            innermost("\t 55aa shards::ring::Ring::turn::h0123456789abcdef\n"),
+            "shards::ring::Ring::turn"
+        );
+        assert_eq!(innermost(" 55aa core::hash::of\n"), "core::hash::of");
     }
 }

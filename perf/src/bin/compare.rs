@@ -343,7 +343,11 @@ fn print_page(args: &Args, systems: &[System], rows: &[Row], stalls: &[Stall]) -
     // Of files of 4 KiB it is the same figure in each line: of a file through all that is done with it.
     table("CPU us of all processes of the system, per operation", &by_work(|f| Some(f.cpu_us_per_op)));
     table("Memory of all processes of the system after it, MiB", &by_work(|f| Some(f.memory_mib)));
-    table("Bytes written to the disk for each byte written", &by_work(|f| f.disk_bytes_per_byte));
+    // The disk counts for all: little is written at depth 1, and the figure is the first to show that others were busy.
+    table(
+        "Bytes written to the disk (by any program, until it was quiet) for each byte written",
+        &by_work(|f| f.disk_bytes_per_byte),
+    );
     if !stalls.is_empty() {
         let longest = [Operation::Write, Operation::Read].map(|operation| {
             let cell = |name: &&str| {

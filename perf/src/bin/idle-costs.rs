@@ -65,10 +65,10 @@ fn main() -> Result<(), String> {
     let heartbeats = (many_shards - few_shards) as f64 * HEARTBEATS_PER_S;
     let keep_alives = args.sessions as f64 * KEEP_ALIVES_PER_S;
     println!(
-        "\nSo a heartbeat costs the master {} us and its shard {} us; a keep-alive the master {} us and each follower {} us; a session that does \
-         nothing {} us in a second.",
+        "\nSo a heartbeat costs the master {} us; a shard that does nothing its server {} us in a second; a keep-alive the master {} us and each \
+         follower {} us; a session that does nothing {} us in a second.",
         number((many.master - few.master) / heartbeats),
-        number((many.cs - few.cs) / heartbeats),
+        number((many.cs - few.cs) / (many_shards - few_shards) as f64),
         number((used.master - few.master) / keep_alives),
         number((used.follower - few.follower) / keep_alives),
         number((used.own - few.own) / args.sessions as f64),

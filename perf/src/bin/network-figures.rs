@@ -63,12 +63,6 @@ struct Run {
     cs_in: f64,
 }
 
-impl Run {
-    fn busiest(&self) -> f64 {
-        self.client.max(self.cs_out).max(self.cs_in)
-    }
-}
-
 fn main() -> Result<(), String> {
     let args = Args::parse();
     let line_bytes_per_s = args.gbit * 1e9 / 8.0;
@@ -82,9 +76,9 @@ fn main() -> Result<(), String> {
     );
     println!(
         "| sequential 1 MiB | files | replicas | chunks | MB/s | share of line rate | bytes for each byte: client's port | busiest CS, out | \
-         in | share that this allows | CPU us/MiB: all CS | client |"
+         in | CPU us/MiB: all CS | client |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|---|");
     let admin =
         Cluster::connect(client::setup::load(&args.etc, &args.cluster)?).map_err(|e| e.to_string())?;
     let mut best_write: f64 = 0.0;
@@ -109,7 +103,7 @@ fn main() -> Result<(), String> {
                 best_write = best_write.max(share);
             }
             println!(
-                "| {} | {} | {} | {} | {} | {share:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {} | {} |",
+                "| {} | {} | {} | {} | {} | {share:.2} | {:.2} | {:.2} | {:.2} | {} | {} |",
                 if operation == Operation::Write { "write" } else { "read" },
                 kind.files,
                 kind.replicas,
@@ -118,7 +112,6 @@ fn main() -> Result<(), String> {
                 middle.client,
                 middle.cs_out,
                 middle.cs_in,
-                1.0 / middle.busiest(),
                 number(middle.outcome.server_cpu_us),
                 number(middle.outcome.client_cpu_us),
             );
