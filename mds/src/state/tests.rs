@@ -1013,6 +1013,12 @@ fn a_file_that_is_written_to_is_cloned_once_its_writer_has_settled() {
     let refused = clone(&mut b, "early");
     assert_eq!(status(&refused.reply), Status::FileBusy);
     assert_eq!(refused.effects, told(ClientNote::Settle { file }));
+    let Reply::Wire(MdsReply::Failed { detail, .. }) = &refused.reply else { panic!() };
+    assert!(
+        ["/f is open for writing on h", "see whether that host is well"]
+            .iter()
+            .all(|part| detail.contains(part))
+    );
     assert_eq!(status(&b.ask(ClientId(2), settle(lease))), Status::LeaseLost, "of another client");
     assert_eq!(b.ask(ClientId(1), settle(lease)), Reply::Wire(MdsReply::Done));
     for mode in [LeaseMode::Read, LeaseMode::Write] {

@@ -1,13 +1,10 @@
 //! Clones of files: at once, without room of their own, and nobody's writes are seen in the other.
 
-use crate::common::{Cluster, programs, run, wait_until};
+use crate::common::{Cluster, run, wait_until};
 use nix::fcntl::{FallocateFlags, fallocate};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::fs::FileExt;
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -164,27 +161,6 @@ fn a_clone_of_a_file_that_is_written_to_is_as_the_file_was_at_one_moment() {
         assert_eq!(numbers(&contents(&c, "vm")), expected(last));
     });
 
-    // A writer that does not hear it is named, and goes on afterwards as if nothing had been. (A program that is started closes
-    // the file in it, which would wait for the mount: this one is started before.)
-    let pstorage = programs().join("pstorage");
-    let clone =
-        format!("read go; exec {} -c local --etc {} clone /vm /late", pstorage.display(), c.dir.path("etc"));
-    let mut late = Command::new("sh");
-    late.args(["-c", &clone]).stdin(Stdio::piped()).stderr(Stdio::piped());
-    let mut late = late.spawn().expect("a shell");
-    let mount = Pid::from_raw(c.pid("mount") as i32);
-    kill(mount, Signal::SIGSTOP).expect("stopped");
-    late.stdin.take().expect("a pipe").write_all(b"go\n").expect("it listens");
-    let late = late.wait_with_output();
-    kill(mount, Signal::SIGCONT).expect("it goes on");
-    let late = late.expect("it ends");
-    let said = String::from_utf8_lossy(&late.stderr);
-    let parts = ["/vm is open for writing", "has not stopped writing", "see whether that host is well"];
-    assert!(!late.status.success() && parts.iter().all(|part| said.contains(part)), "{said}");
-    file.write_all_at(&[9; 4096], 0).expect("written");
-    file.sync_data().expect("durable");
-    c.admin(&["clone", "/vm", "/late"]);
-    assert_eq!(contents(&c, "late")[..4096], [9; 4096]);
     drop(file);
     c.admin(&["check"]);
 }
