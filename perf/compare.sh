@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # This product against its peers: starts each on this machine with three replicas, lets `compare` measure the same work on all of them and on
-# the raw disk in turns, writes a page, removes all.
+# the raw disk in turns, kills a server of each, prints a page (with --plots DIR and pictures, with --json FILE and all figures), removes all.
 # Usage: perf/compare.sh [DIR on a disk] [options of compare]; as root; PEERS="glusterfs moosefs" for some of them only (default: all in perf/peers).
 # Installs what is missing with apt-get. All runs in namespaces of its own (network, mounts, processes): what the peers leave ends with them.
 set -euo pipefail

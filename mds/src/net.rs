@@ -589,14 +589,6 @@ impl Net {
         nodes
     }
 
-    /// Authenticated connections of clients.
-    pub fn clients(&self) -> impl Iterator<Item = (ConnId, wire::ClientId)> + '_ {
-        self.conns.iter().filter_map(|(conn, c)| match c.role {
-            Role::Peer(Peer::Client { client, .. }) => Some((*conn, client)),
-            _ => None,
-        })
-    }
-
     /// Authenticated connections of chunk servers' shards.
     pub fn cs_conns(&self) -> Vec<ConnId> {
         let is_cs = |c: &Conn| matches!(c.role, Role::Peer(Peer::CsShard { .. }));

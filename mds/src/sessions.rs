@@ -48,9 +48,14 @@ impl Sessions {
         self.alive.values_mut().filter(|a| a.conn == Some(conn)).for_each(|a| a.conn = None);
     }
 
+    /// Where a client is reached. (What it called itself when it connected was before it had a session.)
+    pub fn conn_of(&self, client: ClientId) -> Option<ConnId> {
+        self.alive.get(&client).and_then(|a| a.conn)
+    }
+
     /// Whether nothing connects this client with this server now.
     pub fn is_away(&self, client: ClientId) -> bool {
-        self.alive.get(&client).is_none_or(|a| a.conn.is_none())
+        self.conn_of(client).is_none()
     }
 
     pub fn ended(&mut self, client: ClientId) {

@@ -27,7 +27,7 @@ use shards::{BLOCK_BYTES, Buf, BufMut};
 use wire::MdsId;
 
 const MAGIC: [u8; 8] = *b"PSMDSNAP";
-const VERSION: u32 = 6;
+const VERSION: u32 = 7;
 pub const HEAD_BYTES: usize = BLOCK_BYTES;
 const FIELDS_BYTES: usize = 64;
 const BLOCK_HEAD_BYTES: usize = 8;
@@ -301,7 +301,7 @@ mod tests {
         let (bytes, _) = file();
         #[rustfmt::skip]
         let golden = [
-            b'P', b'S', b'M', b'D', b'S', b'N', b'A', b'P', 6, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0,
+            b'P', b'S', b'M', b'D', b'S', b'N', b'A', b'P', 7, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0,
             2, 0, 0, 0, 0, 0, 0, 0,
         ];
         assert_eq!(bytes[..32], golden);

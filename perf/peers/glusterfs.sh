@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # GlusterFS: one volume of replica 3 on three bricks, FUSE mount, settings as installed.
 # Packages: glusterfs-server glusterfs-client
-# Usage: glusterfs.sh up|down DIR; mounts DIR/mnt, writes the servers' processes to DIR/processes. In namespaces of its own: compare.sh.
+# Usage: glusterfs.sh up|down DIR; mounts DIR/mnt, writes the servers' processes to DIR/processes, one of a brick to DIR/victim. In namespaces of its own: compare.sh.
 set -euo pipefail
 case $1 in
     up)
@@ -19,6 +19,7 @@ case $1 in
         glusterd --version | head -1 > "$2/version"
         echo "O_DSYNC and fsync reach three bricks" > "$2/durability"
         pgrep gluster > "$2/processes"
+        pgrep -f 'glusterfsd.*brick1' > "$2/victim"
         ;;
     down)
         umount "$2/mnt"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # MooseFS: a master, three chunk servers, goal 3, FUSE mount, settings as installed.
 # Packages: moosefs-master moosefs-chunkserver moosefs-client
-# Usage: moosefs.sh up|down DIR; mounts DIR/mnt, writes the servers' processes to DIR/processes. In namespaces of its own: compare.sh.
+# Usage: moosefs.sh up|down DIR; mounts DIR/mnt, writes the servers' processes to DIR/processes, one of a chunk server to DIR/victim. In namespaces of its own: compare.sh.
 set -euo pipefail
 case $1 in
     up)
@@ -26,6 +26,7 @@ case $1 in
         mfsmaster -v | head -1 > "$2/version"
         echo "acknowledged from the page caches of three servers (no fsync there, as installed)" > "$2/durability"
         pgrep mfs > "$2/processes"
+        pgrep -f "mfschunkserver -c $data/cs1.cfg" > "$2/victim"
         ;;
     down)
         umount "$2/mnt"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # This product: three metadata servers, three chunk servers, replicas 3. A write is on stable storage of all three when it is acknowledged.
-# Usage: pstorage.sh up|down DIR; mounts DIR/mnt, writes the servers' processes to DIR/processes.
+# Usage: pstorage.sh up|down DIR; mounts DIR/mnt, writes the servers' processes to DIR/processes, one of a chunk server to DIR/victim.
 set -euo pipefail
 bin=$(dirname "$0")/../../target/release
 case $1 in
@@ -11,6 +11,7 @@ case $1 in
         $bin/pstorage --version | head -1 > "$2/version"
         echo "each write on stable storage of three servers" > "$2/durability"
         pgrep pstorage > "$2/processes"
+        cp "$2/cluster/run/cs1.pid" "$2/victim"
         ;;
     down)
         umount "$2/mnt"

@@ -112,6 +112,13 @@ impl Watched {
         clock_getcpuclockid(Pid::from_raw(self.pid)).ok()?.now().ok().map(Duration::from)
     }
 
+    /// Memory that is its own, with its share of what it has together with others; `None` when it is gone.
+    pub fn memory_bytes(&self) -> Option<u64> {
+        let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid)).ok()?;
+        let kib = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?.trim().strip_suffix(" kB")?;
+        kib.parse::<u64>().ok().map(|kib| kib << 10)
+    }
+
     /// The daemons of a cluster made by `pstorage local up DIR`.
     pub fn of_local_cluster(dir: &Path) -> Result<Vec<Watched>, String> {
         let dir = dir.canonicalize().map_err(shards::text::at(&dir))?;
@@ -227,6 +234,7 @@ mod tests {
         assert_eq!((role(&me.name), me.pid), ("cs", own as i32));
         assert!(Watched::parse(&own.to_string()).unwrap().name.len() > 1);
         assert!(Watched::parse("cs=x").unwrap_err().contains("NAME=PID"));
+        assert!(me.memory_bytes().is_some_and(|bytes| bytes > 100_000));
         let meter = Meter::start(&[me]);
         let until = Instant::now() + Duration::from_millis(30);
         while Instant::now() < until {}

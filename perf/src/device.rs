@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Device {
@@ -59,6 +60,30 @@ impl Device {
             write_cache: read("queue/write_cache"),
             file_system: None,
             in_memory: false,
+        }
+    }
+
+    /// Bytes written to it since the machine started, by all programs. `None` where there is no block device.
+    pub fn written_bytes(&self) -> Option<u64> {
+        let stat = std::fs::read_to_string(format!("/sys/class/block/{}/stat", self.name.as_ref()?)).ok()?;
+        // Sectors of 512 bytes, whatever the device's are.
+        stat.split_whitespace().nth(6)?.parse::<u64>().ok().map(|sectors| sectors * 512)
+    }
+
+    /// Waits until what was written is on the disk and hardly anything (1 MB/s) follows any more, at most `limit`; bytes written by then.
+    /// It looks for longer than servers wait before they write back what stands in their journals.
+    pub fn settled_bytes(&self, limit: Duration) -> Option<u64> {
+        const LOOK: Duration = Duration::from_secs(3);
+        let deadline = Instant::now() + limit;
+        nix::unistd::sync();
+        let mut before = self.written_bytes()?;
+        loop {
+            std::thread::sleep(LOOK);
+            let now = self.written_bytes()?;
+            if now - before < LOOK.as_secs() * 1_000_000 || Instant::now() > deadline {
+                return Some(now);
+            }
+            before = now;
         }
     }
 

@@ -25,9 +25,20 @@ impl Clients {
     pub fn start(dir: &Path, count: usize, size_bytes: u64) -> Result<Clients, String> {
         let mut server = Watched::of_local_cluster(dir)?;
         server.retain(|w| cpu::role(&w.name) == "cs");
+        Clients::connect("local", &etc(dir), server, count, size_bytes)
+    }
+
+    /// Of any cluster; `server`: those whose CPU time is shown.
+    pub fn connect(
+        cluster: &str,
+        etc: &Path,
+        server: Vec<Watched>,
+        count: usize,
+        size_bytes: u64,
+    ) -> Result<Clients, String> {
         let mut files = Vec::new();
         for _ in 0..count {
-            let file = LibraryFile::create("local", &etc(dir), size_bytes / count as u64)?;
+            let file = LibraryFile::create(cluster, etc, size_bytes / count as u64)?;
             file.fill(|_| {})?;
             files.push(file);
         }

@@ -2,11 +2,9 @@
 
 use crate::measure::{Measurement, latency_bucket_us, used_buckets};
 use crate::report::{Level, Report, utc};
+use crate::svg::{BOTTOM, HEIGHT, LEFT, TOP, WIDTH, axis, colour, escaped, frame};
 use crate::text::{cpu_by_role, number, time_us};
 use std::fmt::Write;
-
-/// One per depth, readable on light and dark.
-const COLOURS: [&str; 6] = ["#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#64748b"];
 
 const STYLE: &str = "
 :root{color-scheme:light dark}
@@ -19,10 +17,6 @@ svg text{font:11px system-ui,sans-serif;fill:currentColor}
 .axis{stroke:currentColor;stroke-opacity:.35}
 .good{border-left:4px solid #10b981}.note{border-left:4px solid #3b82f6}.warning{border-left:4px solid #ef4444}
 .good,.note,.warning{padding:.2rem .8rem;margin:.5rem 0}";
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
 
 pub fn page(report: &Report) -> String {
     let mut out = String::new();
@@ -63,10 +57,6 @@ pub fn page(report: &Report) -> String {
     out + "</html>\n"
 }
 
-fn colour(index: usize) -> &'static str {
-    COLOURS[index % COLOURS.len()]
-}
-
 fn table(group: &[Measurement]) -> String {
     // Of a disk nobody's CPU time is known: it is measured without servers.
     let has_cpu = group.iter().any(|m| !m.cpu_us_per_op.is_empty());
@@ -96,30 +86,6 @@ fn table(group: &[Measurement]) -> String {
         let _ = write!(out, "<td>{:.0} %</td></tr>", m.strangers_percent);
     }
     out + "</table>"
-}
-
-const WIDTH: f64 = 420.0;
-const HEIGHT: f64 = 150.0;
-const LEFT: f64 = 60.0;
-const TOP: f64 = 20.0;
-const BOTTOM: f64 = 25.0;
-
-/// A line across a plot with a label at its left end.
-fn axis(out: &mut String, y: f64, label: &str) {
-    let _ = write!(
-        out,
-        "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{WIDTH}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>\
-         <text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>",
-        LEFT - 6.0,
-        y + 4.0,
-    );
-}
-
-fn frame(title: &str, height: f64) -> String {
-    format!(
-        "<svg width=\"{WIDTH}\" height=\"{height}\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">\
-         <text x=\"{LEFT}\" y=\"12\">{title}</text>"
-    )
 }
 
 /// Operations per second over the time of the run, a line per depth.

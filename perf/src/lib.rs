@@ -1,7 +1,7 @@
 //! Measuring: `pcs-bench` (the administrator's tool) and the programs behind every published figure.
 //!
 //! [`measure`] times operations; [`drive`], [`cluster`] and [`net`] put load on disks, clusters and networks, all
-//! through the product's own runtime; [`report`], [`text`] and [`html`] show what came out.
+//! through the product's own runtime; [`report`], [`text`], [`html`] and [`svg`] show what came out.
 
 pub mod cluster;
 pub mod copy;
@@ -21,6 +21,7 @@ pub mod path;
 pub mod progress;
 pub mod report;
 pub mod scratch;
+pub mod svg;
 pub mod text;
 pub mod turns;
 pub mod worker;

@@ -52,12 +52,14 @@ pub enum Sabotage {
     SyncLeavesGathered,
     /// A client writes to chunks that other files are made of too.
     WriteToShared,
+    /// A client that stood still for a clone goes on with the chunks it knew.
+    KeepMapsOfClone,
     /// A chunk server writes into units that other chunks name too.
     KeepSharedUnits,
 }
 
 impl Sabotage {
-    pub const ALL: [(&str, Sabotage); 25] = [
+    pub const ALL: [(&str, Sabotage); 26] = [
         ("ack-before-secondaries", Sabotage::AckBeforeSecondaries),
         ("ack-before-durable", Sabotage::AckBeforeDurable),
         ("skip-epoch-check", Sabotage::SkipEpochCheck),
@@ -82,6 +84,7 @@ impl Sabotage {
         ("leave-at-once", Sabotage::LeaveAtOnce),
         ("sync-leaves-gathered", Sabotage::SyncLeavesGathered),
         ("write-to-shared", Sabotage::WriteToShared),
+        ("keep-maps-of-clone", Sabotage::KeepMapsOfClone),
         ("keep-shared-units", Sabotage::KeepSharedUnits),
     ];
 

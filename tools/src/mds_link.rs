@@ -18,6 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long to wait for a file that another client has open, and how often to ask.
 const BUSY_WAIT: Duration = Duration::from_secs(1);
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
+/// For who writes to a file that is to be cloned: it ends what it has begun first.
+const SETTLE_WAIT: Duration = Duration::from_secs(5);
 /// For commands that ask again and again by themselves.
 const HASTY_ANSWER: Duration = Duration::from_secs(1);
 
@@ -158,7 +160,8 @@ impl MdsLink {
     /// Asks the master; follows redirections and waits out an election.
     pub fn ask(&mut self, request: &MdsRequest) -> Outcome<MdsReply> {
         let deadline = Instant::now() + self.patience;
-        let free_until = Instant::now() + BUSY_WAIT;
+        let busy_wait = if matches!(request, MdsRequest::Clone { .. }) { SETTLE_WAIT } else { BUSY_WAIT };
+        let free_until = Instant::now() + busy_wait;
         loop {
             let mut tried = Vec::new();
             // Wrong keys and clusters don't get better by waiting.

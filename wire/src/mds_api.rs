@@ -400,7 +400,7 @@ pub enum MdsRequest {
     },
     GetLicense,
     /// Makes a file that is as another one is now, without a copy: they share their chunks until one of them is written to.
-    /// Refused while the file is open for writing. Answered by Attr.
+    /// Refused while the file is open for writing, and its writer is asked to settle ([`ClientNote::Settle`]): ask again. Answered by Attr.
     Clone {
         client: ClientId,
         file: FileId,
@@ -416,9 +416,15 @@ pub enum MdsRequest {
     MayRemoveMds {
         id: MdsId,
     },
+    /// The holder of a write lease has nothing under way and begins nothing until it has opened the file again: a clone may be
+    /// made. Nobody else may write meanwhile.
+    Settle {
+        client: ClientId,
+        lease: ReleasedLease,
+    },
 }
 
-/// A lease that its holder gives back, with the last size and mtime of the file where the MDS has yet to hear them.
+/// A lease that its holder gives back, for good or for a moment, with the last size and mtime of the file where the MDS has yet to hear them.
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub struct ReleasedLease {
     pub file: FileId,
@@ -615,7 +621,17 @@ pub struct RemovalStat {
 /// MDS to client, unasked.
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub enum ClientNote {
-    Revoked { leases: Vec<LeaseId> },
+    Revoked {
+        leases: Vec<LeaseId>,
+    },
+    /// A clone of the file is wanted: its writer ends what it has begun and sends [`MdsRequest::Settle`].
+    Settle {
+        file: FileId,
+    },
+    /// The clone is made.
+    GoOn {
+        file: FileId,
+    },
 }
 
 /// A setting of the cluster.

@@ -104,6 +104,7 @@ impl ClientCore {
         let may = len > 0
             && is_held
             && f.write_failed.is_none()
+            && !f.is_settling()
             && (end <= f.size || f.tail_clean)
             && [offset, end - 1].iter().all(|at| f.has_chunk((*at / f.chunk_bytes()) as u32))
             && self.waiting_bytes + len <= MOST_WAITING_BYTES;

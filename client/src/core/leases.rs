@@ -40,8 +40,10 @@ pub(super) struct File {
     pub lost: Option<String>,
     readers: u32,
     writers: u32,
-    asking: bool,
+    pub asking: bool,
     releasing: bool,
+    /// The change that keeps all others waiting while a clone is made.
+    pub settling: Option<u64>,
     /// Stands in [`ClientCore::unused`].
     kept_unused: bool,
     /// The session that held this lease is gone: ask the next one for it.
@@ -95,6 +97,7 @@ impl File {
             writers: 0,
             asking: false,
             releasing: false,
+            settling: None,
             kept_unused: false,
             recover: None,
             opening: Vec::new(),
@@ -137,6 +140,20 @@ impl File {
 
     pub fn chunk_bytes(&self) -> u64 {
         u64::from(self.attr.chunk_bytes.max(shards::BLOCK_BYTES as u32))
+    }
+
+    pub fn is_settling(&self) -> bool {
+        self.settling.is_some()
+    }
+
+    /// What the MDS has to hear with the end of the lease, or a pause of it.
+    pub fn handed_in(&self, file: FileId, lease: LeaseId) -> ReleasedLease {
+        ReleasedLease {
+            file,
+            lease,
+            size_bytes: self.unrecorded().then_some(self.size),
+            mtime_ns: self.mtime_unrecorded.then_some(self.mtime_ns),
+        }
     }
 
     fn covers(&self, mode: LeaseMode) -> bool {
@@ -244,7 +261,7 @@ impl ClientCore {
         }
     }
 
-    fn ask_lease(
+    pub(super) fn ask_lease(
         &mut self,
         io: &mut dyn Io,
         file: FileId,
@@ -326,6 +343,7 @@ impl ClientCore {
         for part in waiting {
             self.part_run(io, part);
         }
+        self.end_settling(io, file);
         self.serve_opening(io, file);
         self.maybe_release(io, file);
     }
@@ -457,12 +475,7 @@ impl ClientCore {
             let Some(f) = self.files.get_mut(&file) else { continue };
             let Some((lease, _)) = f.lease.filter(|_| !f.releasing) else { continue };
             f.releasing = true;
-            leases.push(ReleasedLease {
-                file,
-                lease,
-                size_bytes: f.unrecorded().then_some(f.size),
-                mtime_ns: f.mtime_unrecorded.then_some(f.mtime_ns),
-            });
+            leases.push(f.handed_in(file, lease));
             self.cache_closed(file);
         }
         if leases.is_empty() {
@@ -746,6 +759,7 @@ impl ClientCore {
         if let Some(notify) = &mut self.on_lease_lost {
             notify(file);
         }
+        self.end_settling(io, file);
         self.maybe_release(io, file);
     }
 

@@ -346,6 +346,8 @@ impl ClientCore {
             },
             Kind::ClientNote => match wire::decode!(ClientNote, &frame.meta) {
                 Ok(ClientNote::Revoked { leases }) => self.leases_revoked(io, &leases),
+                Ok(ClientNote::Settle { file }) => self.settle(io, file),
+                Ok(ClientNote::GoOn { file }) => self.go_on(io, file),
                 Err(why) => self.mds_next(io, format!("sent a malformed note: {why}"), None, None),
             },
             Kind::Ping => {
@@ -595,6 +597,7 @@ fn client_field(request: &mut MdsRequest) -> Option<&mut ClientId> {
         | R::Open { client, .. }
         | R::Release { client, .. }
         | R::Extend { client, .. }
+        | R::Settle { client, .. }
         | R::Allocate { client, .. } => Some(client),
         _ => None,
     }

@@ -12,6 +12,7 @@
 //! | [`gather`] | writes that programs do not wait for |
 //! | [`cache`], [`cached`] | the read cache on a local SSD: what it holds; moving its bytes |
 //! | [`locks`] | order between overlapping changes of a file |
+//! | [`settle`] | standing still while a clone is made of a file that is written to |
 //! | [`names`] | directories and attributes |
 //! | [`recent`] | what the answers of a moment ago have told beside |
 //! | [`traces`] | where the time of requests went |
@@ -37,6 +38,7 @@ mod mds;
 mod names;
 mod parts;
 mod recent;
+mod settle;
 mod traces;
 
 use crate::call::{Call, Done, Stats, WriteHow};

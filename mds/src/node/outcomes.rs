@@ -123,6 +123,7 @@ impl Server {
     fn carry_out_effect(&mut self, effect: Effect, io: &mut dyn Io) {
         match effect {
             Effect::RevokeLeases { leases, .. } => self.revoke(&leases, io),
+            Effect::TellClient { client, note } => self.tell_client(client, &note, io),
             Effect::DeleteChunks { cs, chunks } => self.delete_chunks(cs, chunks, io),
             Effect::SetChanged { view } => self.set_changed(&view, io),
             Effect::ForkBegun { to } => self.ask_for_fork(to, io),
@@ -174,13 +175,15 @@ impl Server {
         for (lease, client) in leases {
             by_client.entry(*client).or_default().push(*lease);
         }
-        let conns: Vec<(ConnId, ClientId)> = self.net.clients().collect();
-        for (conn, client) in conns {
-            if let Some(leases) = by_client.get(&client) {
-                let head = self.net.unasked(Kind::ClientNote);
-                let note = ClientNote::Revoked { leases: leases.clone() };
-                self.net.send(conn, &Frame::new(head, &wire::encode!(&note), Buf::empty()), io);
-            }
+        for (client, leases) in by_client {
+            self.tell_client(client, &ClientNote::Revoked { leases }, io);
+        }
+    }
+
+    fn tell_client(&mut self, client: ClientId, note: &ClientNote, io: &mut dyn Io) {
+        if let Some(conn) = self.master.as_ref().and_then(|master| master.sessions.conn_of(client)) {
+            let head = self.net.unasked(Kind::ClientNote);
+            self.net.send(conn, &Frame::new(head, &wire::encode!(note), Buf::empty()), io);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 use std::net::SocketAddr;
-use wire::mds_api::{ChunkMap, MdsReply};
+use wire::mds_api::{ChunkMap, ClientNote, MdsReply};
 use wire::{ChunkId, ClientId, CsId, Epoch, FileId, Grant, LeaseId, MdsId, Replica, Role, Status};
 
 /// Result of one command.
@@ -32,6 +32,10 @@ pub enum Effect {
     RevokeLeases {
         file: FileId,
         leases: Vec<(LeaseId, ClientId)>,
+    },
+    TellClient {
+        client: ClientId,
+        note: ClientNote,
     },
     /// New pending deletions of one CS.
     DeleteChunks {

@@ -9,8 +9,8 @@ use super::answer::{Effect, Refusal, refuse, refuse_name};
 use super::data::{Body, ChunkRecord, Extras, Fork, Inode, Replicas};
 use super::{State, files};
 use std::collections::BTreeSet;
-use wire::mds_api::{LeaseMode, MdsReply, ReplicaPolicy};
-use wire::{ChunkId, CsId, Epoch, FileId, ROOT, Role, Sequence, Status, shard_of};
+use wire::mds_api::{ClientNote, LeaseMode, MdsReply, ReleasedLease, ReplicaPolicy};
+use wire::{ChunkId, ClientId, CsId, Epoch, FileId, ROOT, Role, Sequence, Status, shard_of};
 
 /// Ids looked at for one that belongs to the right shards.
 const MOST_IDS: u64 = 1_000_000;
@@ -51,6 +51,7 @@ impl State {
         parent: FileId,
         name: &str,
         now: i64,
+        effects: &mut Vec<Effect>,
     ) -> Result<MdsReply, Refusal> {
         files::check_name(name)?;
         if self.entry(parent, name)?.is_some() {
@@ -63,16 +64,21 @@ impl State {
         let Body::File { chunks, .. } = &original.body else {
             return refuse(Status::InvalidArgument, format!("{} is not a regular file", self.path_of(file)));
         };
-        if let Some(lease) = original.leases().iter().find(|l| l.mode == LeaseMode::Write) {
+        if let Some(lease) = original.leases().iter().find(|l| l.mode == LeaseMode::Write && !l.settled) {
             let holder = self.data.sessions.get(&lease.client).map_or("a host", |s| &s.host);
+            effects.push(Effect::TellClient { client: lease.client, note: ClientNote::Settle { file } });
             let detail = format!(
-                "{} is open for writing on {holder} (client {}), and a clone is taken of what nobody writes: stop what uses it \
-                 there",
+                "{} is open for writing on {holder} (client {}), which has not stopped writing for the moment that a clone takes: \
+                 see whether that host is well, or stop what uses the file there",
                 self.path_of(file),
                 lease.client
             );
             return refuse(Status::FileBusy, detail);
         }
+        let settled = original.leases().iter().filter(|l| l.settled);
+        effects.extend(
+            settled.map(|l| Effect::TellClient { client: l.client, note: ClientNote::GoOn { file } }),
+        );
         let all: Vec<ChunkId> = chunks.chunks().collect();
         let xattrs = original.extras.as_ref().map(|extras| extras.xattrs.clone()).unwrap_or_default();
         let extras = (!xattrs.is_empty()).then(|| Box::new(Extras { xattrs, ..Extras::default() }));
@@ -91,6 +97,27 @@ impl State {
         self.enter(parent, name, Some(id), false, now);
         self.data.sharers.extend(all.into_iter().map(|chunk| (chunk, id)));
         Ok(MdsReply::Attr(self.attr(id)?))
+    }
+
+    /// The holder of a write lease has ended its writes, so that a clone can be made.
+    pub(super) fn settle(
+        &mut self,
+        client: ClientId,
+        settled: &ReleasedLease,
+        now: i64,
+    ) -> Result<MdsReply, Refusal> {
+        let ReleasedLease { file, lease, size_bytes, mtime_ns } = *settled;
+        if !self.holds(client, file, lease) {
+            return refuse(Status::LeaseLost, format!("lease {lease} of file {file}"));
+        }
+        if size_bytes.is_some() || mtime_ns.is_some() {
+            self.written(file, size_bytes.unwrap_or(0), mtime_ns, now)?;
+        }
+        self.inode_mut(file)?.change_extras(|extras| {
+            let held = extras.leases.iter_mut().find(|l| l.id == lease);
+            held.into_iter().for_each(|l| l.settled = true);
+        });
+        Ok(MdsReply::Done)
     }
 
     /// A file is not made of these chunks any more. Those that no other file is made of are deleted.

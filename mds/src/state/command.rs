@@ -145,6 +145,10 @@ pub enum Op {
         parent: FileId,
         name: String,
     },
+    /// Its holder does not write until it has opened the file again.
+    Settle {
+        lease: ReleasedLease,
+    },
 }
 
 /// Where one new chunk shall lie.
@@ -282,6 +286,7 @@ impl Op {
             }
             R::RemoveXattr { client, file, name } => (client, Op::RemoveXattr { file, name }),
             R::Open { client, file, mode, reclaim } => (client, Op::Open { file, mode, reclaim }),
+            R::Settle { client, lease } => (client, Op::Settle { lease }),
             R::Release { client, leases } => (client, Op::Release { leases }),
             R::Extend { client, file, lease, size_bytes, mtime_ns } => {
                 (client, Op::Extend { file, lease, size_bytes, mtime_ns })

@@ -109,6 +109,8 @@ pub(super) struct LeaseRecord {
     pub id: LeaseId,
     pub client: ClientId,
     pub mode: LeaseMode,
+    /// Its holder does not write until it has opened the file again ([`super::Op::Settle`]).
+    pub settled: bool,
 }
 
 #[derive(Clone, PartialEq, Debug, Archive, Serialize, Deserialize)]

@@ -154,7 +154,8 @@ impl State {
                 let directory = Some(self.changed_directory(*parent, ctime_was_ns)?);
                 Ok(MdsReply::Created { attr: self.attr(file)?, lease, first: None, directory })
             }
-            Op::Clone { file, parent, name } => self.clone_file(*file, *parent, name, now),
+            Op::Clone { file, parent, name } => self.clone_file(*file, *parent, name, now, effects),
+            Op::Settle { lease } => self.settle(client, lease, now),
             Op::Unlink { parent, name, directory } => {
                 let file = self.child(*parent, name)?;
                 let kind = self.inode(file)?.kind();
@@ -243,7 +244,13 @@ impl State {
     }
 
     /// Its writer says how far a file reaches, and when it was written.
-    fn written(&mut self, file: FileId, size: u64, mtime_ns: Option<i64>, now: i64) -> Result<(), Refusal> {
+    pub(super) fn written(
+        &mut self,
+        file: FileId,
+        size: u64,
+        mtime_ns: Option<i64>,
+        now: i64,
+    ) -> Result<(), Refusal> {
         let inode = self.inode_mut(file)?;
         inode.mtime_ns = mtime_ns.unwrap_or(inode.mtime_ns);
         inode.drop_privileges(true);

@@ -86,7 +86,8 @@ impl State {
             return refuse(Status::FileBusy, format!("open for {how} on {holder} (client {})", lease.client));
         }
         let mine = leases.iter().find(|l| l.client == client && !is_revoked(l)).copied();
-        if let Some(mine) = mine.filter(|l| l.mode == LeaseMode::Write || mode == LeaseMode::Read) {
+        let does = |l: &LeaseRecord| l.mode == LeaseMode::Write && !l.settled || mode == LeaseMode::Read;
+        if let Some(mine) = mine.filter(does) {
             return Ok(mine.id);
         }
         let id = LeaseId(self.data.counters.next_lease);
@@ -95,7 +96,7 @@ impl State {
         // An upgrade replaces the weaker lease, and the new one of a client that of which it was deprived.
         let replaced: Vec<LeaseId> = inode.change_extras(|extras| {
             let replaced = extras.leases.extract_if(.., |l| l.client == client).map(|l| l.id).collect();
-            extras.leases.push(LeaseRecord { id, client, mode });
+            extras.leases.push(LeaseRecord { id, client, mode, settled: false });
             replaced
         });
         if mode == LeaseMode::Write {

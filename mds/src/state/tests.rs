@@ -2,7 +2,7 @@
 
 use super::*;
 use wire::license::License;
-use wire::mds_api::{AttrChange, ChangedDirectory, FileKind, ReleasedLease};
+use wire::mds_api::{AttrChange, ChangedDirectory, ClientNote, FileKind, ReleasedLease};
 use wire::{Epoch, Role};
 
 fn restored(state: &State) -> State {
@@ -994,6 +994,49 @@ fn a_clone_shares_chunks_until_one_is_written_to() {
     assert_eq!((original.chunk, original.is_shared), (chunk, false));
     assert_eq!((b.state.forks().count(), b.state.replica_count(CsId(1))), (0, 2));
     assert_eq!(restored(&b.state).digest(), b.state.digest());
+}
+
+#[test]
+fn a_file_that_is_written_to_is_cloned_once_its_writer_has_settled() {
+    let mut b = Bench::new();
+    let (file, lease) = b.file("f");
+    let clone = |b: &mut Bench, name: &str| {
+        let op = Op::Clone { file, parent: ROOT, name: name.into() };
+        b.request += 1;
+        b.apply(Command::Client { client: ClientId(0), request: b.request, time_ms: 5, op })
+    };
+    let told = |note| [Effect::TellClient { client: ClientId(1), note }];
+    let open = |mode| Op::Open { file, mode, reclaim: LeaseId(0) };
+    let settle =
+        |lease| Op::Settle { lease: ReleasedLease { file, lease, size_bytes: Some(7), mtime_ns: Some(70) } };
+
+    let refused = clone(&mut b, "early");
+    assert_eq!(status(&refused.reply), Status::FileBusy);
+    assert_eq!(refused.effects, told(ClientNote::Settle { file }));
+    let Reply::Wire(MdsReply::Failed { detail, .. }) = &refused.reply else { panic!() };
+    assert!(
+        ["/f is open for writing on h", "see whether that host is well"]
+            .iter()
+            .all(|part| detail.contains(part))
+    );
+    assert_eq!(status(&b.ask(ClientId(2), settle(lease))), Status::LeaseLost, "of another client");
+    assert_eq!(b.ask(ClientId(1), settle(lease)), Reply::Wire(MdsReply::Done));
+    for mode in [LeaseMode::Read, LeaseMode::Write] {
+        assert_eq!(status(&b.ask(ClientId(2), open(mode))), Status::FileBusy, "it stays its writer's");
+    }
+    assert_eq!(restored(&b.state).digest(), b.state.digest());
+    let made = clone(&mut b, "one");
+    let Reply::Wire(MdsReply::Attr(attr)) = made.reply else { panic!("{:?}", made.reply) };
+    assert_eq!((attr.size_bytes, made.effects.as_slice()), (7, told(ClientNote::GoOn { file }).as_slice()));
+
+    // Under its new lease it has to settle anew, and the old one is good for nothing.
+    let Reply::Wire(MdsReply::Opened { lease: next, .. }) = b.ask(ClientId(1), open(LeaseMode::Write)) else {
+        panic!()
+    };
+    assert!(next > lease && b.state.leases_of_file(file).len() == 1);
+    assert_eq!(status(&clone(&mut b, "two").reply), Status::FileBusy);
+    assert_eq!(status(&b.ask(ClientId(1), settle(lease))), Status::LeaseLost);
+    assert_eq!(status(&clone(&mut b, "two").reply), Status::FileBusy);
 }
 
 #[test]

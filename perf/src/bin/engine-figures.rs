@@ -2,8 +2,6 @@
 //! cluster of one server, in turns, and the ratios that the engine has to reach. `perf/engine.sh` makes the cluster.
 
 use clap::Parser;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use perf::cpu::Cpu;
 use perf::drive::{Driver, Target};
 use perf::engine::{Clients, Outcome, median, whole_run};
@@ -147,15 +145,14 @@ impl Bench {
         let time = self.args.turns.time();
         for goal in goals().iter().filter(|g| g.case.depth > 1) {
             let file = self.raw.path().with_extension("perf");
-            let pid = self.clients.server_pids().next().ok_or("no server runs")?;
-            let sampler = layers::record(pid, &file)?;
+            let pids: Vec<i32> = self.clients.server_pids().collect();
+            let sampler = layers::record(&pids, &file)?;
             let outcome = self.clients.run(goal.case, time);
-            // SIGINT makes perf write its file.
-            let _ = kill(Pid::from_raw(sampler.id() as i32), Signal::SIGINT);
-            let _ = sampler.wait_with_output();
+            layers::end(sampler)?;
             let (outcome, shares) = (outcome?, layers::shares(&file)?);
             let _ = std::fs::remove_file(&file);
             let each = shares
+                .layers
                 .iter()
                 .map(|(name, share)| format!("{name} {}", number(share * outcome.server_cpu_us)));
             println!(

@@ -1,12 +1,14 @@
-//! `mds-rates CLUSTER`: how many files a second the metadata service creates, looks up and removes, with many requests under
-//! way, and how long one takes alone. CLUSTER is the directory of a `pstorage local` cluster; `perf/mds.sh` makes one.
+//! `mds-rates CLUSTER`: how many files a second the metadata service creates, looks up and removes, and how many maps of chunks it
+//! gives, with many requests under way, and how long one takes alone. CLUSTER is the directory of a `pstorage local` cluster; `perf/mds.sh` makes one.
 
 use clap::Parser;
 use client::call::Call;
 use client::{ClientError, Cluster};
 use perf::cpu::{Meter, Watched};
+use perf::drive::noise_blocks;
 use perf::engine::etc;
 use perf::text::number;
+use shards::BLOCK_BYTES;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
@@ -80,6 +82,14 @@ fn create(parent: FileId, number: u64) -> MdsRequest {
     }
 }
 
+/// A new file whose first chunk has been written.
+fn with_a_chunk(cluster: &Cluster, name: &str) -> client::Result<FileId> {
+    let file = cluster.create(name, 0o600, true)?;
+    file.write_at(0, noise_blocks(1, BLOCK_BYTES).remove(0))?;
+    let id = file.attr()?.file;
+    file.close().map(|()| id)
+}
+
 struct Bench {
     args: Args,
     clusters: Vec<(Cluster, FileId)>,
@@ -140,6 +150,8 @@ fn main() -> Result<(), String> {
     let watched = Watched::of_local_cluster(&args.cluster)?;
     let (files, rounds, depth, all) = (args.files, args.rounds, args.depth, args.clients as usize);
     let (least_creates, least_lookups) = (args.least_creates, args.least_lookups);
+    let mapped = format!("mapped.{}", std::process::id());
+    let file = with_a_chunk(&clusters[0].0, &mapped).map_err(|e| format!("/{mapped}: {e}"))?;
     let bench = Bench { args, clusters, watched };
     let (mut creates, mut lookups) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
@@ -149,6 +161,8 @@ fn main() -> Result<(), String> {
             MdsRequest::Lookup { parent, name: format!("file{number:08}") }
         };
         lookups.push(bench.measure("lookup", files, depth, all, lookup)?);
+        let map = |_, _| MdsRequest::Map { file, first: 0, count: 1 };
+        bench.measure("map of a chunk", files, depth, all, map)?;
         bench.measure("lookup, one at a time", 5000.min(files), 1, 1, lookup)?;
         let unlink = |parent, number| MdsRequest::Unlink {
             client: ClientId(0),
@@ -160,6 +174,7 @@ fn main() -> Result<(), String> {
         bench.measure("create, one at a time", 1000.min(files), 1, 1, create)?;
         bench.measure("remove, one at a time", 1000.min(files), 1, 1, unlink)?;
     }
+    bench.clusters[0].0.unlink(&mapped).map_err(|e| format!("/{mapped}: {e}"))?;
     let names: Vec<String> =
         (0..bench.args.clients).map(|client| format!("rates{client}.{}", std::process::id())).collect();
     for ((cluster, _), name) in bench.clusters.into_iter().zip(names) {

@@ -86,6 +86,8 @@ enum Op {
         start: Timestamp,
         /// How often the file had been opened.
         opens: u64,
+        /// Left, of a file that somebody writes to.
+        tries: u32,
     },
 }
 
@@ -101,6 +103,8 @@ pub struct Frozen {
     name: Option<String>,
 }
 
+/// How often a clone of a file is asked for while its writer settles.
+const CLONE_TRIES: u32 = 60;
 /// Clones that are kept.
 const MOST_FROZEN: usize = 6;
 
@@ -435,9 +439,8 @@ impl Workload {
         self.say(world, client, call);
     }
 
-    /// Now and then a client clones a file that nobody has open, or removes a clone.
+    /// Now and then a client clones a file, open or not, or removes a clone.
     fn start_clone(&mut self, world: &mut World, client: usize) -> bool {
-        let idle: Vec<usize> = (0..self.files.len()).filter(|n| !self.is_held(*n)).collect();
         let Some(rng) = &mut self.clones else { return false };
         if !rng.one_in(3) {
             return false;
@@ -453,20 +456,21 @@ impl Workload {
             self.say(world, client, Call::Mds { request, done });
             return true;
         }
-        if idle.is_empty() {
-            return false;
-        }
-        let file = *rng.pick(&idle);
+        let file = rng.below(self.files.len() as u64) as usize;
         self.next_op += 1;
         let name = format!("s{}", self.next_op);
-        let start = world.now();
-        let opens = self.opens[file];
-        let tag = self.tag(client, Op::Clone { file, name: name.clone(), start, opens });
-        let (file, nobody) = (self.files[file], wire::ClientId(0));
+        let (start, opens) = (world.now(), self.opens[file]);
+        self.ask_for_clone(world, client, Op::Clone { file, name, start, opens, tries: CLONE_TRIES });
+        true
+    }
+
+    fn ask_for_clone(&mut self, world: &mut World, client: usize, op: Op) {
+        let Op::Clone { file, name, .. } = &op else { return };
+        let (file, name, nobody) = (self.files[*file], name.clone(), wire::ClientId(0));
+        let tag = self.tag(client, op);
         let request = MdsRequest::Clone { client: nobody, file, parent: ROOT, name };
         let done = self.answers.done(tag, Answer::Reply);
         self.say(world, client, Call::Mds { request, done });
-        true
     }
 
     /// Whether anybody has the file open, or may have.
@@ -499,6 +503,14 @@ impl Workload {
             return;
         };
         let now = world.now();
+        if let (Op::Clone { file, name, start, opens, tries: 1.. }, Answer::Reply(Err(e))) = (&op, &answer)
+            && e.status() == Some(wire::Status::FileBusy)
+        {
+            let Op::Clone { tries, .. } = op else { return };
+            let again =
+                Op::Clone { file: *file, name: name.clone(), start: *start, opens: *opens, tries: tries - 1 };
+            return self.ask_for_clone(world, tag.client, again);
+        }
         let (what, error) = match &answer {
             Answer::Data(r) => ("read", r.as_ref().err()),
             Answer::Unit(r) => ("op", r.as_ref().err()),
@@ -566,7 +578,7 @@ impl Workload {
             (Op::Unlink { name }, _) => {
                 self.names.insert(name, Known::Gone);
             }
-            (Op::Clone { file, name, start, opens }, Answer::Reply(Ok(MdsReply::Attr(attr)))) => {
+            (Op::Clone { file, name, start, opens, .. }, Answer::Reply(Ok(MdsReply::Attr(attr)))) => {
                 self.cloned(file, attr.file, name, opens, (start, now));
             }
             _ => {}

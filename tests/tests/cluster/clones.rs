@@ -5,6 +5,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 const MIB: usize = 1 << 20;
@@ -54,7 +55,6 @@ fn a_clone_is_made_at_once_and_goes_its_own_way_while_servers_die() {
     refused(&["/template", "/none/two"], &["/none", "no such"]);
     refused(&["/vm", "/two"], &["/vm is not a regular file"]);
     let one = OpenOptions::new().write(true).open(c.mnt("vm/one")).expect("opened");
-    refused(&["/vm/one", "/two"], &["/vm/one is open for writing", "stop what uses it"]);
 
     // Both sides are written to, in small pieces and large ones, over the borders of blocks and chunks, and a server dies
     // while forks are made.
@@ -97,4 +97,70 @@ fn a_clone_is_made_at_once_and_goes_its_own_way_while_servers_die() {
     assert!(c.admin(&["explain", "/two"]).contains("3 healthy"));
     fs::remove_file(c.mnt("two")).expect("removed");
     wait_until("the room to be free", Duration::from_secs(60), || used_bytes(&c) < 20 * MIB as u64);
+}
+
+/// Block `n % BLOCKS` holds the newest number that was written to it, or 0.
+fn numbers(contents: &[u8]) -> Vec<u64> {
+    contents.chunks(4096).map(|block| u64::from_le_bytes(block[..8].try_into().expect("8 bytes"))).collect()
+}
+
+#[test]
+fn a_clone_of_a_file_that_is_written_to_is_as_the_file_was_at_one_moment() {
+    const BLOCKS: u64 = 48;
+    let c = Cluster::new("running");
+    c.up_with(&["--mds", "3", "--cs", "3", "--shards", "1", "--replicas", "3:2", "--capacity", "2G"]);
+    c.wait_healthy();
+    fs::write(c.mnt("vm"), vec![0; BLOCKS as usize * 4096]).expect("written");
+    let file = OpenOptions::new().read(true).write(true).open(c.mnt("vm")).expect("opened");
+    let (acknowledged, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    // The writer ends with a failure too.
+    struct AtEnd<'a>(&'a AtomicBool);
+    impl Drop for AtEnd<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+    let after = |clone: usize| format!("clone{clone}");
+    let mut between = Vec::new();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let (mut n, mut longest) = (0u64, Duration::ZERO);
+            while !stop.load(Ordering::SeqCst) {
+                n += 1;
+                let mut block = [n as u8; 4096];
+                block[..8].copy_from_slice(&n.to_le_bytes());
+                let began = Instant::now();
+                file.write_all_at(&block, n % BLOCKS * 4096).expect("written");
+                file.sync_data().expect("durable");
+                longest = longest.max(began.elapsed());
+                acknowledged.store(n, Ordering::SeqCst);
+            }
+            (n, longest)
+        });
+        let at_end = AtEnd(&stop);
+        for clone in 0..8 {
+            wait_until("some more to be written", Duration::from_secs(60), || {
+                acknowledged.load(Ordering::SeqCst) > 20 * (clone as u64 + 1)
+            });
+            let before = acknowledged.load(Ordering::SeqCst);
+            c.admin(&["clone", "/vm", &format!("/{}", after(clone))]);
+            between.push((before, acknowledged.load(Ordering::SeqCst)));
+        }
+        drop(at_end);
+        let (last, longest) = writer.join().expect("no panic");
+        assert!(longest < Duration::from_secs(8), "the writer stood still for {longest:?}");
+        let expected = |upto: u64| -> Vec<u64> {
+            (0..BLOCKS).map(|at| (1..=upto).rev().find(|n| n % BLOCKS == at).unwrap_or(0)).collect()
+        };
+        for (clone, (before, later)) in between.iter().enumerate() {
+            let found = numbers(&contents(&c, &after(clone)));
+            let upto = found.iter().copied().max().unwrap_or(0);
+            assert!((*before..=*later + 1).contains(&upto), "{clone}: {upto} of {before} to {later}");
+            assert_eq!(found, expected(upto), "clone {clone}, of a moment when {upto} was the newest");
+        }
+        assert_eq!(numbers(&contents(&c, "vm")), expected(last));
+    });
+
+    drop(file);
+    c.admin(&["check"]);
 }

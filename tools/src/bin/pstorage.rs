@@ -474,7 +474,7 @@ enum Command {
         assignments: Vec<String>,
     },
     /// Makes a file that is as another one is now, at once and without a copy (paths inside the cluster). The two share their
-    /// data until one of them is written to. The original must not be open for writing.
+    /// data until one of them is written to. Whoever writes to the original stands still for a moment.
     ///
     /// Example: pstorage -c pcs1 clone /images/debian.raw /vm7.raw
     Clone {
